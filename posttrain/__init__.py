@@ -1,0 +1,32 @@
+"""posttrain: LLM post-training methods on Hugging Face, checked against their papers.
+
+Importing the package loads neither torch nor trl; the public names below load their module on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "HPTConfig": "posttrain.methods.hpt",
+    "HPTTrainer": "posttrain.methods.hpt",
+    "PolicyConfig": "posttrain.seam.policy",
+    "PolicyTrainer": "posttrain.seam.policy",
+    "SupervisedConfig": "posttrain.seam.supervised",
+    "SupervisedTrainer": "posttrain.seam.supervised",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'posttrain' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
