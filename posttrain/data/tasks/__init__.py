@@ -1,0 +1,13 @@
+"""Verifiable tasks that ship with the package; each row has a question, an answer, a worked solution and a group.
+
+`TASKS` maps a task's name to its generator `generate(size, *, seed, ...) -> list[dict]`. Row i depends only on the
+seed, i and the options, so a longer data set begins with the shorter one.
+"""
+
+from __future__ import annotations
+
+TASKS: dict[str, str] = {
+    "arithmetic": "posttrain.data.tasks.arithmetic:generate",
+    "number_puzzle": "posttrain.data.tasks.number_puzzle:generate",
+    "permutation": "posttrain.data.tasks.permutation:generate",
+}
