@@ -97,7 +97,7 @@ def option(
 
 
 @functools.cache
-def _field_specs(config_class: type) -> types.MappingProxyType[str, FieldSpec]:
+def _field_specs(config_class: Any) -> types.MappingProxyType[str, FieldSpec]:
     hints = typing.get_type_hints(config_class)
     specs = {
         item.name: _spec(item, hints[item.name], config_class)
@@ -116,7 +116,8 @@ def field_specs(config_class: type) -> dict[str, FieldSpec]:
     Returns:
         A new dict in declaration order.
     """
-    return dict(_field_specs(config_class))  # type: ignore[arg-type]
+    hashable: Any = config_class
+    return dict(_field_specs(hashable))
 
 
 def _spec(item: dataclasses.Field, annotation: Any, config_class: type) -> FieldSpec:
@@ -177,7 +178,8 @@ def check_options(config: Any) -> None:
     Raises:
         ConfigError: for the first field that does not hold what it may.
     """
-    for spec in _field_specs(type(config)).values():
+    config_class: Any = type(config)
+    for spec in _field_specs(config_class).values():
         check_value(spec, getattr(config, spec.name), where=f"{type(config).__name__}.{spec.name}")
 
 
@@ -283,7 +285,7 @@ def _is_number(text: str) -> bool:
 
 def _nearest(entry: Any, choices: tuple[Any, ...]) -> str | None:
     close = difflib.get_close_matches(str(entry), [str(choice) for choice in choices], n=1, cutoff=0.5)
-    return f"Did you mean {close[0]!r}?" if close else None
+    return f"Perhaps you mean {close[0]!r}" if close else None
 
 
 @functools.cache

@@ -1,0 +1,107 @@
+"""The methods posttrain knows: key -> what it is, where its config and trainer live, and where it is supported.
+
+A method that is not listed here does not exist. Entries hold strings only; nothing is imported until it is asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Literal
+
+from posttrain.errors import ConfigError
+
+Kind = Literal["policy", "supervised", "adapter", "stages", "offline"]
+FEATURES = ("ddp", "zero1", "zero2", "zero3", "fsdp2", "peft", "packing", "vllm", "resume", "multi_node")
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Title, arXiv id and year of the paper a method comes from."""
+
+    title: str
+    arxiv: str
+    year: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method. `config` and `trainer` are "module:Name"; `supports` is a subset of `FEATURES`."""
+
+    key: str
+    kind: Kind
+    summary: str
+    config: str
+    trainer: str
+    paper: Paper
+    supports: frozenset[str] = field(default_factory=frozenset)
+
+    def load_config(self) -> Any:
+        """The config class; imports trl and torch."""
+        return _load(self.config)
+
+    def load_trainer(self) -> Any:
+        """The trainer class; imports trl and torch."""
+        return _load(self.trainer)
+
+
+METHODS: dict[str, Entry] = {
+    entry.key: entry
+    for entry in (
+        Entry(
+            key="sft",
+            kind="supervised",
+            summary="supervised fine-tuning on demonstrations",
+            config="posttrain.seam.supervised:SupervisedConfig",
+            trainer="posttrain.seam.supervised:SupervisedTrainer",
+            paper=Paper("Training language models to follow instructions with human feedback", "2203.02155", 2022),
+            supports=frozenset({"ddp", "peft", "resume"}),
+        ),
+        Entry(
+            key="grpo",
+            kind="policy",
+            summary="group-relative policy gradient with every preset of the unified estimator",
+            config="posttrain.seam.policy:PolicyConfig",
+            trainer="posttrain.seam.policy:PolicyTrainer",
+            paper=Paper("DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open LMs", "2402.03300", 2024),
+            supports=frozenset({"ddp", "peft", "vllm", "resume"}),
+        ),
+        Entry(
+            key="hpt",
+            kind="policy",
+            summary="RL where the model solves the prompt, a demonstration where it does not",
+            config="posttrain.methods.hpt:HPTConfig",
+            trainer="posttrain.methods.hpt:HPTTrainer",
+            paper=Paper("Towards a Unified View of Large Language Model Post-Training", "2509.04419", 2025),
+            supports=frozenset({"ddp", "peft", "vllm", "resume"}),
+        ),
+    )
+}
+
+
+def get(key: str, *, where: str | None = None) -> Entry:
+    """Entry of a method.
+
+    Args:
+        key: the method's key, as in `method.name`.
+        where: prefix of the error message.
+
+    Raises:
+        ConfigError: for an unknown key, with the nearest known one.
+    """
+    if key in METHODS:
+        return METHODS[key]
+    close = difflib.get_close_matches(str(key), METHODS, n=1, cutoff=0.4)
+    raise ConfigError(
+        "unknown method",
+        where=where,
+        got=key,
+        allowed="one of: " + ", ".join(METHODS),
+        fix=f"Perhaps you mean {close[0]!r}" if close else "`posttrain methods` lists them",
+    )
+
+
+def _load(path: str) -> Any:
+    module, name = path.split(":")
+    return getattr(import_module(module), name)
