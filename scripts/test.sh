@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Sets the test environment up on first use, then checks style and runs the tests. Arguments go to pytest:
+#   scripts/test.sh tests/losses             one folder
+#   scripts/test.sh -m slow                  the tests that are left out by default
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+scripts/setup.sh dev
+.venv/bin/ruff check .
+.venv/bin/ruff format --check --quiet . || { echo "Not formatted as above; run: .venv/bin/ruff format ." >&2; exit 1; }
+
+# One thread a process: two OpenMP teams on the same cores make a step tens of times slower.
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+.venv/bin/python -m pytest -n 2 --dist loadfile "$@"
