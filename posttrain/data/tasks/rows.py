@@ -20,7 +20,7 @@ _MAX_DRAWS = 2000
 class Problem:
     """One question with its only correct answer and a demonstration that ends in "Answer: <answer>".
 
-    `identity` is what the split goes by where two questions are one problem (47+38 and 38+47); empty means the question.
+    `identity` is what the split goes by where two questions are one problem (47+38 and 38+47); empty: the question.
     """
 
     question: str
@@ -98,7 +98,7 @@ def row_generator(task: str, seed: int, index: int) -> random.Random:
 
 
 def in_split(identity: str, split: str) -> bool:
-    """Whether a problem belongs to a split: one in eight belongs to "eval" by the hash of its text, the rest to "train".
+    """Whether a problem belongs to a split: by the hash of its text one in eight is "eval", the rest are "train".
 
     Because the text alone decides, no seed and no option can put one problem into both.
     """
