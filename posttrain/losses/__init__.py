@@ -1,0 +1,1 @@
+"""Losses as functions of log-probabilities: per token, not reduced; every normaliser lives in `reductions.py`."""
