@@ -1,7 +1,7 @@
 """From per-token losses to one number: every normaliser of the package, counted over the whole optimizer step.
 
-A reduction is a weight per token. The reduced loss is the sum of value times weight over all micro-batches and ranks, so
-it does not depend on how the step was split. Nothing here communicates: the caller brings counts of the whole step.
+A reduction is a weight per token. The reduced loss is the sum of value times weight over all micro-batches and ranks,
+so it does not depend on how the step was split. Nothing here communicates: the caller brings counts of the whole step.
 
 Axes: B rows of a micro-batch, T completion tokens.
 """
@@ -26,8 +26,8 @@ class LossOutput:
     Attributes:
         values: (B, T) loss of each token, with gradient, not reduced; 0 where the token is not trained.
         reduction: the `Aggregation` that the loss is defined with.
-        metrics: name -> mean over this micro-batch's trained tokens (NaN if there is none), detached. Micro-batches are
-            combined by weighting with their trained tokens.
+        metrics: name -> mean over this micro-batch's trained tokens (NaN if there is none), detached. Combine
+            micro-batches by weighting each with its number of trained tokens.
     """
 
     values: Tensor
