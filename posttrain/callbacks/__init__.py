@@ -1,0 +1,1 @@
+"""Trainer callbacks: what the console shows, what `metrics.jsonl` keeps, evaluation during training."""

@@ -1,0 +1,294 @@
+"""The folder a run leaves behind, and the reports in it, for a reader who was not there.
+
+    run.json             resolved config, versions, commit, data fingerprints, seeds, world layout, command
+    metrics.jsonl        one line for each logging event (callbacks/metrics.py)
+    eval.json            every evaluation by name: before, after, step-000100
+    completions/         the prompts and completions of each evaluation, one JSON object a line
+    plots/, REPORT.md    written from the files above, so they can be written again at any time
+
+Every file but metrics.jsonl, which grows by whole lines, is replaced atomically. Only the main process may write.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from posttrain.evaluation import plots, sections
+from posttrain.evaluation.markdown import escape, table
+from posttrain.evaluation.provenance import command_line, git_state, versions, without_secrets
+from posttrain.evaluation.records import (
+    json_value,
+    read_metrics,
+    training_seconds,
+    write_atomic,
+    write_json,
+    write_jsonl,
+)
+from posttrain.evaluation.results import EvalResult, EvalSettings, Sample
+
+BEFORE = "before"
+AFTER = "after"
+_ATTEMPT = ("created", "command", "versions", "git", "world")
+
+
+class RunFolder:
+    """Paths, writing and reading of one run's files.
+
+    Args:
+        output_dir: the folder; created at the first write.
+    """
+
+    def __init__(self, output_dir: str | Path):
+        self.path = Path(output_dir)
+        self.run_path = self.path / "run.json"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.eval_path = self.path / "eval.json"
+        self.report_path = self.path / "REPORT.md"
+
+    def write_run(
+        self,
+        config: Mapping[str, Any],
+        *,
+        data: Mapping[str, Any] | None = None,
+        seeds: Mapping[str, Any] | None = None,
+        world: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, Any] | None = None,
+        argv: Sequence[str] | None = None,
+    ) -> Path:
+        """Write `run.json`. Versions, commit and time are added; secrets are hidden wherever they stand.
+
+        Args:
+            config: the resolved recipe.
+            data: `data_fingerprint` of each dataset by name.
+            seeds: every seed by what it decides.
+            world: `world_layout(accelerator)`.
+            defaults: values chosen by device rather than written in the recipe (dtype, checkpointing).
+            argv: command line, default `sys.argv`.
+
+        What was written by earlier attempts in this folder (before a resume) is kept under `earlier_attempts`.
+        """
+        earlier = self.read_run() if self.run_path.exists() else None
+        record = {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": command_line(argv),
+            "versions": versions(),
+            "git": git_state(),
+            "world": dict(world or {}),
+            "seeds": dict(seeds or {}),
+            "data": dict(data or {}),
+            "defaults": dict(defaults or {}),
+            "config": dict(config),
+            "earlier_attempts": [
+                *(earlier.get("earlier_attempts", []) if earlier else []),
+                *([{name: earlier.get(name) for name in _ATTEMPT}] if earlier else []),
+            ],
+        }
+        return write_json(self.run_path, without_secrets(json_value(record)))
+
+    def write_eval(self, name: str, result: EvalResult, *, step: int, settings: EvalSettings | None = None) -> Path:
+        """Add an evaluation to `eval.json` and write its completions; one of the same name is replaced.
+
+        Args:
+            name: "before", "after", or one of your own such as "step-000100".
+            result: of `evaluate`.
+            step: optimizer steps done by the model that was evaluated.
+            settings: what it was asked for.
+        """
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise ValueError(f"an evaluation's name is also a file name: letters, digits, . _ -, got {name!r}")
+        write_jsonl(self._samples_path(name), result.samples)
+        entry: dict[str, Any] = {"step": step, **result.to_dict(with_samples=False)}
+        if settings is not None:
+            entry["settings"] = asdict(settings)
+        entry["completions"] = self._samples_path(name).relative_to(self.path).as_posix()
+        return write_json(self.eval_path, {**self.read_evals(), name: entry})
+
+    def read_run(self) -> dict[str, Any]:
+        """`run.json`; empty if it was not written."""
+        return _read_json(self.run_path)
+
+    def read_evals(self) -> dict[str, dict[str, Any]]:
+        """`eval.json`: evaluations by name, in the order in which they were first written; empty if there are none."""
+        return _read_json(self.eval_path)
+
+    def read_samples(self, name: str) -> list[Sample]:
+        """Completions of the named evaluation; empty if there are none."""
+        path = self._samples_path(name)
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Log events, see `records.read_metrics`."""
+        return read_metrics(self.metrics_path)
+
+    def costs(self) -> dict[str, Any]:
+        """Steps, tokens and time, as far as the files tell."""
+        events, evals = self.read_metrics(), self.read_evals()
+        tokens = [event["num_tokens"] for event in events if isinstance(event.get("num_tokens"), int | float)]
+        found = {
+            "optimizer steps": events[-1]["step"] if events else None,
+            "tokens processed in training": tokens[-1] if tokens else None,
+            "training time": training_seconds(self.metrics_path) if events else None,
+            "evaluation time": sum(item["seconds"] for item in evals.values()) if evals else None,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    def evaluation_points(self) -> list[plots.Point]:
+        """(step, accuracy, standard error) of every evaluation, by step; NaN where unknown."""
+        evals = sorted(self.read_evals().values(), key=lambda item: item["step"])
+        return [(item["step"], _nan(item["accuracy"]), _nan(item["accuracy_stderr"])) for item in evals]
+
+    def write_report(self, *, title: str | None = None, cost: Mapping[str, Any] | None = None) -> Path:
+        """Write `REPORT.md` and its plots from the other files of the folder.
+
+        Args:
+            title: default: the folder's name.
+            cost: further costs by name (rollouts, demonstrations); a name that ends in "time" is in seconds.
+        """
+        evals = self.read_evals()
+        before, after = evals.get(BEFORE), evals.get(AFTER)
+        samples = [(name, self.read_samples(name)) for name in (BEFORE, AFTER)]
+        named = list(evals.items())
+        parts = [f"# {escape(title or self.path.resolve().name)}", ""]
+        parts += [sections.headline(before, after, sections.change(samples[0][1], samples[1][1])), ""]
+        if named:
+            parts += ["## Result", "", sections.result_table(named)]
+            parts += _bullets(sections.remarks(named))
+            parts += _section("By group", sections.group_table([item for item in named if item[0] in (BEFORE, AFTER)]))
+        parts += _section("Cost", sections.cost_table([("", {**self.costs(), **(cost or {})})]))
+        drawn = plots.curves({"": self.read_metrics()})
+        parts += _section("Curves", _images(self.path, drawn, plots.evaluation_points({"": self.evaluation_points()})))
+        parts += _section("Completions", sections.completions_table(samples), _CHOICE)
+        parts += _section("How it was made", _provenance_table(self.read_run()))
+        parts += ["", "## How to read this", "", sections.READING]
+        return write_atomic(self.report_path, "\n".join(parts).rstrip() + "\n")
+
+    def _samples_path(self, name: str) -> Path:
+        return self.path / "completions" / f"{name}.jsonl"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run of a comparison."""
+
+    name: str
+    folder: RunFolder | str | Path
+    cost: Mapping[str, Any] = field(default_factory=dict)  # as in `RunFolder.write_report`
+
+    def run(self) -> RunFolder:
+        """Its files."""
+        return self.folder if isinstance(self.folder, RunFolder) else RunFolder(self.folder)
+
+
+def write_comparison(output_dir: str | Path, arms: Sequence[Arm], *, title: str | None = None) -> Path:
+    """Write `REPORT.md` and overlay plots that set runs from the same starting model beside each other.
+
+    Args:
+        output_dir: folder of the report; the arms' folders may lie anywhere.
+        arms: the baseline first; their names must differ.
+        title: default "Comparison of <names>".
+    """
+    folder = Path(output_dir)
+    runs = {arm.name: arm.run() for arm in arms}
+    if len(runs) < len(arms):
+        raise ValueError(f"two arms have the same name: {[arm.name for arm in arms]}")
+    evals = {name: run.read_evals() for name, run in runs.items()}
+    samples = {name: {kind: run.read_samples(kind) for kind in (BEFORE, AFTER)} for name, run in runs.items()}
+    entries = [
+        (f"{name}, {kind}", evals[name][kind]) for name in runs for kind in (BEFORE, AFTER) if kind in evals[name]
+    ]
+    costs = {arm.name: {**arm.run().costs(), **arm.cost} for arm in arms}
+    changes = {name: sections.change(found[BEFORE], found[AFTER]) for name, found in samples.items()}
+    parts = [f"# {escape(title or 'Comparison of ' + ', '.join(runs))}", ""]
+    for name, found in evals.items():
+        parts.append(f"- **{escape(name)}**: {sections.headline(found.get(BEFORE), found.get(AFTER), changes[name])}")
+    parts += ["", "## Result", "", sections.arms_table(evals, changes, costs)]
+    parts += _bullets(sections.remarks(entries))
+    afters = {name: found[AFTER] for name, found in samples.items()}
+    parts += _section("Against the first", sections.differences_table(afters), "After training, on the same prompts.")
+    parts += _section("By group", sections.group_table(entries))
+    drawn = plots.curves({name: run.read_metrics() for name, run in runs.items()})
+    evaluated = plots.evaluation_points({name: run.evaluation_points() for name, run in runs.items()})
+    parts += _section("Curves", _images(folder, drawn, evaluated))
+    parts += _section("Every evaluation", sections.result_table(entries) if entries else None)
+    start = next((found[BEFORE] for found in samples.values() if found[BEFORE]), [])
+    columns = [("before", start), *[(f"after {name}", found) for name, found in afters.items()]]
+    parts += _section("Completions", sections.completions_table(columns), _CHOICE)
+    parts += ["", "## How to read this", "", sections.READING]
+    return write_atomic(folder / "REPORT.md", "\n".join(parts).rstrip() + "\n")
+
+
+_CHOICE = (
+    "Up to two prompts of each kind, the first in the order of the data: wrong then correct, correct then wrong, "
+    "wrong both times, correct both times (in the first and the last column). All are in the run's folder "
+    "`completions`."
+)
+
+
+def _section(title: str, body: str | None, intro: str | None = None) -> list[str]:
+    return [] if body is None else ["", f"## {title}", "", *([intro, ""] if intro else []), body]
+
+
+def _bullets(lines: Sequence[str]) -> list[str]:
+    return ["", *[f"- {line}" for line in lines]] if lines else []
+
+
+def _images(folder: Path, drawn: Mapping[str, bytes], evaluated: bytes | None) -> str | None:
+    """Write the plots and return the Markdown that shows them; None without any."""
+    images = {**({"evaluation": evaluated} if evaluated is not None else {}), **drawn}
+    lines = []
+    for name, content in images.items():
+        write_atomic(folder / "plots" / f"{name}.png", content)
+        lines.append(f"![{name.replace('_', ' ')}](plots/{name}.png)")
+    return "\n".join(lines) if lines else None
+
+
+def _provenance_table(run: Mapping[str, Any]) -> str | None:
+    """The few facts of `run.json` that a reader asks for first; None without the file."""
+    if not run:
+        return None
+    git, world, config = run["git"], run["world"], run["config"]
+    commit = (
+        "not in a git tree" if git is None else git["commit"] + (" with uncommitted changes" if git["dirty"] else "")
+    )
+    facts = {
+        "command": " ".join(run["command"]),
+        "started": run["created"],
+        **{name: _compact(config[name]) for name in ("method", "model") if config.get(name)},
+        **{
+            f"data, {name}": f"{item['rows']} rows, SHA-256 {item['sha256'][:16]}…"
+            for name, item in run["data"].items()
+        },
+        "seeds": _compact(run["seeds"]),
+        "hardware": _compact(world),
+        "chosen by device": _compact(run["defaults"]),
+        "versions": _compact(run["versions"]),
+        "posttrain commit": commit,
+    }
+    rows = [[escape(name), escape(value)] for name, value in facts.items() if value]
+    return table(["", "full record: `run.json`"], rows).replace("---:", ":---")
+
+
+def _compact(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return str(value)
+    shown = {
+        name.replace("_", " "): item if isinstance(item, str) else json.dumps(item) for name, item in value.items()
+    }
+    return ", ".join(f"{name} {item}" for name, item in shown.items())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else value

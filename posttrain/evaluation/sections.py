@@ -1,0 +1,211 @@
+"""The parts of a report, as Markdown: result, groups, cost, completions. Every text from outside is escaped here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from posttrain.evaluation.markdown import MISSING, cell, duration, escape, number, percent, points, table
+from posttrain.evaluation.results import Sample, paired_difference
+
+Evaluation = Mapping[str, Any]  # one entry of eval.json
+Samples = Sequence[Sample]
+Key = tuple[int, int]
+
+# A change smaller than this many standard errors is called by that name.
+CLEAR_STDERRS = 2.0
+MANY_TRUNCATED = 0.2
+EXAMPLES_A_KIND = 2
+
+READING = """\
+- *Accuracy* is the share of evaluation prompts that the verifier accepts; with several completions per prompt, their
+  mean is taken first. Only the verifier's verdict counts, not format or length rewards.
+- *±* is one standard error over the n prompts, sqrt(Σ(x − mean)² / (n(n − 1))): repeated draws of prompts would fall
+  within it about two times in three. It does not cover the spread between training seeds.
+- *Change* compares the same prompts before and after one by one, which makes its error smaller than that of two
+  separate samples.
+- *Cut off* completions reached the token limit without ending; *not scored* ones got no verdict and are left out.
+"""
+
+
+def change(before: Samples | None, after: Samples | None) -> tuple[float | None, float | None, int]:
+    """`paired_difference` with None for what is unknown."""
+    if not before or not after:
+        return None, None, 0
+    difference, stderr, count = paired_difference(before, after)
+    return _known(difference), _known(stderr), count
+
+
+def headline(before: Evaluation | None, after: Evaluation | None, difference: tuple[Any, Any, int]) -> str:
+    """The outcome in one or two sentences."""
+    if after is None:
+        if before is None:
+            return "There was no evaluation."
+        return f"Before training the model solved {percent(before['accuracy'])} of the evaluation prompts."
+    if before is None or difference[0] is None:
+        return f"After training the model solved {percent(after['accuracy'])} of the evaluation prompts."
+    value, stderr, count = difference
+    text = (
+        f"Before training the model solved {percent(before['accuracy'])} of the evaluation prompts, afterwards "
+        f"{percent(after['accuracy'])}: a change of {points(value, stderr)} percentage points on {count} prompts."
+    )
+    if stderr is not None and abs(value) < CLEAR_STDERRS * stderr:
+        text += f" That is less than {CLEAR_STDERRS:.0f} standard errors, so it may be chance."
+    return text
+
+
+def result_table(evaluations: Sequence[tuple[str, Evaluation]]) -> str:
+    """One row an evaluation."""
+    rows = [
+        [
+            escape(name),
+            percent(item["accuracy"], item["accuracy_stderr"]),
+            _prompts(item),
+            number(item["num_samples"]),
+            number(item["mean_length"]),
+            percent(item["truncated_fraction"]),
+            number(item["unscored"]),
+        ]
+        for name, item in evaluations
+    ]
+    return table(["", "accuracy", "prompts", "completions", "mean length (tokens)", "cut off", "not scored"], rows)
+
+
+def remarks(evaluations: Sequence[tuple[str, Evaluation]]) -> list[str]:
+    """What a reader must know to read the table right: partial results, truncation, missing verdicts."""
+    lines = []
+    for name, item in evaluations:
+        if item["partial"]:
+            lines.append(
+                f"{escape(name)}: **partial**, the time budget ended it after {item['num_prompts']} of "
+                f"{item['num_requested']} prompts (a random choice of them)."
+            )
+        if (item["truncated_fraction"] or 0) > MANY_TRUNCATED:
+            lines.append(
+                f"{escape(name)}: {percent(item['truncated_fraction'])} of the completions were cut off at the token "
+                "limit and could not finish; a larger `eval.max_new_tokens` may show a higher accuracy."
+            )
+        if item["unscored"]:
+            lines.append(f"{escape(name)}: the verifier gave no verdict on {item['unscored']} completions.")
+    return lines
+
+
+def group_table(columns: Sequence[tuple[str, Evaluation]]) -> str | None:
+    """Accuracy of each data group, one column an evaluation; None with fewer than two groups."""
+    groups = sorted({group for _, item in columns for group in item["per_group"]})
+    if len(groups) < 2:
+        return None
+    rows = []
+    for group in groups:
+        scores = [item["per_group"].get(group) for _, item in columns]
+        count = max(score["num_scored_prompts"] for score in scores if score)
+        cells = [percent(score["accuracy"], score["accuracy_stderr"]) if score else MISSING for score in scores]
+        rows.append([escape(group), number(count), *cells])
+    return table(["group", "prompts", *[escape(name) for name, _ in columns]], rows)
+
+
+def cost_table(costs: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """Cost of each run, one column a run; rows in the order in which they are first named."""
+    names = list(dict.fromkeys(name for _, cost in costs for name in cost))
+    rows = [[escape(name), *[_cost(name, cost.get(name)) for _, cost in costs]] for name in names]
+    return table(["", *[escape(run) or "this run" for run, _ in costs]], rows)
+
+
+def arms_table(
+    evals: Mapping[str, Mapping[str, Evaluation]],
+    changes: Mapping[str, tuple[float | None, float | None, int]],
+    costs: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """One row an arm: accuracy before and after, the change, and a column for each cost that any arm names."""
+    names = list(dict.fromkeys(name for cost in costs.values() for name in cost))
+    rows = []
+    for arm, found in evals.items():
+        accuracies = [found.get(kind) for kind in ("before", "after")]
+        rows.append(
+            [
+                escape(arm),
+                *[percent(item["accuracy"], item["accuracy_stderr"]) if item else MISSING for item in accuracies],
+                points(*changes[arm][:2]),
+                *[_cost(name, costs[arm].get(name)) for name in names],
+            ]
+        )
+    return table(["", "before", "after", "change (points)", *[escape(name) for name in names]], rows)
+
+
+def differences_table(afters: Mapping[str, Samples]) -> str | None:
+    """Each arm's accuracy less that of the first, on the prompts that both answered; None with fewer than two."""
+    (first, baseline), *others = afters.items()
+    rows = []
+    for arm, samples in others:
+        value, stderr, count = change(baseline, samples)
+        if value is not None:
+            rows.append([f"{escape(arm)} minus {escape(first)}", points(value, stderr), number(count)])
+    return table(["", "difference (points)", "prompts"], rows) if rows else None
+
+
+def completions_table(columns: Sequence[tuple[str, Samples]], *, limit: int = 500) -> str | None:
+    """A few prompts with the completions of each evaluation side by side; None without completions.
+
+    Args:
+        columns: (name, samples) of the evaluations; the first and the last decide which prompts are shown: up to two
+            of each kind (wrong then correct, correct then wrong, wrong both times, correct both times), the first in
+            the order of the data.
+        limit: characters of a prompt or completion shown.
+    """
+    found = [
+        (name, {(item["index"], item["sample"]): item for item in samples}) for name, samples in columns if samples
+    ]
+    if not found:
+        return None
+    rows = []
+    for key in _examples(found[0][1], found[-1][1]):
+        first = found[0][1].get(key) or found[-1][1][key]
+        asked = cell(prompt_text(first["prompt"]), limit=limit)
+        if first.get("answer") not in (None, ""):
+            asked += f"<br>*expected:* {cell(first['answer'], limit=limit)}"
+        rows.append([asked, *[_completion(samples.get(key), limit) for _, samples in found]])
+    text = table(["prompt", *[escape(name) for name, _ in found]], rows)
+    # Text reads from the left.
+    return text.replace("---:", ":---")
+
+
+def prompt_text(prompt: Any) -> str:
+    """A prompt as plain text: a string as it is, messages as "role: content" lines."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def _examples(first: Mapping[Key, Sample], last: Mapping[Key, Sample]) -> list[Key]:
+    kinds: dict[tuple[Any, Any], list[Key]] = {}
+    for key in sorted(set(first) & set(last)):
+        kinds.setdefault((first[key]["correct"], last[key]["correct"]), []).append(key)
+    order = [(False, True), (True, False), (False, False), (True, True)]
+    order += [kind for kind in kinds if kind not in order]
+    return [key for kind in order for key in kinds.get(kind, [])[:EXAMPLES_A_KIND]]
+
+
+def _completion(sample: Sample | None, limit: int) -> str:
+    if sample is None:
+        return MISSING
+    verdict = {True: "correct", False: "wrong", None: "not scored"}[sample["correct"]]
+    cut = ", cut off" if sample["truncated"] else ""
+    return f"**{verdict}{cut}**<br>{cell(sample['completion'], limit=limit)}"
+
+
+def _prompts(item: Evaluation) -> str:
+    counted = number(item["num_scored_prompts"])
+    return f"{counted} of {number(item['num_requested'])}" if item["partial"] else counted
+
+
+def _cost(name: str, value: Any) -> str:
+    if value is None:
+        return MISSING
+    if name.endswith("time"):
+        return duration(value)
+    return number(value) if isinstance(value, int | float) else escape(value)
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
