@@ -28,6 +28,7 @@ class SourceMap:
     file: str
     lines: dict[Key, int] = field(default_factory=dict)
     overrides: dict[Key, str] = field(default_factory=dict)
+    moved: dict[str | int, Key] = field(default_factory=dict)
 
     def locate(self, key: Key) -> str:
         """ "recipe.yaml:12", or "override a.b=c"; for a key that was not written, the place of its nearest parent."""
@@ -39,16 +40,30 @@ class SourceMap:
         return self.file
 
     def where(self, key: Key) -> str:
-        """Place and dotted path, the prefix of an error message."""
-        return f"{self.locate(key)} {dotted(key)}" if key else self.file
+        """Place and dotted path as written, the prefix of an error message."""
+        if key in self.overrides:
+            return self.locate(key)
+        shown = (*self.moved.get(key[0], (key[0],)), *key[1:]) if key else ()
+        return f"{self.locate(key)} {dotted(shown)}".rstrip()
 
-    def within(self, key: Key) -> SourceMap:
-        """The same map seen from below one key: its entries lose that prefix."""
-        size = len(key)
+    def stage(self, index: int, blocks: set[str]) -> SourceMap:
+        """The map of one stage: its own blocks stand where the recipe's blocks of the same name stood.
+
+        Args:
+            index: position in `stages`.
+            blocks: names of the blocks that the stage replaces.
+        """
+
+        def moved(known: dict[Key, Any]) -> dict[Key, Any]:
+            kept = {key: value for key, value in known.items() if not key or key[0] not in blocks | {"stages"}}
+            own = {key[2:]: value for key, value in known.items() if key[:2] == ("stages", index) and len(key) > 2}
+            return kept | {key: value for key, value in own.items() if key[0] in blocks}
+
         return SourceMap(
             self.file,
-            {path[size:]: line for path, line in self.lines.items() if path[:size] == key},
-            {path[size:]: text for path, text in self.overrides.items() if path[:size] == key},
+            moved(self.lines),
+            moved(self.overrides),
+            {block: ("stages", index, block) for block in blocks},
         )
 
 

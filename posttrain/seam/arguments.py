@@ -143,10 +143,15 @@ def _spec(item: dataclasses.Field, annotation: Any, config_class: type) -> Field
         default=default,
         help=" ".join(str(item.metadata.get("help", "")).split()),
         block=block,
-        set_by=SET_BY.get(item.name) if owner is not None else None,
+        set_by=_set_by(config_class, item.name) if owner is not None else None,
         upstream=owner is not None,
         **merged,
     )
+
+
+def _set_by(config_class: type, name: str) -> str | None:
+    keys = [f"{base.__name__}.{name}" for base in config_class.__mro__]
+    return next((SET_BY[key] for key in [*keys, name] if key in SET_BY), None)
 
 
 def _upstream_owner(config_class: type, name: str) -> type | None:

@@ -164,7 +164,7 @@ ROLLOUT_FIELDS = frozenset(
     }
 )
 
-# Fields that a recipe writes somewhere else, or not at all.
+# Fields that a recipe writes somewhere else, or not at all; "Class.field" holds for that class and its children.
 SET_BY: dict[str, str] = {
     "use_vllm": "rollout.engine",
     "vllm_mode": "rollout.mode",
@@ -194,6 +194,11 @@ SET_BY: dict[str, str] = {
     "do_eval": "the eval block",
     "do_predict": "nothing: there is no prediction pass",
     "auto_find_batch_size": "trainer.per_device_train_batch_size",
+    "PolicyConfig.loss_type": "method.preset",
+    "PolicyConfig.importance_sampling_level": "method.reference_policy and method.stabilization_mask",
+    "PolicyConfig.scale_rewards": "method.advantage_estimator",
+    "PolicyConfig.multi_objective_aggregation": "rollout.rewards (summed, then compared within the group)",
+    "PolicyConfig.delta": "method.epsilon_dual",
     "use_transformers_paged": "rollout.use_transformers_continuous_batching",
     "vllm_importance_sampling_cap": "rollout.vllm_importance_sampling_clip_max",
     "include_for_metrics": "nothing: evaluation is set in the eval block",

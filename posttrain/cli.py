@@ -1,0 +1,128 @@
+"""The command line: train, check, methods, doctor. Each verb is a thin call; help imports neither torch nor trl."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from posttrain import __version__
+
+app = typer.Typer(
+    name="posttrain",
+    help="Post-training methods for language models: one YAML file is one run.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Recipe = Annotated[str, typer.Argument(help="Recipe, a YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Dotted overrides, e.g. trainer.learning_rate=1e-6.", metavar="[KEY=VALUE]...", show_default=False
+    ),
+]
+
+
+@app.command()
+def train(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Check a recipe, train, evaluate, save; several processes: accelerate launch -m posttrain.run RECIPE."""
+    from posttrain.run import run
+
+    run(recipe, overrides or [])
+
+
+@app.command()
+def check(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    show_rows: Annotated[int, typer.Option(min=0, help="Print this many rows, trained tokens marked.")] = 0,
+    world_size: Annotated[int, typer.Option(min=1, help="Number of processes the run will have.")] = 1,
+) -> None:
+    """Find every mistake in a recipe, its data and its rewards before any weight is read."""
+    from posttrain.config.checks import check as check_recipe
+    from posttrain.config.loader import load
+
+    report = check_recipe(load(recipe, overrides or []), world_size=world_size, show_rows=show_rows)
+    report.show(_console())
+    if report.errors:
+        raise typer.Exit(2)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods, their papers and where they are supported."""
+    from rich.table import Table
+
+    from posttrain.registry import METHODS
+
+    table = Table("method", "kind", "what it does", "paper", "supports")
+    for entry in METHODS.values():
+        paper = f"{entry.paper.title} ({entry.paper.year}), arXiv {entry.paper.arxiv}"
+        table.add_row(entry.key, entry.kind, entry.summary, paper, " ".join(sorted(entry.supports)))
+    _console().print(table)
+
+
+@app.command()
+def doctor() -> None:
+    """Compare the installed versions with what the seam to TRL assumes; exit code 1 where they differ."""
+    from rich.table import Table
+
+    from posttrain.seam.contract import doctor as examine
+
+    rows = examine()
+    table = Table("what", "expected", "found", "", "note")
+    for row in rows:
+        table.add_row(row.name, row.expected, row.found, "ok" if row.ok else "differs", row.note)
+    _console().print(table)
+    if not all(row.ok for row in rows):
+        raise typer.Exit(1)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"posttrain {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    # Off a terminal rich assumes 80 columns and would break paths and messages there.
+    return Console() if sys.stdout.isatty() else Console(width=200)
+
+
+def show_error(error: Exception) -> None:
+    """Print a user's mistake on standard error: one line each, without a traceback."""
+    found = getattr(error, "errors", [error])
+    for item in found:
+        typer.echo(f"error: {item}", err=True)
+    if len(found) > 1:
+        typer.echo(f"{len(found)} errors", err=True)
+
+
+def main() -> None:
+    """Entry point of the console script; a user's mistake ends with exit code 2 and no traceback."""
+    from posttrain.errors import PosttrainError
+
+    try:
+        app()
+    except PosttrainError as error:
+        show_error(error)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

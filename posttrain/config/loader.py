@@ -1,0 +1,45 @@
+"""From a recipe file to a checked `RunConfig`, and from there to the arguments of the method's trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from posttrain.config.build import build_args
+from posttrain.config.run_config import RunConfig
+from posttrain.config.source import SourceMap, read_recipe
+from posttrain.config.stages import parse_stages, resolve_stages
+from posttrain.config.validation import RecipeError, parse_run, raise_all
+from posttrain.errors import ConfigError, PosttrainError
+
+__all__ = ["RecipeError", "build_args", "load", "parse", "resolve_stages"]
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read and check a recipe.
+
+    Args:
+        path: YAML file.
+        overrides: dotted overrides, "trainer.learning_rate=1e-6".
+
+    Returns:
+        The recipe; data, tokenizer and device are not looked at (see `posttrain.config.checks`).
+
+    Raises:
+        ConfigError: one mistake; RecipeError: several.
+    """
+    values, source = read_recipe(path, list(overrides))
+    return parse(values, source)
+
+
+def parse(values: dict[str, Any], source: SourceMap | None = None) -> RunConfig:
+    """Check a recipe given as nested dicts. Raises as `load` does."""
+    source = source or SourceMap("recipe")
+    errors: list[PosttrainError] = []
+    read = parse_run if values.get("stages") is None else parse_stages
+    config = read(values, source, errors)
+    raise_all(errors)
+    if config is None:
+        raise ConfigError("the recipe could not be read", where=source.file)
+    return config

@@ -1,0 +1,273 @@
+"""The blocks of a recipe as strict models: every key, its type, default, range and meaning.
+
+The blocks method, rollout and trainer also take the fields of the method's config class. Those are checked against
+`posttrain.seam.arguments.field_specs`; here they read as attributes, with the class's default where none was written.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, StringConstraints
+
+from posttrain.config.source import Key, SourceMap
+
+BLOCKS = ("method", "model", "data", "rollout", "trainer", "eval", "hub", "job")
+Name = Annotated[str, StringConstraints(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Block(BaseModel):
+    """A mapping with fixed keys and strict types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+class OpenBlock(Block):
+    """A block that also takes fields of the method's config class."""
+
+    model_config = ConfigDict(extra="allow")
+    _defaults: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The written fields of the method's config class."""
+        return dict(self.__pydantic_extra__ or {})
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_"):
+            extra = object.__getattribute__(self, "__pydantic_extra__") or {}
+            if name in extra:
+                return extra[name]
+            private = object.__getattribute__(self, "__pydantic_private__") or {}
+            if name in private.get("_defaults", {}):
+                return private["_defaults"][name]
+        raise AttributeError(f"{type(self).__name__} has no field {name!r}")
+
+
+class MethodBlock(OpenBlock):
+    """Which method, and its own fields."""
+
+    name: Name = Field(description="key of the method; `posttrain methods` lists them")
+
+
+class TinyModel(Block):
+    """A small causal language model made from its configuration, with tokenizer and chat template."""
+
+    architecture: Literal["llama", "qwen2", "qwen3"] = Field(default="llama", description="transformers architecture")
+    hidden_size: Count = Field(default=64, description="width of the residual stream")
+    num_layers: Count = Field(default=2, description="transformer blocks")
+    num_heads: Count = Field(default=4, description="attention heads; divides hidden_size")
+    intermediate_size: Count = Field(default=256, description="width of the feed-forward layer")
+    max_position_embeddings: Count = Field(default=512, description="most tokens of a sequence")
+    seed: Seed = Field(default=0, description="seed of the weights")
+
+
+class LoraBlock(Block):
+    """Low-rank adapters."""
+
+    rank: Count = Field(default=16, description="rank of the update")
+    alpha: Annotated[float, Field(gt=0)] = Field(
+        default=32, description="scale; the update is multiplied by alpha / rank"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="dropout on the adapter's input")
+    targets: Literal["all-linear"] | Annotated[list[Name], Field(min_length=1)] = Field(
+        default="all-linear", description="module names, or all-linear"
+    )
+    merge_on_save: bool = Field(default=False, description="save the merged model beside the adapter at the end")
+
+
+class ConfigOverrides(Block):
+    """Changes to the model's own configuration."""
+
+    rope_theta: Annotated[float, Field(gt=0)] | None = Field(default=None, description="base of the rotary embedding")
+    max_position_embeddings: Count | None = Field(default=None, description="most tokens of a sequence")
+
+
+class ModelBlock(Block):
+    """Where the model comes from and how it is held. Exactly one of path, tiny, package."""
+
+    path: Name | None = Field(default=None, description="local folder or Hub id")
+    tiny: TinyModel | None = Field(default=None, description="model made from its configuration")
+    package: Literal["smollm2-135m-instruct"] | None = Field(
+        default=None, description="model shipped in a Python package"
+    )
+    revision: Name | None = Field(default=None, description="branch, tag or commit of a Hub model")
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] | None = Field(
+        default=None, description="type of the weights; null = chosen by device and stated in the run report"
+    )
+    attn_implementation: (
+        Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] | None
+    ) = Field(default=None, description="attention kernel; null = the model's own choice")
+    trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
+    config_overrides: ConfigOverrides | None = Field(default=None, description="changes to the model's configuration")
+    lora: LoraBlock | None = Field(default=None, description="train low-rank adapters instead of all weights")
+    load_in_4bit: bool = Field(
+        default=False, description="hold the frozen weights in 4 bits (QLoRA); needs CUDA and lora"
+    )
+
+
+class DataSource(Block):
+    """Rows from one place. Exactly one of task, reasoning_gym, path."""
+
+    task: Name | None = Field(default=None, description="packaged task")
+    reasoning_gym: Name | None = Field(default=None, description="task of the package reasoning-gym")
+    path: Name | None = Field(default=None, description="Hub data set, local file or folder")
+    size: Count | None = Field(default=None, description="number of generated rows (task, reasoning_gym)")
+    seed: Seed | None = Field(default=None, description="seed of the generated rows (task, reasoning_gym); null = 0")
+    options: dict[str, Any] | None = Field(default=None, description="options of the generator (task, reasoning_gym)")
+    name: Name | None = Field(default=None, description="configuration of a Hub data set (path)")
+    split: Name | None = Field(default=None, description="split (path); null = train")
+    revision: Name | None = Field(default=None, description="branch, tag or commit of a Hub data set (path)")
+    columns: dict[Literal["prompt", "answer", "solution", "group"], Name] | None = Field(
+        default=None, description="our column -> column of the data set (path)"
+    )
+    limit: Count | None = Field(default=None, description="use only the first rows (path)")
+    format: Literal["text", "chat"] | None = Field(
+        default=None, description="text: prompts are plain text, no chat template"
+    )
+
+
+class DataBlock(Block):
+    """Prompts to train on and to evaluate on."""
+
+    train: DataSource = Field(description="rows to train on")
+    eval: DataSource | None = Field(default=None, description="rows to evaluate on; null = no evaluation")
+    system_prompt: str | None = Field(default=None, description="system message put before every prompt")
+    max_prompt_length: Count = Field(default=512, description="most tokens of a prompt after the chat template")
+    overlong_prompts: Literal["error", "drop"] = Field(default="error", description="what happens to longer prompts")
+    max_empty_solution_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5, description="most rows without a demonstration that a method using demonstrations accepts"
+    )
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class RewardEntry(Block):
+    """One reward function."""
+
+    name: Name = Field(description="name of a packaged reward, or file.py:function beside the recipe")
+    weight: float = Field(default=1.0, description="factor in the sum of rewards", allow_inf_nan=False)
+
+
+def _distinct(value: list[RewardEntry]) -> list[RewardEntry]:
+    names = [entry.name for entry in value]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"reward {repeated[0]!r} is listed twice")
+    return value
+
+
+class RolloutBlock(OpenBlock):
+    """How completions are sampled and scored; policy methods only."""
+
+    engine: Literal["hf", "vllm"] = Field(default="hf", description="what generates: transformers, or vLLM")
+    mode: Literal["colocate", "server"] | None = Field(default=None, description="where vLLM runs; null = colocate")
+    rewards: Annotated[
+        list[Annotated[RewardEntry, BeforeValidator(_named)]], Field(min_length=1), AfterValidator(_distinct)
+    ] = Field(description="reward functions; their weighted sum is the reward")
+    verifier: Name | None = Field(default=None, description="reward whose value is the verdict; null = the first")
+
+
+class TrainerBlock(OpenBlock):
+    """Optimisation, saving, logging."""
+
+    output_dir: Name | None = Field(default=None, description="folder of the run; null = runs/<name of the recipe>")
+    resume: Name = Field(default="auto", description="auto, never, or the path of a checkpoint")
+
+
+class EvalBlock(Block):
+    """Evaluation by generation, verdict only."""
+
+    num_prompts: Count = Field(default=128, description="prompts evaluated, drawn from data.eval with the seed")
+    num_generations: Count = Field(default=1, description="completions per prompt")
+    temperature: Annotated[float, Field(ge=0)] = Field(default=0.0, description="0 = greedy", allow_inf_nan=False)
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="nucleus of the sampling")
+    max_new_tokens: Count | None = Field(default=None, description="null = rollout.max_completion_length")
+    batch_size: Count = Field(default=32, description="completions generated at once")
+    seed: Seed = Field(default=0, description="seed of the choice of prompts and of sampling")
+    at_start: bool = Field(default=True, description="evaluate before the first step")
+    every_steps: Count | None = Field(
+        default=None, description="evaluate every so many optimizer steps; null = only at the end"
+    )
+    time_budget_seconds: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="stop after this time and mark the result as partial", allow_inf_nan=False
+    )
+    verifier: Name | None = Field(
+        default=None, description="reward that gives the verdict; null = that of the rollout block"
+    )
+
+    def settings(self) -> dict[str, Any]:
+        """The keys that `evaluation.EvalSettings` knows, that is all but `verifier`."""
+        return self.model_dump(exclude={"verifier"})
+
+
+class HubBlock(Block):
+    """Publishing on the Hub."""
+
+    push: bool = Field(default=False, description="push the model")
+    repo_id: Name | None = Field(default=None, description="repository, owner/name")
+    private: bool = Field(default=True, description="create the repository private")
+    strategy: Literal["end", "every_save"] = Field(default="end", description="when to push")
+    revision: Name | None = Field(default=None, description="branch to push to; null = main")
+
+
+class StageBlock(Block):
+    """One stage of a plan: its blocks replace the recipe's blocks of the same name as a whole."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = Field(
+        description="name of the stage and of its folder: letters, digits, _ . -"
+    )
+    start_from: Name | None = Field(
+        default=None, description="earlier stage whose model this one starts from; null = model block"
+    )
+    method: Any = None
+    model: Any = None
+    data: Any = None
+    rollout: Any = None
+    trainer: Any = None
+    eval: Any = None
+    hub: Any = None
+    job: Any = None
+
+
+class RunConfig(Block):
+    """A recipe, checked as far as it can be without data, tokenizer or device.
+
+    `source` tells where each value was written; `values` is the recipe as plain dicts and lists.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    method: MethodBlock
+    model: ModelBlock
+    data: DataBlock
+    rollout: RolloutBlock | None = None
+    trainer: TrainerBlock = Field(default_factory=TrainerBlock)
+    eval: EvalBlock | None = None
+    hub: HubBlock = Field(default_factory=HubBlock)
+    job: None = None
+    stages: list[StageBlock] | None = None
+
+    _source: SourceMap = PrivateAttr(default_factory=lambda: SourceMap("recipe"))
+    _values: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _runs: list[tuple[str, str | None, RunConfig]] = PrivateAttr(default_factory=list)
+
+    @property
+    def source(self) -> SourceMap:
+        """Where each value was written."""
+        return self._source
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The recipe as plain dicts and lists, overrides and variables filled in; a copy."""
+        return copy.deepcopy(self._values)
+
+    def where(self, *key: str | int) -> str:
+        """Place and dotted path of a key, the prefix of an error message."""
+        path: Key = key
+        return self._source.where(path)

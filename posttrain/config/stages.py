@@ -1,0 +1,164 @@
+"""Plans of several stages: each stage is a run of its own whose blocks replace the recipe's as a whole."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from posttrain import registry
+from posttrain.config.run_config import BLOCKS, RunConfig, StageBlock
+from posttrain.config.source import SourceMap
+from posttrain.config.validation import explain_all, parse_run, unknown_key
+from posttrain.errors import ConfigError, PosttrainError
+
+
+def parse_stages(values: dict[str, Any], source: SourceMap, errors: list[PosttrainError]) -> RunConfig | None:
+    """Check a recipe with stages; findings are added to `errors`, and None is returned if there were any."""
+    before = len(errors)
+    stages = _stage_blocks(values["stages"], source, errors)
+    _check_unknown(values, source, errors)
+    if len(errors) > before:
+        return None
+    _check_plan(values, stages, source, errors)
+    runs = [_parse_stage(values, index, stage, source, errors) for index, stage in enumerate(stages)]
+    if len(errors) > before or not runs or runs[-1] is None:
+        return None
+    trainer = runs[-1].trainer.model_copy(update={"output_dir": _root(values, source)})
+    config = runs[-1].model_copy(update={"stages": stages, "trainer": trainer})
+    config._source, config._values = source, values
+    config._runs = [(stage.name, stage.start_from, run) for stage, run in zip(stages, runs, strict=True) if run]
+    return config
+
+
+def resolve_stages(cfg: RunConfig) -> list[tuple[str, str | None, RunConfig]]:
+    """The runs of a recipe in order.
+
+    Returns:
+        (name, name of the stage whose model it starts from or None, the run); a recipe without stages is one run
+        named "run". A stage's `trainer.output_dir` is a folder of its name below the recipe's. The blocks of a recipe
+        with stages are themselves those of its last stage.
+    """
+    return list(cfg._runs) if cfg.stages is not None else [("run", None, cfg)]
+
+
+def _root(values: dict[str, Any], source: SourceMap) -> str:
+    trainer = values.get("trainer")
+    written = trainer.get("output_dir") if isinstance(trainer, dict) else None
+    return written if isinstance(written, str) else str(Path("runs") / Path(source.file).stem)
+
+
+def _stage_blocks(written: Any, source: SourceMap, errors: list[PosttrainError]) -> list[StageBlock]:
+    from pydantic import ValidationError
+
+    if not isinstance(written, list) or not written:
+        where = source.where(("stages",))
+        errors.append(
+            ConfigError("a list of stages is expected", where=where, got=written, allowed="at least one stage")
+        )
+        return []
+    stages: list[StageBlock] = []
+    for index, item in enumerate(written):
+        try:
+            stages.append(StageBlock.model_validate(item))
+        except ValidationError as problem:
+            errors += explain_all(problem, source, below=("stages", index), root=StageBlock)
+    return stages
+
+
+def _check_unknown(values: dict[str, Any], source: SourceMap, errors: list[PosttrainError]) -> None:
+    known = [*BLOCKS, "stages"]
+    errors += [unknown_key((key,), known, source) for key in values if key not in known]
+
+
+def _check_plan(
+    values: dict[str, Any], stages: list[StageBlock], source: SourceMap, errors: list[PosttrainError]
+) -> None:
+    """Names, starting points, and blocks of the recipe that no stage would read."""
+    earlier: list[str] = []
+    for index, stage in enumerate(stages):
+        if stage.name in earlier:
+            where = source.where(("stages", index, "name"))
+            errors.append(ConfigError("two stages have this name", where=where, got=stage.name, fix="Rename one"))
+        if stage.start_from is not None and stage.start_from not in earlier:
+            close = difflib.get_close_matches(stage.start_from, earlier, n=1, cutoff=0.5)
+            errors.append(
+                ConfigError(
+                    "not the name of an earlier stage",
+                    where=source.where(("stages", index, "start_from")),
+                    got=stage.start_from,
+                    allowed=f"null{''.join(', ' + name for name in earlier)}",
+                    fix=f"Perhaps you mean {close[0]!r}" if close else None,
+                )
+            )
+        earlier.append(stage.name)
+    for block in BLOCKS:
+        if values.get(block) is None or not all(_ignores(stage, block, values) for stage in stages):
+            continue
+        if block == "trainer" and set(values[block]) <= {"output_dir", "resume"}:
+            continue  # these two belong to the whole recipe
+        fix = "Remove it; `trainer.output_dir` and `trainer.resume` may stay" if block == "trainer" else "Remove it"
+        errors.append(ConfigError("no stage reads this block", where=source.where((block,)), fix=fix))
+    hub = values.get("hub")
+    if isinstance(hub, dict) and hub.get("push") is True and sum("hub" not in s.model_fields_set for s in stages) > 1:
+        where = source.where(("hub", "push"))
+        fix = "Write the hub block in the stage to be published"
+        errors.append(ConfigError("the stages would push over each other", where=where, fix=fix))
+
+
+def _ignores(stage: StageBlock, block: str, values: dict[str, Any]) -> bool:
+    if block in stage.model_fields_set:
+        return True
+    # A supervised stage takes from a shared rollout block only what its evaluation needs.
+    return block == "rollout" and _is_supervised(stage, values) and values.get("data", {}).get("eval") is None
+
+
+def _is_supervised(stage: StageBlock, values: dict[str, Any]) -> bool:
+    method = stage.method if "method" in stage.model_fields_set else values.get("method")
+    entry = registry.METHODS.get(str(method.get("name"))) if isinstance(method, dict) else None
+    return entry is not None and entry.kind == "supervised"
+
+
+def _parse_stage(
+    values: dict[str, Any], index: int, stage: StageBlock, source: SourceMap, errors: list[PosttrainError]
+) -> RunConfig | None:
+    own = stage.model_fields_set & set(BLOCKS)
+    raw = {block: values[block] for block in BLOCKS if block in values}
+    raw |= {block: getattr(stage, block) for block in own}
+    if _is_supervised(stage, values) and "rollout" in raw and "rollout" not in own:
+        raw = _without_rollout(raw)
+    trainer = raw.get("trainer")
+    if trainer is None or isinstance(trainer, dict):
+        trainer = trainer or {}
+        if "trainer" in own and "output_dir" in trainer:
+            errors.append(
+                ConfigError(
+                    "a stage writes to a folder of its name below the recipe's output_dir",
+                    where=source.where(("stages", index, "trainer", "output_dir")),
+                    fix="Remove it here and set trainer.output_dir of the recipe",
+                )
+            )
+        shared = values.get("trainer")
+        resume = {"resume": shared["resume"]} if isinstance(shared, dict) and "resume" in shared else {}
+        raw["trainer"] = {**resume, **trainer, "output_dir": str(Path(_root(values, source)) / stage.name)}
+    found: list[PosttrainError] = []
+    config = parse_run(raw, source.stage(index, own), found)
+    known = {str(error) for error in errors}
+    errors += [error for error in found if str(error) not in known]
+    return config
+
+
+def _without_rollout(raw: dict[str, Any]) -> dict[str, Any]:
+    """A supervised stage below a shared rollout block: its evaluation takes verdict and length from there."""
+    rollout = raw["rollout"]
+    raw = {block: value for block, value in raw.items() if block != "rollout"}
+    data = raw.get("data")
+    evaluated = isinstance(data, dict) and data.get("eval") is not None and raw.get("eval", {}) is not None
+    if not evaluated or not isinstance(rollout, dict) or not isinstance(raw.get("eval", {}), dict):
+        return raw
+    rewards = rollout.get("rewards")
+    first = rewards[0] if isinstance(rewards, list) and rewards else None
+    first = first.get("name") if isinstance(first, dict) else first
+    defaults = {"verifier": rollout.get("verifier") or first, "max_new_tokens": rollout.get("max_completion_length")}
+    given = {key: value for key, value in defaults.items() if value is not None}
+    return {**raw, "eval": {**given, **{k: v for k, v in raw.get("eval", {}).items() if v is not None}}}

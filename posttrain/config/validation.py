@@ -1,0 +1,292 @@
+"""Checking the blocks of one run, key by key.
+
+Nothing passes unchecked: an unknown key is named with its nearest match, or with the block it belongs to; every value
+is held against type, range and choices; all findings are collected, each with file and line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+from posttrain import registry
+from posttrain.config.run_config import BLOCKS, Block, EvalBlock, OpenBlock, RunConfig
+from posttrain.config.source import Key, SourceMap, dotted
+from posttrain.errors import ConfigError, PosttrainError, SupportError
+from posttrain.seam.arguments import FieldSpec, check_value, field_specs
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+OPEN_BLOCKS = ("method", "rollout", "trainer")
+
+
+class RecipeError(ConfigError):
+    """Several mistakes in one recipe; `errors` holds them one by one."""
+
+    def __init__(self, errors: list[PosttrainError]):
+        super().__init__(f"{len(errors)} mistakes")
+        self.errors = errors
+        self.args = ("\n".join(str(error) for error in errors),)
+
+
+def raise_all(errors: list[PosttrainError]) -> None:
+    """Raise the one error, or all of them as a `RecipeError`; nothing for an empty list."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise RecipeError(errors)
+
+
+def parse_run(values: dict[str, Any], source: SourceMap, errors: list[PosttrainError]) -> RunConfig | None:
+    """Check the blocks of one run; findings are added to `errors`, and None is returned if there were any."""
+    from posttrain.config.rules import broken_rules
+
+    before = len(errors)
+    if values.get("job") is not None:
+        errors.append(
+            SupportError(
+                "multi-node jobs are not in this version", where=source.where(("job",)), fix="Remove the job block"
+            )
+        )
+    values = {key: value for key, value in values.items() if key != "job" and (value is not None or key == "eval")}
+    specs = _method_specs(values, source, errors)
+    config = _validated(values, source, errors, specs)
+    if specs is not None:
+        for block in OPEN_BLOCKS:
+            if isinstance(values.get(block), dict):
+                errors += _field_errors(block, values[block], specs, source)
+    if config is None or len(errors) > before:
+        return None
+    config = _completed(config, values, source, specs or {})
+    errors += broken_rules(config)
+    return config if len(errors) == before else None
+
+
+def _completed(config: RunConfig, values: dict[str, Any], source: SourceMap, specs: dict[str, FieldSpec]) -> RunConfig:
+    """Attach the source map and the class defaults; evaluation is on where there are rows for it."""
+    if "eval" not in values and config.data.eval is not None:
+        config = config.model_copy(update={"eval": EvalBlock()})
+    if config.trainer.output_dir is None:
+        folder = str(Path("runs") / Path(source.file).stem)
+        config = config.model_copy(update={"trainer": config.trainer.model_copy(update={"output_dir": folder})})
+    config._source, config._values = source, values
+    for block in (config.method, config.rollout, config.trainer):
+        if isinstance(block, OpenBlock):
+            mine = type(block).__name__.removesuffix("Block").lower()
+            block._defaults = {spec.name: spec.default for spec in specs.values() if spec.block == mine}
+    return config
+
+
+# ---- blocks with fixed keys ----
+
+
+def _validated(
+    values: dict[str, Any], source: SourceMap, errors: list[PosttrainError], specs: dict[str, FieldSpec] | None
+) -> RunConfig | None:
+    from pydantic import ValidationError
+
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as problem:
+        errors += explain_all(problem, source, specs)
+    return None
+
+
+def explain_all(
+    problem: Any,
+    source: SourceMap,
+    specs: dict[str, FieldSpec] | None = None,
+    *,
+    below: Key = (),
+    root: Any = RunConfig,
+) -> list[PosttrainError]:
+    """The findings of a pydantic `ValidationError` in our words, one for each key.
+
+    Args:
+        problem: the validation error.
+        source: for file and line.
+        specs: fields of the method's config class, for better suggestions.
+        below: path of the validated mapping inside the recipe.
+        root: the model it was validated against.
+    """
+    found: dict[Key, PosttrainError] = {}
+    for detail in problem.errors(include_url=False):
+        key, error = _explain(detail, source, specs, below, root)
+        found.setdefault(key, error)
+    return list(found.values())
+
+
+def _explain(
+    detail: Any, source: SourceMap, specs: dict[str, FieldSpec] | None, below: Key, root: type[Block]
+) -> tuple[Key, PosttrainError]:
+    """One pydantic finding in our words, and the key it is about."""
+    key, owner, info = _walk(detail["loc"], root)
+    key = (*below, *key)
+    kind, value = detail["type"], detail["input"]
+    if kind == "extra_forbidden":
+        key = (*key, detail["loc"][-1])
+        return key, unknown_key(key, list(owner.model_fields), source, specs)
+    where = source.where(key)
+    if kind == "missing":
+        allowed = _spec(key, info).allowed if info and not _model_of(info.annotation) else None
+        needed = f"the block {key[-1]} is missing" if len(key) == 1 else f"the key {key[-1]} is missing"
+        fix = info.description if info else None
+        return key, ConfigError(needed, where=where, allowed=allowed, fix=fix and f"It says: {fix}")
+    model = _model_of(info.annotation) if info else None
+    if model is not None and not isinstance(value, dict):
+        what = "the block is empty" if value is None else "a mapping of keys is expected"
+        shown = {} if value is None else {"got": value}
+        return key, ConfigError(what, where=where, allowed="keys: " + ", ".join(model.model_fields), **shown)
+    if value in ("", [], {}):
+        return key, ConfigError("must not be empty", where=where, allowed=_spec(key, info).allowed if info else None)
+    if info is not None and not _is_container(info.annotation, key):
+        try:
+            check_value(_spec(key, info), value, where=where)
+        except ConfigError as error:
+            return key, error
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return key, ConfigError("not accepted", where=where, got=value, allowed=message)
+
+
+def _walk(loc: tuple[int | str, ...], root: type[Block]) -> tuple[Key, type[Block], FieldInfo | None]:
+    """The written key of a pydantic location, the model that owns its last field, and that field."""
+    key: list[int | str] = []
+    owner: type[Block] = root
+    model: type[Block] | None = root
+    info: FieldInfo | None = None
+    for part in loc:
+        if model is not None and part in model.model_fields:
+            owner, info = model, model.model_fields[str(part)]
+            model = _model_of(info.annotation)
+        elif info is None or part == "[key]" or not _is_container(info.annotation, (part,)):
+            break
+        key.append(part)
+    return tuple(key), model or owner, info
+
+
+def _model_of(annotation: Any) -> type[Block] | None:
+    """The block class inside an annotation, if it holds one."""
+    if isinstance(annotation, type) and issubclass(annotation, Block):
+        return annotation
+    found = [_model_of(arg) for arg in get_args(annotation)]
+    return next((model for model in found if model is not None), None)
+
+
+def _is_container(annotation: Any, key: Key) -> bool:
+    """Whether the last part of a key is an index into a list field or a key of a dict field."""
+    wanted = list if key and isinstance(key[-1], int) else dict
+    if get_origin(annotation) is wanted:
+        return True
+    return any(_is_container(arg, key) for arg in get_args(annotation) if get_args(arg))
+
+
+def _spec(key: Key, info: FieldInfo) -> FieldSpec:
+    """A pydantic field as a `FieldSpec`, so that all blocks speak alike."""
+    limits: dict[str, Any] = {}
+
+    def collect(metadata: Iterable[Any]) -> None:
+        for item in metadata:
+            collect(getattr(item, "metadata", ()))
+            limits.update({name: getattr(item, name) for name in ("ge", "gt", "le", "lt") if hasattr(item, name)})
+
+    collect(info.metadata)
+    for member in (info.annotation, *get_args(info.annotation)):
+        collect(getattr(member, "__metadata__", ()))
+    return FieldSpec(str(key[-1]), info.annotation, None, "", "trainer", **limits)
+
+
+# ---- fields of the method's config class ----
+
+
+def _method_specs(values: dict[str, Any], source: SourceMap, errors: list[PosttrainError]) -> Any:
+    """Field specs of the method's config class; None if the method is not known."""
+    method = values.get("method")
+    name = method.get("name") if isinstance(method, dict) else None
+    if not isinstance(name, str) or not name:
+        return None
+    try:
+        entry = registry.get(name, where=source.where(("method", "name")))
+    except ConfigError as error:
+        errors.append(error)
+        return None
+    if entry.kind == "supervised" and "rollout" in values:
+        errors.append(
+            SupportError(
+                f"{name} learns from demonstrations and samples no rollouts",
+                where=source.where(("rollout",)),
+                fix="Remove the block, or choose a policy method: "
+                + ", ".join(key for key, other in registry.METHODS.items() if other.kind == "policy"),
+            )
+        )
+    if entry.kind == "policy" and "rollout" not in values:
+        where = source.where(("rollout",))
+        errors.append(
+            ConfigError(f"{name} needs the block rollout", where=where, fix="Write rollout.rewards at least")
+        )
+    return field_specs(entry.load_config())
+
+
+def _field_errors(
+    block: str, written: dict[str, Any], specs: dict[str, FieldSpec], source: SourceMap
+) -> list[PosttrainError]:
+    fixed = _fixed_keys(block)
+    mine = [*fixed, *(spec.name for spec in specs.values() if spec.block == block and spec.set_by is None)]
+    errors: list[PosttrainError] = []
+    for name, value in written.items():
+        key: Key = (block, name)
+        if name in fixed:
+            continue
+        spec = specs.get(name)
+        if spec is None or (spec.block != block and spec.set_by is None):
+            errors.append(unknown_key(key, mine, source, specs))
+        elif spec.set_by is not None:
+            fix = "Remove the line" if spec.set_by.startswith("nothing") else f"Set {spec.set_by}"
+            errors.append(ConfigError(f"decided by {spec.set_by}", where=source.where(key), got=value, fix=fix))
+        else:
+            try:
+                check_value(spec, value, where=source.where(key))
+            except ConfigError as error:
+                errors.append(error)
+    return errors
+
+
+def _fixed_keys(block: str) -> list[str]:
+    return list(_model_of(RunConfig.model_fields[block].annotation).model_fields)  # type: ignore[union-attr]
+
+
+def unknown_key(
+    key: Key, known: list[str], source: SourceMap, specs: dict[str, FieldSpec] | None = None
+) -> ConfigError:
+    """Error for a key that the block does not have: where it belongs, or the nearest key there is.
+
+    Args:
+        key: full path; the last part is the unknown name.
+        known: names the block accepts.
+        source: for the line.
+        specs: fields of the method's config class, if known.
+    """
+    name = str(key[-1])
+    homes = [block for block in BLOCKS if name in _fixed_keys_of(block) and (block,) != key[:-1]]
+    spec = (specs or {}).get(name)
+    if spec is not None and spec.block != key[0]:
+        homes = [spec.block]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    elsewhere = difflib.get_close_matches(name, list(specs or {}), n=1, cutoff=0.75)
+    allowed = None
+    if homes and not close or spec is not None:
+        fix = f"It belongs to the block {homes[0]}: {homes[0]}.{name}"
+    elif close:
+        fix = f"Perhaps you mean {dotted((*key[:-1], close[0]))}"
+    elif elsewhere and specs:
+        fix = f"Perhaps you mean {specs[elsewhere[0]].block}.{elsewhere[0]}"
+    else:
+        fix, allowed = None, ", ".join(known) if len(known) <= 24 else None
+    return ConfigError("unknown key", where=source.where(key), allowed=allowed, fix=fix)
+
+
+def _fixed_keys_of(block: str) -> list[str]:
+    model = _model_of(RunConfig.model_fields[block].annotation)
+    return list(model.model_fields) if model else []
