@@ -20,7 +20,7 @@ esac
 say() { echo "setup: $*" >&2; }
 stop() { say "$*"; exit 1; }
 
-# --- what is wanted ---------------------------------------------------------------------------------------------------
+# --- what is wanted -----------------------------------------------------------------------------------------------
 
 find_gpu() {
     if [ -n "${POSTTRAIN_TORCH:-}" ]; then
@@ -69,6 +69,10 @@ is_done() {
 }
 
 is_done && exit 0
+if [ "$group" = dev ] && ! command -v "${CC:-cc}" >/dev/null && ! command -v gcc >/dev/null; then
+    stop "the tests use reasoning-gym, one of whose parts (pycosat) is compiled on installation, and there is" \
+        "no C compiler. Install one (Debian and Ubuntu: gcc and python3-dev; macOS: xcode-select --install)."
+fi
 mkdir -p "$venv"
 if command -v flock >/dev/null; then  # two first calls at once would write over each other
     exec 9>"$venv/.posttrain-setup.lock"
@@ -76,7 +80,7 @@ if command -v flock >/dev/null; then  # two first calls at once would write over
     is_done && exit 0
 fi
 
-# --- the environment and its installer --------------------------------------------------------------------------------
+# --- the environment and its installer ----------------------------------------------------------------------------
 
 if ! "$python" -c 'import pip' 2>/dev/null; then
     base=$(find_python)
@@ -85,7 +89,7 @@ if ! "$python" -c 'import pip' 2>/dev/null; then
 fi
 if ! "$python" -m uv --version >/dev/null 2>&1; then
     say "installing uv"
-    "$python" -m pip install --quiet --disable-pip-version-check 'uv>=0.7' || stop "pip could not install uv; see above."
+    "$python" -m pip install --quiet --disable-pip-version-check 'uv>=0.7' || stop "pip could not install uv."
 fi
 
 # uv does not read pip's configuration. What it says about where packages are is handed over, and nothing else.
@@ -95,14 +99,16 @@ pip_setting() {  # name -> value, from the environment or pip's files; empty if 
     if [ -n "${!variable:-}" ]; then
         echo "${!variable}"
     else
-        "$python" -m pip config get "install.$1" 2>/dev/null || "$python" -m pip config get "global.$1" 2>/dev/null || true
+        "$python" -m pip config get "install.$1" 2>/dev/null ||
+            "$python" -m pip config get "global.$1" 2>/dev/null || true
     fi
 }
 links=()
 for place in $(pip_setting find-links); do
     case "$place" in
         *://*) links+=(--find-links "$place") ;;
-        *) if [ -d "$place" ]; then links+=(--find-links "$place"); fi ;;  # uv fails on a folder that is missing, pip does not
+        # uv fails on a folder that is missing, pip does not.
+        *) if [ -d "$place" ]; then links+=(--find-links "$place"); fi ;;
     esac
 done
 index=$(pip_setting index-url)
@@ -112,7 +118,7 @@ if [ -f "$certificate" ] && [ -z "${SSL_CERT_FILE:-}" ]; then export SSL_CERT_FI
 
 install() { "$python" -m uv pip install --python "$python" "$@"; }
 
-# --- torch first, so that nothing later chooses the build --------------------------------------------------------------
+# --- torch first, so that nothing later chooses the build ---------------------------------------------------------
 
 torch_build() {  # none | other | cpu | cuda: what .venv holds; "other" is another version than the pinned one
     "$python" - "$torch_pin" <<'PY'
@@ -142,21 +148,22 @@ install_cpu_torch() {
         install "torch==$torch_pin"  # the macOS wheels have no CUDA build
         return
     fi
-    # First by pip as the user has set it up (a folder of wheels, a company index), then from PyTorch's index, which uv
-    # knows. Never by the bare name: on Linux that is the CUDA build with several GB of libraries.
-    "$python" -m pip install --quiet --disable-pip-version-check --no-deps "torch==$torch_pin+cpu" >"$log" 2>&1 && return
+    # First by pip as the user has set it up (a folder of wheels, a company index), then from PyTorch's index, which
+    # uv knows. Never by the bare name: on Linux that is the CUDA build with several GB of libraries.
+    "$python" -m pip install --quiet --disable-pip-version-check --no-deps "torch==$torch_pin+cpu" >"$log" 2>&1 &&
+        return
     install --torch-backend cpu "torch==$torch_pin" >>"$log" 2>&1 && return
     cat "$log" >&2
-    stop "no CPU build of torch $torch_pin could be had (tried pip with your configuration, then 'uv --torch-backend cpu')." \
-        "Make PyTorch's CPU index reachable, or put the wheel torch-$torch_pin+cpu into a folder and set PIP_FIND_LINKS" \
-        "to it. The CUDA build was not installed in its place."
+    stop "no CPU build of torch $torch_pin could be had (tried pip with your configuration, then uv with" \
+        "--torch-backend cpu). Make PyTorch's CPU index reachable, or put the wheel torch-$torch_pin+cpu into a" \
+        "folder and set PIP_FIND_LINKS to it. The CUDA build was not installed in its place."
 }
 
 install_cuda_torch() {
     # Without find-links: a CPU wheel found there sorts above the CUDA build of the same version.
-    "$python" -m uv pip install --python "$python" --torch-backend auto "torch==$torch_pin" && return
+    install --torch-backend auto "torch==$torch_pin" && return
     say "PyTorch's own index did not answer; trying the default one"
-    "$python" -m uv pip install --python "$python" "torch==$torch_pin" || stop "torch $torch_pin could not be installed; see above."
+    install "torch==$torch_pin" || stop "torch $torch_pin could not be installed; see above."
 }
 
 have=$(torch_build)
@@ -168,12 +175,8 @@ elif [ "$have" != "$wanted" ]; then
     "install_${wanted}_torch"
 fi
 
-# --- posttrain and the rest ---------------------------------------------------------------------------------------------
+# --- posttrain and the rest ---------------------------------------------------------------------------------------
 
-if [ "$group" = dev ] && ! command -v "${CC:-cc}" >/dev/null && ! command -v gcc >/dev/null; then
-    stop "the tests use reasoning-gym, one of whose parts (pycosat) is compiled on installation, and there is no C compiler." \
-        "Install one (Debian and Ubuntu: gcc and python3-dev; macOS: xcode-select --install), then run again."
-fi
 say "installing posttrain ($group)"
 install ${links[@]+"${links[@]}"} --constraint scripts/constraints.txt --editable "$target"
 if [ "$group" = dev ]; then
@@ -182,17 +185,18 @@ if [ "$group" = dev ]; then
 fi
 
 if [ "$wanted" = cpu ]; then
-    "$python" - <<'PY' || stop "delete $venv and run again; if it comes back, a package in pyproject.toml asks for CUDA libraries."
+    "$python" - <<'PY' || stop "delete $venv and run again; if they come back, a dependency asks for them."
 import sys
 from importlib.metadata import distributions
 
-cuda = sorted({d.name for d in distributions() if d.name.lower().startswith("nvidia-") or d.name.lower() == "triton"})
+names = {distribution.name.lower() for distribution in distributions()}
+cuda = sorted(name for name in names if name.startswith("nvidia-") or name == "triton")
 if cuda:
     sys.exit(f"setup: CUDA packages came into an environment for the CPU: {', '.join(cuda)}.")
 PY
 fi
 now=$(torch_build)
-[ "$now" = "$wanted" ] || stop "torch $torch_pin ($wanted build) was wanted and '$now' is in $venv. Delete $venv and run again."
+[ "$now" = "$wanted" ] || stop "the $wanted build of torch was wanted, '$now' is in $venv. Delete $venv and run again."
 
 # One import proves the installation, and leaves the compiled bytecode that every later start is twice as fast with (uv
 # writes none, and some machines tell Python not to).

@@ -1,0 +1,34 @@
+"""The README's Python example is run as it stands."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BLOCK = re.compile(r"<!-- example:(\w+) -->\n```\w+\n(.*?)```\n<!-- /example:\1 -->", re.DOTALL)
+
+
+def test_python_example_trains_and_saves(tmp_path: Path):
+    code = dict(BLOCK.findall(README.read_text(encoding="utf-8")))["python"]
+    script = tmp_path / "example.py"
+    script.write_text(code, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert (tmp_path / "runs" / "example" / "final" / "model.safetensors").is_file()
+
+
+def _environment() -> dict[str, str]:
+    # From a folder of its own, so that nothing but the installed (or this) package is found.
+    return os.environ | {"PYTHONPATH": str(README.parent), "OMP_NUM_THREADS": "1"}
