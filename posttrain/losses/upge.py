@@ -104,8 +104,8 @@ def _weights(terms: _Terms, config: UPGEConfig) -> Tensor:
     likelihood = _raw_likelihood(terms, config)
     if config.is_truncation is not None:
         likelihood = likelihood.clamp(*config.is_truncation)
-    is_dropped = _bounded(terms, config)[1] | ~terms.is_trained
-    return (terms.advantages * likelihood * _shape_slope(terms, config)).masked_fill(is_dropped, 0.0)
+    weights = terms.advantages * likelihood * _shape_slope(terms, config)  # masked advantages are 0
+    return weights.masked_fill(_bounded(terms, config)[1], 0.0)
 
 
 def upge_weights(
