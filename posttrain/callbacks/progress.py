@@ -52,8 +52,10 @@ class RichProgress(TrainerCallback):
         self.name = name
         self.verifier = verifier
         self.stream = stream if stream is not None else sys.stdout
-        self._bar: Any = None
+        self._bar: Any = None  # rich's Progress; None when there is no live bar
         self._task: Any = None
+        self._live: Any = None
+        self._numbers_line: Any = None
         self._began = self._logged_at = time.monotonic()
         self._first_step = self._logged_step = 0
         self._tokens: float | None = None
@@ -93,7 +95,7 @@ class RichProgress(TrainerCallback):
             return
         parts = self._numbers(logs)
         if self._bar is not None:
-            self._bar.update(self._task, numbers="  ".join(parts))
+            self._numbers_line.plain = "  ".join(parts)
         else:
             share = f"step {state.global_step}/{state.max_steps}"
             self.note(" | ".join([share, f"left {self._time_left(state)}", *parts]))
@@ -114,7 +116,7 @@ class RichProgress(TrainerCallback):
         """Print a line, above the bar if there is one; call it on the main process only."""
         line = f"[{self.name}] {text}" if self.name else text
         if self._bar is not None:
-            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             self.stream.write(line + "\n")
         self.stream.flush()
@@ -122,26 +124,28 @@ class RichProgress(TrainerCallback):
     def close(self) -> None:
         """Take the bar off the terminal; also done when training or the process ends, however it ends."""
         if self._bar is not None:
-            self._bar.stop()
+            self._live.stop()
             self._bar = None
             atexit.unregister(self.close)
 
     def _start_bar(self, state: TrainerState) -> None:
-        from rich.console import Console
+        from rich.console import Console, Group
+        from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.text import Text
 
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
+            BarColumn(),
             MofNCompleteColumn(),
             TextColumn("left {task.fields[left]}", markup=False),
-            TextColumn("{task.fields[numbers]}", markup=False),
-            console=Console(file=self.stream),
         )
-        self._task = self._bar.add_task(
-            self.name or "training", total=state.max_steps, completed=state.global_step, left="?", numbers=""
-        )
-        self._bar.start()
+        name = self.name or "training"
+        self._task = self._bar.add_task(name, total=state.max_steps, completed=state.global_step, left="?")
+        # A line of its own: beside the bar, a narrow terminal would cut the numbers off.
+        self._numbers_line = Text("")
+        self._live = Live(Group(self._bar, self._numbers_line), console=Console(file=self.stream))
+        self._live.start()
         # A live bar hides the cursor: an interrupted run must give it back.
         atexit.register(self.close)
 

@@ -52,7 +52,7 @@ def evaluate(
         settings: the `eval` block, with `max_new_tokens`. Repetition penalty, top-k and the like are off.
         progress: called on the main process with (prompts done, prompts in all) after each batch.
         accelerator: `accelerate.Accelerator`; ranks share the prompts and all return the same. None = one process.
-        success_threshold: a completion counts as correct if the verifier's value is at least this.
+        success_threshold: a completion counts as correct if the verifier's value is at least this, cut off or not.
         chat_template_kwargs: as given to the trainer, so that evaluation sees the prompts of training.
 
     Returns:

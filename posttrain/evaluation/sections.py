@@ -25,7 +25,8 @@ READING = """\
   within it about two times in three. It does not cover the spread between training seeds.
 - *Change* compares the same prompts before and after one by one, which makes its error smaller than that of two
   separate samples.
-- *Cut off* completions reached the token limit without ending; *not scored* ones got no verdict and are left out.
+- *Cut off* completions reached the token limit without ending. They count by the verifier's verdict on what is there,
+  while the accuracy of training rollouts counts them as wrong. *Not scored* ones got no verdict and are left out.
 """
 
 

@@ -1,0 +1,116 @@
+"""Plots: what is drawn for which data, and that the picture really holds the curves."""
+
+import io
+import math
+
+import numpy
+import pytest
+from matplotlib import colors, image
+
+from posttrain.evaluation import plots
+
+
+def pixels(png):
+    return image.imread(io.BytesIO(png))[:, :, :3]
+
+
+def share_of(png, colour):
+    """Fraction of pixels in (nearly) this colour."""
+    distance = numpy.abs(pixels(png) - numpy.array(colors.to_rgb(colour))).max(axis=2)
+    return float((distance < 0.06).mean())
+
+
+def events(**metrics):
+    count = len(next(iter(metrics.values())))
+    return [{"step": i + 1, **{name: values[i] for name, values in metrics.items()}} for i in range(count)]
+
+
+def test_a_policy_run_has_its_plots_and_no_loss():
+    run = events(
+        **{
+            "reward": [0.1, 0.4, 0.5],
+            "rollout/accuracy": [0.0, 0.2, 0.5],
+            "loss": [1e-9, -1e-9, 0.0],
+            "gate/sft_fraction": [1.0, 0.5, 0.0],
+            "groups/all_wrong": [1.0, 0.5, 0.25],
+            "groups/mixed": [0.0, 0.25, 0.5],
+            "groups/all_correct": [0.0, 0.25, 0.25],
+            "completions/mean_length": [10.0, 12.0, 14.0],
+            "grad_norm": [1.0, 0.5, 0.2],
+        }
+    )
+    drawn = plots.curves({"": run})
+    assert list(drawn) == ["accuracy", "reward", "gate", "groups", "length", "grad_norm"]
+    assert all(share_of(png, plots.COLOURS[0]) > 0.0005 for png in drawn.values())
+    # Three outcomes, three colours.
+    assert all(share_of(drawn["groups"], colour) > 0.0005 for colour in plots.COLOURS[:3])
+    assert share_of(drawn["gate"], plots.COLOURS[1]) == 0
+
+
+def test_a_supervised_run_shows_its_loss():
+    assert list(plots.curves({"": events(loss=[3.0, 2.0, 1.5], grad_norm=[1.0, 1.0, 1.0])})) == ["loss", "grad_norm"]
+
+
+def test_a_reward_that_is_the_verdict_is_drawn_once():
+    run = events(**{"reward": [0.1, 0.4], "rollout/accuracy": [0.1, 0.4]})
+    assert list(plots.curves({"": run})) == ["accuracy"]
+
+
+def test_metrics_without_a_finite_number_are_not_drawn():
+    assert plots.curves({"": events(reward=[None, math.nan, math.inf])}) == {}
+    assert plots.curves({"": []}) == {}
+    assert plots.series(events(reward=[None, 0.5, math.nan, True, "x"]), "reward") == ([2], [0.5])
+
+
+def test_runs_are_overlaid_in_colours_of_their_own():
+    runs = {"grpo": events(reward=[0.1, 0.2, 0.3]), "hpt": events(reward=[0.1, 0.5, 0.9])}
+    both, alone = plots.curves(runs)["reward"], plots.curves({"grpo": runs["grpo"]})["reward"]
+    assert share_of(both, plots.COLOURS[0]) > 0.0005 and share_of(both, plots.COLOURS[1]) > 0.0005
+    assert share_of(alone, plots.COLOURS[1]) == 0
+
+
+def test_colours_are_told_apart_in_grey_or_by_line_style():
+    looks = {plots.STYLES[n % len(plots.STYLES)] + plots.MARKERS[n % len(plots.MARKERS)] for n in range(7)}
+    assert len(looks) == 7 and len(set(plots.COLOURS)) == 7
+
+
+def test_running_mean_by_hand():
+    assert plots.running_mean([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
+
+
+def test_long_curves_get_a_running_mean_and_short_ones_do_not():
+    # 0 and 1 by turns: the curve itself spans the whole height, its mean over three logs a third of it.
+    values = [0.5] * 2 + [float(i % 2) for i in range(plots.NOISY_POINTS - 1)]
+    assert len(values) == plots.NOISY_POINTS + 1
+
+    def height(png):
+        distance = numpy.abs(pixels(png) - numpy.array(colors.to_rgb(plots.COLOURS[0]))).max(axis=2)
+        middle = distance[:280, 200:600] < 0.06
+        rows = middle.any(axis=1).nonzero()[0]
+        return int(rows[-1] - rows[0])
+
+    # Both axes span the raw curve: the pale line is in the long plot as well.
+    long = height(plots.curves({"": events(reward=values)})["reward"])
+    short = height(plots.curves({"": events(reward=values[1:])})["reward"])
+    assert short > 200 and 0.25 < long / short < 0.5
+
+
+def test_error_bars_are_drawn_to_scale():
+    def height(error):
+        png = plots.evaluation_points({"": [(0, 0.5, error), (10, 0.5, 0.25)]})
+        distance = numpy.abs(pixels(png) - numpy.array(colors.to_rgb(plots.COLOURS[0]))).max(axis=2)
+        left = distance[:, : distance.shape[1] // 2] < 0.06
+        return int(left.any(axis=1).sum())
+
+    assert height(0.2) == pytest.approx(2 * height(0.1), rel=0.1)
+
+
+def test_evaluations_without_a_verdict_are_no_plot():
+    assert plots.evaluation_points({"": []}) is None
+    assert plots.evaluation_points({"a": [(0, math.nan, math.nan)]}) is None
+    assert plots.evaluation_points({"a": [(0, 0.0, math.nan)]}) is not None
+
+
+def test_the_same_data_gives_the_same_file():
+    run = {"": events(reward=[0.1, 0.2])}
+    assert plots.curves(run) == plots.curves(run)
