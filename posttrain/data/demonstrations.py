@@ -1,4 +1,6 @@
-"""Demonstrations as tokens: one way for every method, so that a demonstration row and a rollout row look alike to the model."""
+"""Demonstrations as tokens: one way for every method, so that a demonstration row and a rollout row look alike to the
+model.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +16,24 @@ _OPEN_THINK = "<think>"
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, str]]) -> list[int]:
-    """Token ids that generation starts from: chat messages through the template with a generation prompt, text as it is."""
+    """Token ids that generation starts from: chat messages through the template with a generation prompt, text as it
+    is.
+    """
     if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
     encoded = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
     return list(encoded["input_ids"])
 
 
-def encode_demonstration(tokenizer: PreTrainedTokenizerBase, solution: str, *, prompt_ids: Sequence[int] = ()) -> list[int]:
+def encode_demonstration(
+    tokenizer: PreTrainedTokenizerBase, solution: str, *, prompt_ids: Sequence[int] = ()
+) -> list[int]:
     """Token ids of a demonstration as the model would have generated it, end token included.
 
     Args:
         tokenizer: must have an end token.
-        solution: assistant text. Where the prompt already ends in an opened think tag, the same tag at the start of the
-            text is dropped.
+        solution: assistant text. Where the prompt already ends in an opened think tag, the same tag at the start of
+            the text is dropped.
         prompt_ids: ids from `encode_prompt`.
 
     Returns:
@@ -70,7 +76,10 @@ def encode_rows(
     def encode(row: dict[str, Any], index: int) -> dict[str, list[int]]:
         if not isinstance(row[column], str) or not row[column].strip():
             raise DataError(
-                "empty demonstration", where=f"train row {index}, column {column!r}", got=row[column], fix="Drop the row"
+                "empty demonstration",
+                where=f"train row {index}, column {column!r}",
+                got=row[column],
+                fix="Drop the row",
             )
         prompt = encode_prompt(tokenizer, row["prompt"])
         completion = encode_demonstration(tokenizer, row[column], prompt_ids=prompt)

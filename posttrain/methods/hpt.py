@@ -1,4 +1,5 @@
-"""Hybrid Post-Training (arXiv 2509.04419): prompt by prompt, RL where the model sometimes succeeds, SFT where it does not.
+"""Hybrid Post-Training (arXiv 2509.04419): prompt by prompt, RL where the model sometimes succeeds, SFT where it does
+not.
 
 A prompt whose rollouts succeed too rarely hands its first rollout row to a demonstration of the answer; its other rows
 leave the loss. Everything else is the policy trainer with the unified estimator.
@@ -63,7 +64,7 @@ class HPTConfig(PolicyConfig):
     demonstration_column: str = option("solution", help="Column with the demonstration text of a prompt.")
     overlong_demonstration: Literal["error", "drop", "truncate"] = option(
         "error",
-        help="A demonstration longer than max_completion_length: stop, keep the prompt without it (counted), or cut it.",
+        help="A demonstration longer than max_completion_length: stop, go on without it (counted), or cut it.",
     )
     skip_update_grad_norm: float | None = option(
         None, help="Leave the weights alone in a step whose gradient norm before clipping exceeds this.", gt=0.0
@@ -105,7 +106,7 @@ class HPTConfig(PolicyConfig):
             rising = name == "soft_alpha"
             if table != sorted(table, reverse=not rising):
                 warnings.warn(
-                    f"method.{name} does not {'rise' if rising else 'fall'} with the number of solved rollouts: {table}",
+                    f"method.{name} does not {'rise' if rising else 'fall'} with the solved rollouts: {table}",
                     UserWarning,
                     stacklevel=2,
                 )
@@ -203,7 +204,7 @@ class HPTTrainer(PolicyTrainer):
         return (~switched).float(), switched.float()
 
     def _demonstrations(self, rollouts: RolloutBatch, demo_weight: Tensor) -> dict[int, list[int]]:
-        """Token ids of the demonstrations this rank will train, by prompt group. The rank of a group's first row has it."""
+        """Token ids of this rank's demonstrations by prompt group; the rank of a group's first row has the group's."""
         found: dict[int, list[int]] = {}
         for row, example in enumerate(rollouts.rows):
             group = rollouts.group_of(row)
@@ -261,7 +262,7 @@ class HPTTrainer(PolicyTrainer):
             "trainable_mask": 0,
             "tool_mask": 1,
         }
-        fills |= {key: 0.0 for key in ("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps")}
+        fills |= dict.fromkeys(("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps"), 0.0)
         for key, fill in fills.items():
             if tensors.get(key) is not None:
                 tensors[key] = widen(tensors[key], width, fill)
@@ -324,7 +325,7 @@ class HPTTrainer(PolicyTrainer):
         ]
 
     def contributes(self, tensors: Mapping[str, Any]) -> Tensor:
-        """As in the parent; a demonstration counts by its weight alone, since its loss does not vanish with the advantage."""
+        """As in the parent; a demonstration counts by its weight alone: its loss survives a zero advantage."""
         demonstrated = tensors["is_demonstration"] & (tensors["loss_weights"].sum(dim=1) > 0)
         return super().contributes(tensors) | demonstrated
 

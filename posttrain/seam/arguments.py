@@ -19,7 +19,16 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from posttrain.errors import ConfigError
 from posttrain.seam.upstream_fields import ROLLOUT_FIELDS, SET_BY, UPSTREAM_RANGES, Block, Range, upstream_block
 
-__all__ = ["UPSTREAM_RANGES", "FieldSpec", "Range", "check_options", "check_value", "field_specs", "option"]
+__all__ = [
+    "UPSTREAM_RANGES",
+    "FieldSpec",
+    "Range",
+    "check_options",
+    "check_value",
+    "field_specs",
+    "literal_choices",
+    "option",
+]
 
 _META = "posttrain"
 _PLAIN = (type(None), bool, int, float, str, list, tuple, dict)
@@ -132,7 +141,7 @@ def _spec(item: dataclasses.Field, annotation: Any, config_class: type) -> Field
         for f in dataclasses.fields(Range)
     }
     if merged["choices"] is None:
-        merged["choices"] = _literal_choices(annotation)
+        merged["choices"] = literal_choices(annotation)
     default = item.default if item.default is not dataclasses.MISSING else None
     if item.default_factory is not dataclasses.MISSING:
         default = item.default_factory()
@@ -247,7 +256,8 @@ def _check_entry(spec: FieldSpec, entry: Any, value: Any, where: str) -> None:
         )
     if not number:
         return
-    if isinstance(entry, float) and not math.isfinite(entry):
+    # An entry of a list may be infinite: a range that is open on one side.
+    if isinstance(entry, float) and (math.isnan(entry) or (math.isinf(entry) and entry is value)):
         raise ConfigError("not a finite number", where=where, got=value, allowed=spec.allowed)
     outside = (
         (spec.ge is not None and entry < spec.ge)
@@ -309,7 +319,8 @@ def _members(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
-def _literal_choices(annotation: Any) -> tuple[Any, ...] | None:
+def literal_choices(annotation: Any) -> tuple[Any, ...] | None:
+    """The values of an annotation that is a `Literal` (or null); None for any other."""
     members = [kind for kind in _members(annotation) if kind is not type(None)]
     if members and all(get_origin(kind) is Literal for kind in members):
         return tuple(value for kind in members for value in get_args(kind))

@@ -1,9 +1,9 @@
 """Off CUDA: log-probabilities of the labelled positions only, without TRL's tile-and-recompute path.
 
-trl 1.16 patches `model.forward` with a fused LM head. On CUDA its Triton kernel scores the labelled positions; on every
-other device it scores all positions and recomputes them in the backward pass, which is 3 to 13 times slower than needed
-on a CPU. Here the same patched forward (with all that it knows about model families) is called with two of its parts
-exchanged for the duration of the call: the position selection and the per-token kernel.
+trl 1.16 patches `model.forward` with a fused LM head. On CUDA its Triton kernel scores the labelled positions; on
+every other device it scores all positions and recomputes them in the backward pass, which is 3 to 13 times slower
+than needed on a CPU. Here the same patched forward (with all that it knows about model families) is called with two
+of its parts exchanged for the duration of the call: the position selection and the per-token kernel.
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ def _exchanged(kernel: object) -> Iterator[None]:
 
 @dataclass
 class Scoring:
-    """Live settings of one model's head off CUDA. `outputs` replaces the per-token fields TRL asks for; None keeps them."""
+    """Live settings of one model's head off CUDA. `outputs` replaces the per-token fields TRL asks for; None keeps
+    them.
+    """
 
     logits_budget_bytes: int
     entropy_gradient: bool
@@ -133,8 +135,8 @@ def add_selective_scoring(model: PreTrainedModel, *, logits_budget_bytes: int, e
     Returns:
         The settings, read at every call; a trainer may change them between calls.
 
-    On CUDA nothing changes. Parameters partitioned by ZeRO-3 are freed between forward and backward, so with them TRL's
-    own kernel, which gathers again, scores the selected positions.
+    On CUDA nothing changes. Parameters partitioned by ZeRO-3 are freed between forward and backward, so with them
+    TRL's own kernel, which gathers again, scores the selected positions.
     """
     fused = model.forward
     scoring = Scoring(logits_budget_bytes=logits_budget_bytes, entropy_gradient=entropy_gradient)

@@ -1,4 +1,5 @@
-"""What every posttrain trainer shares: exact resume, epoch-seeded data order, the gradient-norm hook, a stop on non-finite numbers.
+"""What every posttrain trainer shares: exact resume, epoch-seeded data order, the gradient-norm hook, a stop on
+non-finite numbers.
 
 Mixed into TRL trainers by `policy.py` and `supervised.py`; it owns no loss.
 """
@@ -58,6 +59,10 @@ class ResumableTrainer:
     # ---- transformers hooks ----
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        # transformers 5.17 trains one step more when the checkpoint it resumes from is the last one.
+        if self.state.global_step >= self.state.max_steps:  # type: ignore[attr-defined]
+            self.control.should_training_stop = True  # type: ignore[attr-defined]
+            return None
         # transformers 5.17 calls this once per epoch with keywords, before the epoch's data iterator is made.
         if self._epoch_sampler is not None:
             self._epoch_sampler.set_epoch(kwargs["epoch"])
@@ -69,7 +74,7 @@ class ResumableTrainer:
         # With fp16 an infinite norm is routine: the loss scaler skips the step and lowers its scale.
         if not math.isfinite(self.last_grad_norm) and not self.args.fp16:  # type: ignore[attr-defined]
             raise NonFiniteError(
-                f"the gradient is not finite; the weights of this step were not changed. {self.describe_window()}".strip(),
+                f"the gradient is not finite; the weights were not changed. {self.describe_window()}".strip(),
                 where=f"optimizer step {self.state.global_step + 1}",  # type: ignore[attr-defined]
                 got=self.last_grad_norm,
                 fix="Lower trainer.learning_rate or trainer.max_grad_norm, check the named rows, and resume from the "

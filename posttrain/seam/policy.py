@@ -2,8 +2,9 @@
 
 TRL generates, scores and buffers; this class takes over the loss, its normaliser, the data order and the checkpoint.
 Per optimizer step the rows of all accumulation micro-batches are known before the first backward, so every token gets
-its final weight from global counts, rows without a gradient leave before the forward, and padding is cut per micro-batch.
-Left out on purpose: TRL's entropy-quantile and off-policy masks and its adaptive entropy controller (refused by name).
+its final weight from global counts, rows without a gradient leave before the forward, and padding is cut per
+micro-batch. Left out on purpose: TRL's entropy-quantile and off-policy masks and its adaptive entropy controller
+(refused by name).
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ _VISION_KEYS = (
 class PolicyTrainer(ResumableTrainer, GRPOTrainer):
     """GRPO training with the unified policy gradient estimator; base of every method that learns from rollouts.
 
-    Differs from `trl.GRPOTrainer` in the loss (any `UPGEConfig`), in normalisers that count the whole optimizer step over
-    ranks and micro-batches, in exact resume, and in the savings named in the module header.
+    Differs from `trl.GRPOTrainer` in the loss (any `UPGEConfig`), in normalisers that count the whole optimizer step
+    over ranks and micro-batches, in exact resume, and in the savings named in the module header.
 
-    Hooks for methods: `prepare_rollouts` once per generation batch on every rank; `loss_weights` once per optimizer step
-    on every rank (contains collectives); `policy_loss` once per micro-batch; `completion_budget` before each generation
-    batch; `on_grad_norm` once per optimizer step.
+    Hooks for methods: `prepare_rollouts` once per generation batch on every rank; `loss_weights` once per optimizer
+    step on every rank (contains collectives); `policy_loss` once per micro-batch; `completion_budget` before each
+    generation batch; `on_grad_norm` once per optimizer step.
 
     Checkpoints hold the rollouts in flight, so that a run may stop at any optimizer step.
 
@@ -154,7 +155,9 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         return weights.sum(dim=1) > 0
 
     def completion_budget(self, global_step: int) -> int:
-        """Most tokens a completion may have in the generation batch about to be made. Default: the configured length."""
+        """Most tokens a completion may have in the generation batch about to be made. Default: the configured
+        length.
+        """
         return self.args.max_completion_length
 
     def count_window(self, masks: list[Tensor]) -> LossCounts:
@@ -227,7 +230,7 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
             row = int(outside.nonzero()[0])
             name = self.reward_func_names[self.verifier_index]
             raise RewardError(
-                f"reward function {name!r} is the verifier and must return values in [0, 1] or None; others must be finite",
+                f"reward {name!r} is the verifier and must return values in [0, 1] or None; others must be finite",
                 where=f"rollout {row} of the generation batch",
                 got=rewards[row].tolist(),
                 fix="Name another function as rollout.verifier, or scale this one",
@@ -362,11 +365,10 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         output = self.policy_loss(batch)
         values = output.values if batch.is_ratio is None else output.values * batch.is_ratio
         if self.beta != 0.0:
-            divergence = k3_kl(batch.logps, batch.ref_logps)
-            if self.args.use_bias_correction_kl:
-                divergence = divergence * torch.exp(batch.logps - batch.old_logps)
+            corrected = batch.old_logps if self.args.use_bias_correction_kl else None
+            divergence = k3_kl(batch.logps, batch.ref_logps, old_logps=corrected)
             values = values + self.beta * divergence
-            output.metrics["kl"] = self._mean(divergence, batch.mask)
+            output.metrics["kl"] = (divergence.detach() * batch.mask).sum() / batch.mask.sum()
         loss = torch.where(inputs["loss_weights"] > 0, values * inputs["loss_weights"], 0.0).sum()
         if "entropy_weights" in inputs:
             loss = loss - self.args.entropy_coef * (batch.entropies * inputs["entropy_weights"]).sum()
@@ -375,17 +377,20 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         if auxiliary is not None:
             steps = self.args.gradient_accumulation_steps if mode == "train" else 1
             loss = loss + self.router_aux_loss_coef * auxiliary / steps
-        output.metrics["entropy"] = self._mean(batch.entropies.detach(), batch.mask)
-        for name, value in output.metrics.items():
-            self._metrics[mode][name].append(float(value))
+        output.metrics["entropy"] = (batch.entropies.detach() * batch.mask).sum() / batch.mask.sum()
+        self._log_metrics(mode, output.metrics, batch.mask.sum())
         self._window_loss.append(loss.detach())
         return loss
 
-    def _mean(self, values: Tensor, mask: Tensor) -> float:
-        """Mean over the trained tokens of all ranks' micro-batches; NaN (left out of the log) if there are none."""
-        local = torch.stack([(values.detach() * mask).sum(), mask.sum()])
-        total, count = self.accelerator.reduce(local, reduction="sum").tolist()
-        return total / count if count else float("nan")
+    def _log_metrics(self, mode: str, metrics: Mapping[str, float | Tensor], tokens: Tensor) -> None:
+        """Record a loss's metrics. A tensor is a mean over this micro-batch's tokens, averaged over ranks by their
+        tokens; a float already speaks for all ranks. NaN where no rank has a token: the log leaves that out."""
+        means = [name for name, value in metrics.items() if isinstance(value, Tensor)]
+        local = torch.stack([*(metrics[name].double().nan_to_num() * tokens for name in means), tokens.double()])
+        *sums, count = self.accelerator.reduce(local, reduction="sum").tolist()
+        averaged = {name: total / count if count else float("nan") for name, total in zip(means, sums, strict=True)}
+        for name, value in {**metrics, **averaged}.items():
+            self._metrics[mode][name].append(float(value))
 
     def describe_window(self) -> str:
         """The prompts of this rank's micro-batches whose loss is not finite."""

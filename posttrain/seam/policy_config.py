@@ -1,4 +1,6 @@
-"""Arguments of every policy method: TRL's GRPO arguments, the unified estimator's parts, and defaults that fit the device."""
+"""Arguments of every policy method: TRL's GRPO arguments, the unified estimator's parts, and defaults that fit the
+device.
+"""
 
 from __future__ import annotations
 

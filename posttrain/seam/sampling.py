@@ -1,8 +1,10 @@
-"""Samplers whose every draw follows from (seed, epoch), so that a resumed run sees the data the uninterrupted one would.
+"""Samplers whose every draw follows from (seed, epoch), so that a resumed run sees the data the uninterrupted one
+would.
 
-trl 1.16's GRPO sampler carries a generator that is re-created on resume: from the second epoch on a resumed run repeats
-epoch 0's order, so some prompts come twice and others never. transformers 5.17 sets the epoch through the data loader,
-which in multi-process runs no longer reaches a sampler after `skip_first_batches`; the seam tells the sampler directly.
+trl 1.16's GRPO sampler carries a generator that is re-created on resume: from the second epoch on a resumed run
+repeats epoch 0's order, so some prompts come twice and others never. transformers 5.17 sets the epoch through the
+data loader, which in multi-process runs no longer reaches a sampler after `skip_first_batches`; the seam tells the
+sampler directly.
 """
 
 from __future__ import annotations
@@ -48,9 +50,9 @@ class EpochSampler(Sampler[int]):
 class EpochRepeatSampler(EpochSampler):
     """The same order in the layout group-based policy training needs.
 
-    The permutation is cut into blocks of `prompts_per_batch`; an incomplete last block is left out of the epoch. Within a
-    block each index appears `num_generations` times in a row, and the block is repeated `repeat_count` times (once for
-    each micro-step that consumes the same rollouts).
+    The permutation is cut into blocks of `prompts_per_batch`; an incomplete last block is left out of the epoch.
+    Within a block each index appears `num_generations` times in a row, and the block is repeated `repeat_count` times
+    (once for each micro-step that consumes the same rollouts).
 
     Args:
         data, seed, shuffle: see `EpochSampler`.

@@ -1,8 +1,9 @@
 """What a checkpoint needs beyond transformers' own files for a policy run to continue bit for bit.
 
-`posttrain_state.json` (rank 0) holds the method's state and the layout of the run; `posttrain_rank{r}.safetensors` with
-its JSON neighbour holds a rank's rollouts in flight; `reference.safetensors` a synchronised reference model. They are
-written before transformers starts an upload. `posttrain_complete.json`, written last, marks a checkpoint as whole.
+`posttrain_state.json` (rank 0) holds the method's state and the layout of the run; `posttrain_rank{r}.safetensors`
+with its JSON neighbour holds a rank's rollouts in flight; `reference.safetensors` a synchronised reference model.
+They are written before transformers starts an upload. `posttrain_complete.json`, written last, marks a checkpoint as
+whole.
 """
 
 from __future__ import annotations

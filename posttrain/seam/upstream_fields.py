@@ -164,6 +164,8 @@ ROLLOUT_FIELDS = frozenset(
     }
 )
 
+_NO_PART = "nothing: the unified estimator has no such part"
+
 # Fields that a recipe writes somewhere else, or not at all; "Class.field" holds for that class and its children.
 SET_BY: dict[str, str] = {
     "use_vllm": "rollout.engine",
@@ -199,6 +201,19 @@ SET_BY: dict[str, str] = {
     "PolicyConfig.scale_rewards": "method.advantage_estimator",
     "PolicyConfig.multi_objective_aggregation": "rollout.rewards (summed, then compared within the group)",
     "PolicyConfig.delta": "method.epsilon_dual",
+    "PolicyConfig.sapo_temperature_neg": _NO_PART,
+    "PolicyConfig.sapo_temperature_pos": _NO_PART,
+    "PolicyConfig.vespo_k_pos": _NO_PART,
+    "PolicyConfig.vespo_lambda_pos": _NO_PART,
+    "PolicyConfig.vespo_k_neg": _NO_PART,
+    "PolicyConfig.vespo_lambda_neg": _NO_PART,
+    "PolicyConfig.top_entropy_quantile": _NO_PART,
+    "PolicyConfig.off_policy_mask_threshold": _NO_PART,
+    "PolicyConfig.use_adaptive_entropy": _NO_PART,
+    "PolicyConfig.entropy_coef_min": _NO_PART,
+    "PolicyConfig.entropy_coef_max": _NO_PART,
+    "PolicyConfig.entropy_coef_delta": _NO_PART,
+    "PolicyConfig.entropy_target": _NO_PART,
     "use_transformers_paged": "rollout.use_transformers_continuous_batching",
     "vllm_importance_sampling_cap": "rollout.vllm_importance_sampling_clip_max",
     "include_for_metrics": "nothing: evaluation is set in the eval block",

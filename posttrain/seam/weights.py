@@ -1,4 +1,6 @@
-"""Weights that leave the training process: adapters pushed to an inference engine, in-memory models written to disk."""
+"""Weights that leave the training process: adapters pushed to an inference engine, in-memory models written to
+disk.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ from torch import Tensor, nn
 def preserved_base_weights(model: nn.Module) -> Iterator[None]:
     """Put the base weights under every adapter back, bit for bit, when the block ends.
 
-    trl 1.16 pushes a PEFT model to vLLM by merging the adapter into the base weights in place and subtracting it again;
-    in bf16 the subtraction does not return to the start, and the base drifts a little at each sync.
+    trl 1.16 pushes a PEFT model to vLLM by merging the adapter into the base weights in place and subtracting it
+    again; in bf16 the subtraction does not return to the start, and the base drifts a little at each sync.
 
     Args:
         model: a PEFT model, plain or wrapped. Models without adapters pass through.
@@ -53,9 +55,9 @@ def drift_free(sync_weights: Callable[..., Any], model: nn.Module) -> Callable[.
 def materialised(model: Any, folder: Path, *, is_main: bool, barrier: Callable[[], None]) -> Iterator[None]:
     """Let code that reloads a model from its `name_or_path` find the weights that are in memory now.
 
-    trl 1.16 builds the KL reference (and a colocated vLLM engine) from `model.config._name_or_path`. For a model made or
-    changed in memory (initialised from a config, expanded, merged) that is another model, or none. The weights are saved
-    to `folder` by one rank, the name points there while the block runs, and the old name comes back afterwards.
+    trl 1.16 builds the KL reference (and a colocated vLLM engine) from `model.config._name_or_path`. For a model made
+    or changed in memory (initialised from a config, expanded, merged) that is another model, or none. The weights are
+    saved to `folder` by one rank, the name points there while the block runs, and the old name comes back afterwards.
 
     Args:
         model: a transformers model that is not yet wrapped or sharded.

@@ -1,4 +1,6 @@
-"""Small real runs that the batteries compare: one trainer per registry entry on the tiny model, everything recorded."""
+"""Small real runs that the batteries compare: one trainer per registry entry on the tiny model, everything
+recorded.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from posttrain.data.demonstrations import encode_prompt
 from posttrain.registry import METHODS
 
 NUM_PROMPTS = 12
@@ -133,8 +136,34 @@ def gradients(trainer: Any) -> dict[str, torch.Tensor]:
 
 
 def relative_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
-    """|left - right| / |right| over all tensors together."""
+    """|left - right| / |right| over all tensors together; 0 if both are exactly zero."""
     assert left.keys() == right.keys()
+    if not any(value.any() for value in (*left.values(), *right.values())):
+        return 0.0
     difference = sum(((left[k].double() - right[k].double()) ** 2).sum() for k in left)
     size = sum((right[k].double() ** 2).sum() for k in left)
     return float((difference / size) ** 0.5)
+
+
+def replay(prompts: list, trainer: Any) -> dict[str, Any]:
+    """A `rollout_func` whose completions depend on the prompt and the row's place in its group alone.
+
+    The same global batch therefore has the same rollouts however it is spread over ranks. Prompts with an even first
+    number never get a right answer (see `marked_right`); of the others about half of the rollouts are right.
+    """
+    tokenizer = trainer.processing_class
+    offset = trainer.accelerator.process_index * len(prompts)
+    prompt_ids, completion_ids = [], []
+    for row, prompt in enumerate(prompts):
+        text, place = prompt[0]["content"], (offset + row) % trainer.num_generations
+        number = int(text.split("+")[0])
+        right = number % 2 == 1 and (place + number // 2) % 2 == 0
+        completion = ("R" if right else "w") + "xyz12"[: 1 + (place + number) % 5]
+        prompt_ids.append(encode_prompt(tokenizer, prompt))
+        completion_ids.append([*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id])
+    return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}
+
+
+def marked_right(prompts: list, completions: list, **_: Any) -> list[float]:
+    """Verdict on replayed completions: those that begin with R."""
+    return [float(completion[0]["content"].startswith("R")) for completion in completions]

@@ -95,7 +95,7 @@ def test_another_layout_is_refused(key, warm_dir, tmp_path):
 
 @pytest.mark.parametrize("key", ALL_KEYS)
 def test_state_files_are_json_and_safetensors(key, warm_dir, tmp_path):
-    build(key, warm_dir, tmp_path, max_steps=1, save_strategy="steps", save_steps=1, **{}).train()
+    build(key, warm_dir, tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
     ours = sorted(p.name for p in (tmp_path / "checkpoint-1").glob("posttrain_*"))
     assert ours == [
         "posttrain_complete.json",

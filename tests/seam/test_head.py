@@ -14,7 +14,9 @@ VOCABULARY, WIDTH, POSITIONS = 37, 8, 23
 
 
 class _LargestBlock(TorchDispatchMode):
-    """Largest tensor, in elements, whose last axis is the vocabulary; views of the head's (V, D) weight do not count."""
+    """Largest tensor, in elements, whose last axis is the vocabulary; views of the head's (V, D) weight do not
+    count.
+    """
 
     def __init__(self, vocabulary: int, width: int):
         super().__init__()

@@ -46,9 +46,7 @@ def test_the_global_generator_is_not_touched():
 
 
 def test_layout_is_trls_with_incomplete_blocks_left_out():
-    sampler = EpochRepeatSampler(
-        DATA, seed=0, num_generations=2, prompts_per_batch=3, repeat_count=2, shuffle=False
-    )
+    sampler = EpochRepeatSampler(DATA, seed=0, num_generations=2, prompts_per_batch=3, repeat_count=2, shuffle=False)
     block = [0, 0, 1, 1, 2, 2]
     second = [3, 3, 4, 4, 5, 5]
     assert list(sampler) == block + block + second + second

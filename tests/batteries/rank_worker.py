@@ -1,0 +1,54 @@
+"""One process of `test_ranks`: builds trainers from a spec file, saves the gradient of one optimizer step of each."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import torch
+from safetensors.torch import save_file
+
+from posttrain.registry import METHODS
+from tests.batteries.runs import build, dataset, gradients, losses, marked_right, replay
+
+
+def main(folder: Path) -> None:
+    """Run every case of `folder/spec.json` and leave `facts.json` and `<case>.safetensors` there."""
+    torch.set_num_threads(1)
+    spec = json.loads((folder / "spec.json").read_text())
+    logged = []
+    for number, run in enumerate(spec["runs"]):
+        data, case = dataset(), dict(run["case"])
+        if "prompts" in case:
+            data = data.select(case.pop("prompts"))
+        if METHODS[run["key"]].kind == "policy":
+            case |= {"reward": marked_right, "trainer_kwargs": {"rollout_func": replay}, "shuffle_dataset": False}
+        trainer = build(
+            run["key"],
+            Path(spec["model"]),
+            folder / f"run{number}",
+            data=data,
+            per_device_train_batch_size=spec["rows"],
+            gradient_accumulation_steps=1,
+            max_steps=1,
+            max_grad_norm=0.0,
+            **case,
+        )
+        caught = gradients(trainer)
+        logged.append(losses(trainer)[0])
+        if trainer.accelerator.is_main_process:
+            save_file(caught, folder / f"{number}.safetensors")
+    if trainer.accelerator.is_main_process:
+        facts = {"world_size": trainer.accelerator.num_processes, "losses": logged}
+        (folder / "facts.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

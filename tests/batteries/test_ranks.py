@@ -1,0 +1,72 @@
+"""Every method: two gloo processes make the gradient that one process makes from the same rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from posttrain.registry import METHODS
+from tests.batteries.runs import relative_difference
+
+ROOT = Path(__file__).parents[2]
+# float32 sums in another order; measured differences are below 1e-6.
+TOLERANCE = 1e-5
+CASES = {
+    "whole groups on each rank": {"num_generations": 4},
+    "a group on both ranks": {"num_generations": 8, "prompts": [1]},
+    "a failed group on both ranks": {"num_generations": 8, "prompts": [0]},
+    "no demonstration on one rank": {"num_generations": 4, "prompts": [0, 1]},
+    "no demonstration anywhere": {"num_generations": 4, "prompts": [1, 3]},
+    "no rollout right anywhere": {"num_generations": 4, "prompts": [0, 2]},
+}
+SUPERVISED = {"rows of unequal length": {}, "every row the same weight": {"loss_aggregation": "seq_mean_token_mean"}}
+RUNS = [
+    {"key": key, "name": name, "case": case}
+    for key, entry in METHODS.items()
+    for name, case in (CASES if entry.kind == "policy" else SUPERVISED).items()
+]
+
+
+@pytest.fixture(scope="module")
+def launched(warm_dir, tmp_path_factory) -> dict[int, Path]:
+    """Folder of the run with one process and of the run with two; both have seen every case."""
+    folders = {}
+    for world, rows in ((1, 8), (2, 4)):
+        folder = tmp_path_factory.mktemp(f"world{world}")
+        (folder / "spec.json").write_text(json.dumps({"model": str(warm_dir), "rows": rows, "runs": RUNS}))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={world}"]
+        command += [
+            "--rdzv_backend=c10d",
+            "--rdzv_endpoint=127.0.0.1:0",
+            "-m",
+            "tests.batteries.rank_worker",
+            str(folder),
+        ]
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        assert json.loads((folder / "facts.json").read_text())["world_size"] == world
+        folders[world] = folder
+    return folders
+
+
+@pytest.mark.parametrize("number", range(len(RUNS)), ids=[f"{run['key']}: {run['name']}" for run in RUNS])
+def test_two_processes_make_the_gradients_of_one(number, launched):
+    left, right = (load_file(launched[world] / f"{number}.safetensors") for world in (1, 2))
+    logged = [json.loads((launched[world] / "facts.json").read_text())["losses"][number] for world in (1, 2)]
+    assert relative_difference(right, left) < TOLERANCE
+    assert logged[1] == pytest.approx(logged[0], rel=1e-4, abs=1e-7)
+
+
+def test_the_comparison_has_something_to_compare(launched):
+    """Only a group-relative method whose rollouts all failed may have a zero gradient."""
+    for number, run in enumerate(RUNS):
+        size = sum(float((value**2).sum()) for value in load_file(launched[1] / f"{number}.safetensors").values())
+        failed_only = run["case"].get("prompts") in ([0], [0, 2])
+        assert (size == 0.0) == (run["key"] == "grpo" and failed_only), run

@@ -1,0 +1,69 @@
+"""Every method: one optimizer step has the same gradient however its rows are cut into micro-batches."""
+
+from __future__ import annotations
+
+import pytest
+
+from posttrain.registry import METHODS
+from tests.batteries.runs import Recorder, build, gradients, relative_difference
+
+SPLITS = [(8, 1), (4, 2), (2, 4)]
+# float32 sums in another order; measured differences are below 1e-6.
+TOLERANCE = 1e-5
+
+
+@pytest.mark.parametrize("overrides", [{}, {"beta": 0.05}, {"entropy_coef": 0.01}, {"preset": "dapo"}], ids=str)
+@pytest.mark.parametrize("key", [key for key, entry in METHODS.items() if entry.kind == "policy"])
+def test_policy_gradient_does_not_depend_on_the_split(key, overrides, warm_dir, tmp_path):
+    found, seen = [], []
+    for rows, steps in SPLITS:
+        reward = Recorder()
+        trainer = build(
+            key,
+            warm_dir,
+            tmp_path / f"{rows}",
+            reward=reward,
+            per_device_train_batch_size=rows,
+            gradient_accumulation_steps=steps,
+            max_steps=1,
+            max_grad_norm=0.0,
+            **overrides,
+        )
+        found.append(gradients(trainer))
+        seen.append(reward.seen)
+    assert seen[0] == seen[1] == seen[2]
+    assert relative_difference(found[1], found[0]) < TOLERANCE
+    assert relative_difference(found[2], found[0]) < TOLERANCE
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "seq_mean_token_mean"])
+@pytest.mark.parametrize("key", [key for key, entry in METHODS.items() if entry.kind == "supervised"])
+def test_supervised_gradient_does_not_depend_on_the_split(key, aggregation, warm_dir, tmp_path):
+    found = [
+        gradients(
+            build(
+                key,
+                warm_dir,
+                tmp_path / f"{rows}",
+                per_device_train_batch_size=rows,
+                gradient_accumulation_steps=steps,
+                max_steps=1,
+                max_grad_norm=0.0,
+                loss_aggregation=aggregation,
+            )
+        )
+        for rows, steps in SPLITS
+    ]
+    assert relative_difference(found[1], found[0]) < TOLERANCE
+    assert relative_difference(found[2], found[0]) < TOLERANCE
+
+
+@pytest.mark.parametrize("key", [key for key, entry in METHODS.items() if entry.kind == "policy"])
+def test_dropping_rows_without_gradient_changes_nothing(key, warm_dir, tmp_path):
+    found = [
+        gradients(
+            build(key, warm_dir, tmp_path / f"{drop}", max_steps=1, max_grad_norm=0.0, drop_zero_advantage_rows=drop)
+        )
+        for drop in (True, False)
+    ]
+    assert relative_difference(found[0], found[1]) < TOLERANCE
