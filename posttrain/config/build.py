@@ -51,10 +51,17 @@ def keywords(cfg: RunConfig, specs: dict[str, FieldSpec]) -> dict[str, Any]:
         keys["vllm_mode"] = cfg.rollout.mode or "colocate"
         keys["reward_weights"] = [entry.weight for entry in cfg.rollout.rewards]
         if cfg.rollout.verifier is not None:
-            keys["verifier"] = cfg.rollout.verifier
+            keys["verifier"] = function_name(cfg.rollout.verifier)
     keys |= {"push_to_hub": cfg.hub.push, "hub_private_repo": cfg.hub.private, "hub_strategy": cfg.hub.strategy}
     keys |= {"hub_model_id": cfg.hub.repo_id, "hub_revision": cfg.hub.revision}
     return keys
+
+
+def function_name(reward: str) -> str:
+    """Name of the function behind a reward of a recipe; the trainers know rewards by it."""
+    from posttrain.rewards import REWARDS
+
+    return REWARDS.get(reward, reward).rsplit(":", 1)[-1]
 
 
 def written_key(name: str, cfg: RunConfig, specs: dict[str, FieldSpec]) -> Key | None:

@@ -171,6 +171,11 @@ def _rollout(cfg: RunConfig) -> Iterator[PosttrainError]:
             allowed="one of: " + ", ".join(names),
             fix=nearest(rollout.verifier, names) or "Add it to rollout.rewards (weight 0 leaves the sum alone)",
         )
+    functions = [name.rsplit(":", 1)[-1] for name in names]
+    for index, function in enumerate(functions):
+        if function in functions[:index]:
+            where = cfg.where("rollout", "rewards", index)
+            yield ConfigError("two reward functions have this name", where=where, got=function, fix="Rename one")
     if not any(entry.weight for entry in rollout.rewards):
         yield ConfigError("every reward has weight 0, so nothing is learned", where=cfg.where("rollout", "rewards"))
     if rollout.engine == "hf":

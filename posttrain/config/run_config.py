@@ -183,7 +183,9 @@ class TrainerBlock(OpenBlock):
 class EvalBlock(Block):
     """Evaluation by generation, verdict only."""
 
-    num_prompts: Count = Field(default=128, description="prompts evaluated, drawn from data.eval with the seed")
+    num_prompts: Count | None = Field(
+        default=128, description="prompts evaluated, drawn from data.eval with the seed; null = all"
+    )
     num_generations: Count = Field(default=1, description="completions per prompt")
     temperature: Annotated[float, Field(ge=0)] = Field(default=0.0, description="0 = greedy", allow_inf_nan=False)
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="nucleus of the sampling")

@@ -15,7 +15,7 @@ from posttrain import registry
 from posttrain.config.run_config import BLOCKS, Block, EvalBlock, OpenBlock, RunConfig
 from posttrain.config.source import Key, SourceMap, dotted
 from posttrain.errors import ConfigError, PosttrainError, SupportError
-from posttrain.seam.arguments import FieldSpec, check_value, field_specs
+from posttrain.seam.arguments import FieldSpec, check_value, field_specs, literal_choices
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -116,7 +116,13 @@ def explain_all(
     for detail in problem.errors(include_url=False):
         key, error = _explain(detail, source, specs, below, root)
         found.setdefault(key, error)
-    return list(found.values())
+    # A misspelt required key is one mistake, not an unknown key and a missing one.
+    meant = {error.fix for error in found.values()}
+    return [error for key, error in found.items() if _meaning(key) not in meant or error.fix == _meaning(key)]
+
+
+def _meaning(key: Key) -> str:
+    return f"Perhaps you mean {dotted(key)}"
 
 
 def _explain(
@@ -136,7 +142,8 @@ def _explain(
         fix = info.description if info else None
         return key, ConfigError(needed, where=where, allowed=allowed, fix=fix and f"It says: {fix}")
     model = _model_of(info.annotation) if info else None
-    if model is not None and not isinstance(value, dict):
+    is_list = info is not None and _is_container(info.annotation, (0,)) and not isinstance(key[-1], int)
+    if model is not None and not is_list and not isinstance(value, dict):
         what = "the block is empty" if value is None else "a mapping of keys is expected"
         shown = {} if value is None else {"got": value}
         return key, ConfigError(what, where=where, allowed="keys: " + ", ".join(model.model_fields), **shown)
@@ -195,7 +202,9 @@ def _spec(key: Key, info: FieldInfo) -> FieldSpec:
     collect(info.metadata)
     for member in (info.annotation, *get_args(info.annotation)):
         collect(getattr(member, "__metadata__", ()))
-    return FieldSpec(str(key[-1]), info.annotation, None, "", "trainer", **limits)
+    return FieldSpec(
+        str(key[-1]), info.annotation, None, "", "trainer", choices=literal_choices(info.annotation), **limits
+    )
 
 
 # ---- fields of the method's config class ----
@@ -243,14 +252,20 @@ def _field_errors(
         if spec is None or (spec.block != block and spec.set_by is None):
             errors.append(unknown_key(key, mine, source, specs))
         elif spec.set_by is not None:
-            fix = "Remove the line" if spec.set_by.startswith("nothing") else f"Set {spec.set_by}"
-            errors.append(ConfigError(f"decided by {spec.set_by}", where=source.where(key), got=value, fix=fix))
+            errors.append(_decided_elsewhere(spec, key, source))
         else:
             try:
                 check_value(spec, value, where=source.where(key))
             except ConfigError as error:
                 errors.append(error)
     return errors
+
+
+def _decided_elsewhere(spec: FieldSpec, key: Key, source: SourceMap) -> ConfigError:
+    if str(spec.set_by).startswith("nothing"):
+        what = str(spec.set_by).replace("nothing", "not a setting of a recipe")
+        return ConfigError(what, where=source.where(key), fix="Remove the line")
+    return ConfigError(f"decided by {spec.set_by}", where=source.where(key), fix=f"Set {spec.set_by}")
 
 
 def _fixed_keys(block: str) -> list[str]:
@@ -271,15 +286,17 @@ def unknown_key(
     name = str(key[-1])
     homes = [block for block in BLOCKS if name in _fixed_keys_of(block) and (block,) != key[:-1]]
     spec = (specs or {}).get(name)
+    if spec is not None and spec.set_by is not None:
+        return _decided_elsewhere(spec, key, source)
     if spec is not None and spec.block != key[0]:
         homes = [spec.block]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     elsewhere = difflib.get_close_matches(name, list(specs or {}), n=1, cutoff=0.75)
     allowed = None
-    if homes and not close or spec is not None:
+    if homes and (spec is not None or not close):
         fix = f"It belongs to the block {homes[0]}: {homes[0]}.{name}"
     elif close:
-        fix = f"Perhaps you mean {dotted((*key[:-1], close[0]))}"
+        fix = _meaning((*key[:-1], close[0]))
     elif elsewhere and specs:
         fix = f"Perhaps you mean {specs[elsewhere[0]].block}.{elsewhere[0]}"
     else:

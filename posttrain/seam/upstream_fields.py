@@ -176,6 +176,7 @@ SET_BY: dict[str, str] = {
     "hub_private_repo": "hub.private",
     "hub_strategy": "hub.strategy",
     "hub_revision": "hub.revision",
+    "hub_always_push": "nothing: a push waits for the one before it",
     "hub_token": "the environment variable HF_TOKEN (a token never belongs into a recipe)",
     "model_init_kwargs": "the model block",
     "trust_remote_code": "model.trust_remote_code",

@@ -1,0 +1,298 @@
+"""The pre-flight: everything that can be known to be wrong before a weight is read, found in one go.
+
+`posttrain check` and `posttrain train` run the same checks. Findings are collected, not raised one by one; a check
+that needs what an earlier one could not provide is left out. Tokenizer and data are loaded, weights never.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posttrain import registry
+from posttrain.config import checks_data, checks_model, checks_rewards, checks_run, checks_template
+from posttrain.config.build import build_args
+from posttrain.config.checks_data import Rows
+from posttrain.config.checks_template import PromptEncoder
+from posttrain.config.preview import preview
+from posttrain.config.report import CheckReport
+from posttrain.config.run_config import RunConfig
+from posttrain.config.stages import resolve_stages
+from posttrain.errors import ConfigError, PosttrainError
+
+# Seconds spent on counting tokens; rows beyond are measured by the run itself.
+LENGTH_SECONDS = 20.0
+
+
+def check(cfg: RunConfig, *, world_size: int = 1, show_rows: int = 0, will_train: bool = False) -> CheckReport:
+    """Check a recipe with its data, tokenizer and rewards.
+
+    Args:
+        cfg: a loaded recipe, with or without stages.
+        world_size: number of processes of the run.
+        show_rows: rows to preview with trained tokens marked.
+        will_train: the run starts here and now: what this machine lacks is an error instead of a warning. Under
+            several processes every rank must then call this.
+
+    Returns:
+        All findings; `raise_if_failed` raises them.
+    """
+    report, loaded = CheckReport(), _Loaded()
+    stages = resolve_stages(cfg)
+    for name, _, run in stages:
+        found = _Check(run, loaded, world_size=world_size, show_rows=show_rows, will_train=will_train).run()
+        report.merge(found, prefix=f"{name}: " if cfg.stages is not None else "")
+    return report
+
+
+@dataclass
+class _Loaded:
+    """What stages share: tokenizers and data by the block that names them."""
+
+    tokenizers: dict[str, Any] = field(default_factory=dict)
+    datasets: dict[str, Any] = field(default_factory=dict)
+
+
+class _Check:
+    """The checks of one run, in the order in which they depend on each other."""
+
+    def __init__(self, cfg: RunConfig, loaded: _Loaded, *, world_size: int, show_rows: int, will_train: bool):
+        self.cfg, self.loaded = cfg, loaded
+        self.world_size, self.show_rows, self.will_train = world_size, show_rows, will_train
+        self.entry = registry.get(cfg.method.name)
+        self.report = CheckReport()
+        self.demonstrated = checks_data.uses_demonstrations(cfg, self.entry)
+
+    def run(self) -> CheckReport:
+        arithmetic = list(checks_run.batch_arithmetic(self.cfg, self.entry, world_size=self.world_size))
+        self.report.errors += arithmetic
+        self.report.errors += checks_run.support(self.cfg, self.entry, world_size=self.world_size)
+        for finding in checks_run.machine(self.cfg):
+            self.add(self.will_train, finding)
+        if not arithmetic:
+            self.arguments()
+        self.model()
+        train = self.rows("train")
+        held_out = self.rows("eval") if self.cfg.data.eval is not None else None
+        tokenizer = self.tokenizer()
+        for rows in (train, held_out):
+            if rows is not None and tokenizer is not None:
+                self.texts(rows, tokenizer)
+        if train is not None:
+            if held_out is not None:
+                self.report.warnings += checks_data.shared_rows(self.cfg, train, held_out)
+            self.rewards(train)
+            if not arithmetic:
+                self.length(train)
+        return self.report
+
+    def add(self, stops: bool, finding: PosttrainError) -> None:
+        (self.report.errors if stops else self.report.warnings).append(finding)
+
+    # ---- what needs no rows ----
+
+    def arguments(self) -> None:
+        """Build the config class, whose own rules then apply; its warnings become ours."""
+        changes = checks_run.dry_run_changes(self.cfg, world_size=self.world_size)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            try:
+                build_args(self.cfg, output_dir=str(self.cfg.trainer.output_dir), changes=changes)
+            except PosttrainError as error:
+                self.report.errors.append(error)
+        told = [str(item.message) for item in caught if item.category is UserWarning]
+        self.report.warnings += [ConfigError(text.rstrip("."), where=self.cfg.where("method")) for text in told]
+
+    def model(self) -> None:
+        """The model's configuration, without weights; then the folder and the disk."""
+        size = None
+        try:
+            facts = checks_model.describe(self.cfg)
+        except PosttrainError as error:
+            self.add(not checks_model.is_unreachable(error), checks_model.explained(self.cfg, error))
+        else:
+            for stops, finding in checks_model.findings(self.cfg, facts):
+                self.add(stops, finding)
+            if facts is not None:
+                size = facts.checkpoint_bytes
+                self.report.facts += facts.lines
+        for stops, finding in checks_run.output_folder(self.cfg, checkpoint_bytes=size):
+            self.add(stops, finding)
+
+    def tokenizer(self) -> Any:
+        """The tokenizer, or None if it cannot be had."""
+        from posttrain.models.loading import load_tokenizer
+
+        key = self.cfg.model.model_dump_json(include={"path", "tiny", "package", "revision"})
+        if key not in self.loaded.tokenizers:
+            try:
+                self.loaded.tokenizers[key] = load_tokenizer(self.cfg.model)
+            except PosttrainError as error:
+                self.loaded.tokenizers[key] = None
+                self.add(not checks_model.is_unreachable(error), checks_model.explained(self.cfg, error))
+        return self.loaded.tokenizers[key]
+
+    # ---- rows ----
+
+    def rows(self, split: str) -> Rows | None:
+        """One split with its findings, or None if it cannot be had."""
+        from posttrain.data.sources import load_source
+
+        source = getattr(self.cfg.data, split)
+        key = source.model_dump_json() + repr(self.cfg.data.system_prompt)
+        if key not in self.loaded.datasets:
+            try:
+                self.loaded.datasets[key] = load_source(source, system_prompt=self.cfg.data.system_prompt)
+            except PosttrainError as error:
+                self.loaded.datasets[key] = None
+                self.add(
+                    not checks_model.is_unreachable(error), checks_model.explained(self.cfg, error, "data", split)
+                )
+        dataset = self.loaded.datasets[key]
+        if dataset is None:
+            return None
+        column = str(getattr(self.cfg.method, "demonstration_column", "solution"))
+        rows = checks_data.as_rows(split, dataset, demonstration_column=column)
+        faults = list(checks_data.prompt_findings(self.cfg, rows))
+        self.report.errors += faults
+        self.report.errors += checks_data.answer_findings(self.cfg, rows, graded=self.graded(split))
+        if split == "train" and self.demonstrated:
+            for stops, finding in checks_data.demonstration_findings(self.cfg, self.entry, rows):
+                self.add(stops, finding)
+        return None if faults else rows
+
+    def graded(self, split: str) -> list[str]:
+        """Rewards in use on a split that compare with the column `answer`."""
+        names = [entry.name for entry in self.cfg.rollout.rewards] if self.cfg.rollout is not None else []
+        if split == "eval" and self.cfg.eval is not None and self.cfg.eval.verifier is not None:
+            names.append(self.cfg.eval.verifier)
+        return [name for name in names if name in ("exact", "math")]
+
+    def texts(self, rows: Rows, tokenizer: Any) -> None:
+        """Template, lengths and previews of one split."""
+        kwargs = self.cfg.rollout.fields.get("chat_template_kwargs") if self.cfg.rollout is not None else None
+        encoder = PromptEncoder(tokenizer, kwargs)
+        trained = self.demonstrated and rows.split == "train"
+        before = len(self.report.errors)
+        for stops, finding in checks_template.tokenizer_findings(self.cfg, tokenizer, rows):
+            self.add(stops, finding)
+        if len(self.report.errors) > before:
+            return
+        for stops, finding in checks_template.template_findings(self.cfg, encoder, rows, trained=trained):
+            self.add(stops, finding)
+        if len(self.report.errors) > before:
+            return
+        budget = _Budget()
+        for stops, finding in checks_data.long_prompts(self.cfg, rows, budget.prompt_counter(encoder)):
+            self.add(stops, finding)
+        if trained:
+            count = budget.row_counter(self.cfg, self.entry.kind == "supervised", encoder, rows)
+            for stops, finding in checks_data.long_demonstrations(self.cfg, self.entry, rows, count):
+                self.add(stops, finding)
+        if budget.skipped:
+            self.report.facts.append(
+                f"{budget.skipped} long {rows.split} texts were not measured; the run measures them"
+            )
+        if rows.split == "train":
+            self.preview(rows, encoder, trained)
+
+    def preview(self, rows: Rows, encoder: PromptEncoder, trained: bool) -> None:
+        kept = [index for index in range(len(rows)) if index not in rows.dropped]
+        limit = getattr(self.cfg.rollout, "max_completion_length", None) if self.cfg.rollout is not None else None
+        sampled = f"then a completion of up to {limit} tokens is sampled, and trained up to its stop token"
+        for index in kept[: self.show_rows]:
+            prompt_ids = encoder.prompt(rows.prompts[index])
+            text = rows.solutions[index] if trained else None
+            title = f"train row {index} ({self.cfg.method.name})"
+            if isinstance(text, str) and text.strip():
+                note = (
+                    ""
+                    if self.cfg.rollout is None
+                    else f"demonstration, trained where the gate opens; elsewhere {sampled}"
+                )
+                ids = encoder.demonstration(text, prompt_ids)
+                self.report.previews.append(preview(title, encoder.tokenizer, prompt_ids, ids, note=note))
+            else:
+                self.report.previews.append(preview(title, encoder.tokenizer, prompt_ids, [], note=sampled))
+
+    def rewards(self, rows: Rows) -> None:
+        """Call each reward function once."""
+        from posttrain.rewards import load_reward
+
+        calls: list[tuple[str, str, bool]] = []
+        rollout, settings = self.cfg.rollout, self.cfg.eval
+        if rollout is not None:
+            verdict = rollout.verifier or rollout.rewards[0].name
+            for index, entry in enumerate(rollout.rewards):
+                calls.append((entry.name, self.cfg.where("rollout", "rewards", index), entry.name == verdict))
+        if settings is not None and settings.verifier not in (None, *(name for name, _, _ in calls)):
+            calls.append((str(settings.verifier), self.cfg.where("eval", "verifier"), True))
+        threshold = float(getattr(self.cfg.method, "success_threshold", 1.0))
+        for name, where, is_verifier in calls:
+            try:
+                reward = load_reward(name, Path(self.cfg.source.file).parent)
+            except PosttrainError as error:
+                self.report.errors.append(type(error)(error.what, where=where, allowed=error.allowed, fix=error.fix))
+                continue
+            for stops, finding in checks_rewards.reward_findings(
+                rows, name=name, where=where, reward=reward, is_verifier=is_verifier, threshold=threshold
+            ):
+                self.add(stops, finding)
+
+    def length(self, rows: Rows) -> None:
+        """Enough rows for one batch, and the length of the run."""
+        left = len(rows) - len(rows.dropped)
+        if self.entry.kind == "policy" and self.cfg.rollout is not None:
+            steps = checks_run.steps_per_generation(self.cfg, self.world_size) or 1
+            batch = checks_run.rows_per_micro_step(self.cfg, self.world_size) * steps
+            prompts = batch // self.cfg.rollout.num_generations
+            if left < prompts:
+                self.report.errors.append(
+                    ConfigError(
+                        f"a generation batch needs {prompts} prompts, so no step would ever be made",
+                        where=self.cfg.where("data", "train"),
+                        got=f"{left} rows",
+                        fix="Add rows, or lower trainer.per_device_train_batch_size or gradient_accumulation_steps",
+                    )
+                )
+                return
+        if left:
+            total, told = checks_run.run_length(self.cfg, self.entry, num_rows=left, world_size=self.world_size)
+            self.report.facts += told
+            self.report.warnings += checks_run.length_warnings(self.cfg, total_steps=total)
+
+
+class _Budget:
+    """Counts tokens where they may pass a limit, for a limited time."""
+
+    def __init__(self, seconds: float = LENGTH_SECONDS):
+        self.end, self.skipped = time.monotonic() + seconds, 0
+
+    def spent(self) -> bool:
+        self.skipped += time.monotonic() > self.end
+        return self.skipped > 0
+
+    def prompt_counter(self, encoder: PromptEncoder) -> Any:
+        """Tokens of a prompt, or None once the time is spent."""
+
+        def count(prompt: Any) -> int | None:
+            return None if self.spent() else len(encoder.prompt(prompt))
+
+        return count
+
+    def row_counter(self, cfg: RunConfig, supervised: bool, encoder: PromptEncoder, rows: Rows) -> Any:
+        """(prompt, demonstration) tokens of a row; None where the bytes of the text already fit the limit."""
+        limit = cfg.trainer.max_length if supervised else cfg.rollout.max_completion_length  # type: ignore[union-attr]
+
+        def count(index: int) -> tuple[int, int] | None:
+            text = rows.solutions[index]
+            # A token covers at least one byte, and the stop token comes on top.
+            if limit is None or (not supervised and len(text.encode()) + 1 <= limit) or self.spent():
+                return None
+            prompt = encoder.prompt(rows.prompts[index])
+            return len(prompt), len(encoder.demonstration(text, prompt))
+
+        return count

@@ -1,0 +1,194 @@
+"""Checks of the model from its configuration alone: adapter targets, lengths, size. No weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain.config.rules import is_local, nearest
+from posttrain.config.run_config import RunConfig
+from posttrain.errors import ConfigError, PosttrainError
+
+# Bytes a checkpoint holds for each trained weight: the weight and two moments of AdamW, in float32.
+_BYTES_PER_TRAINED = 12
+_UNREACHABLE = {
+    "ConnectError",
+    "ConnectionError",
+    "ConnectTimeout",
+    "LocalEntryNotFoundError",
+    "OfflineModeIsEnabled",
+    "ReadTimeout",
+}
+_NO_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the configuration tells. `linear` are the names of the linear layers; empty if not known."""
+
+    parameters: int
+    max_positions: int | None
+    linear: frozenset[str]
+    checkpoint_bytes: int
+
+    @property
+    def lines(self) -> list[str]:
+        """For the report."""
+        size = (
+            f"{self.parameters / 1e6:.1f} M parameters" if self.parameters < 1e9 else f"{self.parameters / 1e9:.2f} B"
+        )
+        return [f"model: {size}; a checkpoint takes about {self.checkpoint_bytes / 1e9:.2f} GB"]
+
+
+def describe(cfg: RunConfig) -> ModelFacts | None:
+    """Facts of the configured model; None for a packaged one, which is known to work.
+
+    Raises:
+        ConfigError: the configuration cannot be read; `is_unreachable` tells whether only the Hub was out of reach.
+    """
+    if cfg.model.package is not None:
+        return None
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = _tiny_config(cfg) if cfg.model.tiny is not None else _config_of_path(cfg)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=cfg.model.trust_remote_code)
+    except (ValueError, ImportError, AttributeError, TypeError) as problem:
+        raise ConfigError(
+            f"not a causal language model of this transformers version: {' '.join(str(problem).split())[:160]}",
+            where=cfg.where("model"),
+            got=getattr(config, "model_type", None),
+        ) from problem
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    linear = frozenset(name.rsplit(".", 1)[-1] for name, _ in layers)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    lora = cfg.model.lora
+    trained = parameters
+    if lora is not None:
+        chosen = linear - {"lm_head"} if lora.targets == "all-linear" else set(lora.targets)
+        trained = sum(
+            lora.rank * (module.in_features + module.out_features)
+            for name, module in layers
+            if name.rsplit(".", 1)[-1] in chosen
+        )
+    positions = getattr(config, "max_position_embeddings", None)
+    overrides = cfg.model.config_overrides
+    if overrides is not None and overrides.max_position_embeddings is not None:
+        positions = overrides.max_position_embeddings
+    return ModelFacts(parameters, positions, linear, trained * _BYTES_PER_TRAINED)
+
+
+def _tiny_config(cfg: RunConfig) -> Any:
+    from transformers import AutoConfig
+
+    tiny = cfg.model.tiny
+    assert_known = {} if tiny is None else tiny.model_dump()
+    return AutoConfig.for_model(
+        assert_known["architecture"],
+        vocab_size=100,
+        hidden_size=assert_known["hidden_size"],
+        num_hidden_layers=assert_known["num_layers"],
+        num_attention_heads=assert_known["num_heads"],
+        num_key_value_heads=assert_known["num_heads"],
+        intermediate_size=assert_known["intermediate_size"],
+        max_position_embeddings=assert_known["max_position_embeddings"],
+    )
+
+
+def _config_of_path(cfg: RunConfig) -> Any:
+    from transformers import AutoConfig
+
+    path = str(cfg.model.path)
+    where = cfg.where("model", "path")
+    folder = Path(path).expanduser()
+    if is_local(path):
+        if not (folder / "config.json").is_file():
+            fix = "Give a folder saved by save_pretrained"
+            raise ConfigError("the folder holds no config.json", where=where, got=path, fix=fix)
+        if not any(found for pattern in _NO_WEIGHTS for found in folder.glob(pattern)):
+            raise ConfigError("the folder holds no weights", where=where, got=path, allowed=", ".join(_NO_WEIGHTS))
+        path = str(folder)
+    try:
+        return AutoConfig.from_pretrained(
+            path, revision=cfg.model.revision, trust_remote_code=cfg.model.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as problem:
+        reason = " ".join(str(problem).split())[:160]
+        raise ConfigError(f"the model's configuration cannot be read: {reason}", where=where, got=path) from problem
+
+
+def findings(cfg: RunConfig, facts: ModelFacts | None) -> Iterator[tuple[bool, PosttrainError]]:
+    """(whether it stops the run, finding) about adapter targets and lengths."""
+    if facts is None:
+        return
+    lora = cfg.model.lora
+    if lora is not None and isinstance(lora.targets, list):
+        for index, name in enumerate(lora.targets):
+            if name.rsplit(".", 1)[-1] not in facts.linear:
+                yield (
+                    True,
+                    ConfigError(
+                        "the model has no linear layer of this name",
+                        where=cfg.where("model", "lora", "targets", index),
+                        got=name,
+                        allowed="one of: " + ", ".join(sorted(facts.linear)),
+                        fix=nearest(name, facts.linear),
+                    ),
+                )
+    if facts.max_positions is None:
+        return
+    rollout = cfg.rollout
+    longest = cfg.data.max_prompt_length + rollout.max_completion_length if rollout else cfg.trainer.max_length
+    told = "data.max_prompt_length + rollout.max_completion_length" if rollout else "trainer.max_length"
+    if longest is not None and longest > facts.max_positions:
+        key = ("rollout", "max_completion_length") if rollout else ("trainer", "max_length")
+        yield (
+            # SFT's default length is a ceiling that short rows never reach.
+            rollout is not None or "max_length" in cfg.trainer.fields,
+            ConfigError(
+                f"{longest} tokens do not fit the model's {facts.max_positions} positions",
+                where=cfg.where(*key),
+                got=longest,
+                allowed=f"at most {facts.max_positions} ({told})",
+                fix="Lower the lengths" + (", or raise model.tiny.max_position_embeddings" if cfg.model.tiny else ""),
+            ),
+        )
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether an error came about because the Hub is out of reach, rather than because something is not there."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        current = waiting.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if any(base.__name__ in _UNREACHABLE for base in type(current).__mro__):
+            return True
+        waiting += [current.__cause__, current.__context__]
+    return False
+
+
+def explained(cfg: RunConfig, error: PosttrainError, *key: str) -> PosttrainError:
+    """The same error with its place; for an unreachable Hub, what could not be checked because of it."""
+    if is_unreachable(error):
+        skipped = "columns, lengths and rewards" if key else "its configuration, tokenizer, template and lengths"
+        block = key or ("model",)
+        name = cfg.model.path if not key else getattr(getattr(cfg.data, key[-1]), "path", None)
+        return ConfigError(
+            f"the Hub cannot be reached, so {skipped} were not checked",
+            where=cfg.where(*block, "path"),
+            got=name,
+            fix="Check again where the Hub can be reached, or give a local folder",
+        )
+    if error.where and ":" in error.where:
+        return error
+    facts = {"got": error.got} if "(got " in str(error) else {}
+    place = cfg.where(*(key or ("model",)))
+    where = f"{place}, {error.where}" if error.where else place
+    return type(error)(error.what, where=where, allowed=error.allowed, fix=error.fix, **facts)

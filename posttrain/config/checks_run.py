@@ -1,0 +1,275 @@
+"""Checks of a run that need neither its data nor its tokenizer: arithmetic of batches and ranks, support, disk."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from posttrain.config.run_config import RunConfig
+from posttrain.errors import ConfigError, PosttrainError, SupportError
+from posttrain.registry import Entry
+
+# Package an optimizer or a logging target of transformers needs.
+_OPTIMIZER_PACKAGES = {
+    "bitsandbytes": ("bnb", "8bit", "32bit"),
+    "torchao": ("adamw_torch_4bit", "adamw_torch_8bit"),
+    "galore_torch": ("galore",),
+    "lomo_optim": ("lomo",),
+    "grokadamw": ("grokadamw",),
+    "schedulefree": ("schedule_free",),
+    "apollo_torch": ("apollo",),
+    "optimi": ("stable_adamw",),
+}
+_REPORTERS = ("wandb", "tensorboard", "trackio", "mlflow", "swanlab", "clearml", "neptune", "comet_ml", "codecarbon")
+
+
+def batch_arithmetic(cfg: RunConfig, entry: Entry, *, world_size: int) -> Iterator[PosttrainError]:
+    """Whether batches, groups and ranks divide each other."""
+    if entry.kind != "policy" or cfg.rollout is None:
+        return
+    trainer, group = cfg.trainer, cfg.rollout.num_generations
+    rows, steps = rows_per_micro_step(cfg, world_size), steps_per_generation(cfg, world_size)
+    written = trainer.fields
+    if steps is None:
+        yield ConfigError(
+            "a generation batch is made of whole micro-batches of all ranks",
+            where=cfg.where("trainer", "generation_batch_size"),
+            got=written["generation_batch_size"],
+            allowed=f"a multiple of per_device_train_batch_size * {world_size} ranks = {rows}",
+        )
+        return
+    if steps % trainer.gradient_accumulation_steps:
+        key = "generation_batch_size" if written.get("generation_batch_size") else "steps_per_generation"
+        yield ConfigError(
+            f"a generation batch of {steps} micro-steps does not hold whole optimizer steps",
+            where=cfg.where("trainer", key),
+            got=written.get(key),
+            allowed="micro-steps that are a multiple of trainer.gradient_accumulation_steps "
+            f"({trainer.gradient_accumulation_steps})",
+        )
+    if rows * steps % group:
+        unit = group // math.gcd(group, world_size * steps)
+        yield ConfigError(
+            f"a generation batch of {rows * steps} rows does not hold whole groups of {group} completions",
+            where=cfg.where("rollout", "num_generations"),
+            got=group,
+            allowed=f"a divisor of per_device_train_batch_size ({trainer.per_device_train_batch_size}) * "
+            f"{world_size} ranks * {steps} micro-steps = {rows * steps}",
+            fix=f"For example set trainer.per_device_train_batch_size to a multiple of {unit}",
+        )
+    if trainer.eval_strategy != "no":
+        eval_group = cfg.rollout.num_generations_eval or group
+        total = trainer.per_device_eval_batch_size * world_size
+        if total % eval_group:
+            yield ConfigError(
+                f"an evaluation batch of {total} rows does not hold whole groups of {eval_group} completions",
+                where=cfg.where("trainer", "per_device_eval_batch_size"),
+                got=trainer.per_device_eval_batch_size,
+                allowed=f"per_device_eval_batch_size * {world_size} ranks a multiple of {eval_group}",
+            )
+
+
+def rows_per_micro_step(cfg: RunConfig, world_size: int) -> int:
+    """Rows of one micro-step over all ranks."""
+    return int(cfg.trainer.per_device_train_batch_size) * world_size
+
+
+def steps_per_generation(cfg: RunConfig, world_size: int) -> int | None:
+    """Micro-steps of one generation batch; None if the batch is not made of whole ones."""
+    trainer = cfg.trainer
+    if trainer.generation_batch_size:
+        steps, rest = divmod(int(trainer.generation_batch_size), rows_per_micro_step(cfg, world_size))
+        return None if rest or not steps else steps
+    return int(trainer.steps_per_generation or trainer.gradient_accumulation_steps)
+
+
+def run_length(cfg: RunConfig, entry: Entry, *, num_rows: int, world_size: int) -> tuple[int, list[str]]:
+    """Optimizer steps of the run, and what to tell about it.
+
+    Args:
+        cfg: the run; its arithmetic must be sound.
+        entry: the method.
+        num_rows: training rows left after filtering.
+        world_size: ranks.
+    """
+    trainer = cfg.trainer
+    rows = rows_per_micro_step(cfg, world_size) * trainer.gradient_accumulation_steps
+    if entry.kind == "policy" and cfg.rollout is not None:
+        group, steps = cfg.rollout.num_generations, steps_per_generation(cfg, world_size) or 1
+        prompts = rows_per_micro_step(cfg, world_size) * steps // group
+        updates = steps * trainer.num_iterations // trainer.gradient_accumulation_steps
+        per_epoch = num_rows // prompts * updates
+        told = f"{prompts} prompts x {group} completions make {max(updates, 1)} optimizer step(s) of {rows} rows"
+    else:
+        per_epoch = max(1, math.ceil(num_rows / rows))
+        told = f"{rows} rows an optimizer step"
+    total = trainer.max_steps if trainer.max_steps > 0 else math.ceil(trainer.num_train_epochs * per_epoch)
+    epochs = total / per_epoch if per_epoch else math.inf
+    return total, [f"{num_rows} training rows; {told}", f"{total} optimizer steps, {epochs:.3g} passes over the data"]
+
+
+def length_warnings(cfg: RunConfig, *, total_steps: int) -> Iterator[PosttrainError]:
+    """Saving and warm-up against the length of the run."""
+    trainer = cfg.trainer
+    if trainer.save_strategy == "steps" and 1 <= total_steps < trainer.save_steps:
+        yield ConfigError(
+            f"the run has {total_steps} steps, so no checkpoint is written before its end",
+            where=cfg.where("trainer", "save_steps"),
+            got=trainer.save_steps,
+            fix="Lower trainer.save_steps if an interrupted run should continue",
+        )
+    if trainer.max_steps <= 0 and trainer.warmup_steps > total_steps:
+        yield ConfigError(
+            f"the warm-up is longer than the run of {total_steps} steps",
+            where=cfg.where("trainer", "warmup_steps"),
+            got=trainer.warmup_steps,
+        )
+
+
+def support(cfg: RunConfig, entry: Entry, *, world_size: int) -> Iterator[PosttrainError]:
+    """Combinations the method does not support, whatever the machine."""
+    wanted = {
+        "peft": (cfg.model.lora is not None, ("model", "lora"), "adapters"),
+        "vllm": (cfg.rollout is not None and cfg.rollout.engine == "vllm", ("rollout", "engine"), "vLLM rollouts"),
+        "packing": (bool(cfg.trainer.fields.get("packing")), ("trainer", "packing"), "packed rows"),
+        "ddp": (world_size > 1, ("method", "name"), f"{world_size} processes"),
+    }
+    for feature, (asked, key, told) in wanted.items():
+        if asked and feature not in entry.supports:
+            yield _unsupported(entry, told, cfg.where(*key))
+    engine = parallel_engine()
+    if engine is not None and engine not in entry.supports:
+        yield _unsupported(entry, f"{engine} (from the accelerate config)", cfg.where("method", "name"))
+    lora = cfg.model.lora
+    if lora is not None and isinstance(lora.targets, list) and "lm_head" in lora.targets:
+        yield SupportError(
+            "an adapter on lm_head does not go with losses on log-probabilities",
+            where=cfg.where("model", "lora", "targets"),
+            got=lora.targets,
+            fix="Remove lm_head",
+        )
+
+
+def _unsupported(entry: Entry, told: str, where: str) -> SupportError:
+    return SupportError(
+        f"{entry.key} does not support {told}",
+        where=where,
+        allowed=f"{entry.key} supports: {', '.join(sorted(entry.supports)) or 'none of it'}",
+    )
+
+
+def parallel_engine() -> str | None:
+    """Sharding engine that `accelerate launch` has chosen for this process: zero1 to zero3, fsdp2, or None."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        return f"fsdp{os.environ.get('FSDP_VERSION', '1')}"
+    local, world = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("WORLD_SIZE")
+    return "multi_node" if local and world and int(local) < int(world) else None
+
+
+def machine(cfg: RunConfig) -> Iterator[PosttrainError]:
+    """What the run needs that this machine lacks: errors where it would start here, warnings elsewhere."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    written, model = cfg.trainer.fields, cfg.model
+    needs = [
+        (model.load_in_4bit, ("model", "load_in_4bit"), "CUDA", cuda),
+        (model.load_in_4bit, ("model", "load_in_4bit"), "the package bitsandbytes", _installed("bitsandbytes")),
+        (bool(written.get("tf32")), ("trainer", "tf32"), "CUDA", cuda),
+        (bool(written.get("fp16")), ("trainer", "fp16"), "CUDA", cuda),
+        (bool(written.get("bf16")) and not written.get("use_cpu"), ("trainer", "bf16"), "CUDA", cuda),
+    ]
+    flash = (model.attn_implementation or "").startswith("flash")
+    needs += [(flash, ("model", "attn_implementation"), "CUDA", cuda)]
+    needs += [(flash, ("model", "attn_implementation"), "the package flash-attn", _installed("flash_attn"))]
+    uses_vllm = cfg.rollout is not None and cfg.rollout.engine == "vllm"
+    needs += [(uses_vllm, ("rollout", "engine"), "the package vllm", _installed("vllm"))]
+    optimizer = str(written.get("optim", ""))
+    for package, names in _OPTIMIZER_PACKAGES.items():
+        if any(name in optimizer for name in names) and (package != "bitsandbytes" or "torch" not in optimizer):
+            needs.append((True, ("trainer", "optim"), f"the package {package}", _installed(package)))
+    asked = written.get("report_to")
+    for name in [asked] if isinstance(asked, str) else asked or []:
+        if name in _REPORTERS:
+            needs.append((True, ("trainer", "report_to"), f"the package {name}", _installed(name)))
+    for asked_for, key, what, present in needs:
+        if asked_for and not present:
+            yield SupportError(f"needs {what}, which is not here", where=cfg.where(*key))
+    if cfg.hub.push and not _hub_token():
+        fix = "Set the environment variable HF_TOKEN, or run `hf auth login`"
+        yield SupportError("pushing needs a token of the Hub", where=cfg.where("hub", "push"), fix=fix)
+
+
+def _hub_token() -> str | None:
+    from huggingface_hub import get_token
+
+    return get_token()
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def output_folder(cfg: RunConfig, *, checkpoint_bytes: int | None) -> Iterator[tuple[bool, PosttrainError]]:
+    """(whether it stops the run, finding) about the folder of the run and the space on its disk.
+
+    Args:
+        cfg: the run.
+        checkpoint_bytes: estimated size of one checkpoint; None = not known.
+    """
+    folder = Path(str(cfg.trainer.output_dir)).expanduser()
+    where = cfg.where("trainer", "output_dir")
+    parent = folder
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    if not parent.is_dir():
+        yield True, ConfigError("there is a file where the folder should be", where=where, got=str(parent))
+        return
+    if not os.access(parent, os.W_OK | os.X_OK):
+        yield True, ConfigError("the folder cannot be written", where=where, got=str(parent))
+        return
+    if checkpoint_bytes is None:
+        return
+    free = shutil.disk_usage(parent).free
+    kept = cfg.trainer.save_total_limit
+    for number, stops in ((1, True), (kept or 1, False)):
+        if free < number * checkpoint_bytes:
+            yield (
+                stops,
+                ConfigError(
+                    f"{number} checkpoint(s) of about {_gigabytes(checkpoint_bytes)} do not fit on the disk",
+                    where=where,
+                    got=f"{_gigabytes(free)} free",
+                    fix="Free some space, choose another folder, or lower trainer.save_total_limit",
+                ),
+            )
+            return
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+def dry_run_changes(cfg: RunConfig, *, world_size: int) -> dict[str, Any]:
+    """Fields to change so that the config class can be built here for another layout and device.
+
+    The class multiplies batch sizes by the ranks it sees; one process with larger batches gives the same sums.
+    """
+    import torch
+
+    changes: dict[str, Any] = {"report_to": "none", "push_to_hub": False}
+    here = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size != here:
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+            changes[name] = max(1, getattr(cfg.trainer, name) * world_size // here)
+    if not torch.cuda.is_available():
+        changes |= {"use_cpu": True}
+        changes |= {"tf32": None} if cfg.trainer.fields.get("tf32") else {}
+    return changes

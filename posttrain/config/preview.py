@@ -1,0 +1,71 @@
+"""Rows as the model will see them: token by token, trained and not trained told apart by colour or by brackets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+
+@dataclass(frozen=True)
+class Preview:
+    """One row: its title, its tokens as text, and for each token whether it is trained. `note` follows the tokens."""
+
+    title: str
+    tokens: tuple[str, ...]
+    trained: tuple[bool, ...]
+    note: str = ""
+
+    def plain(self) -> str:
+        """Without colour: every trained token in square brackets, line breaks shown as a sign before the break."""
+        body = "".join(
+            f"[{_visible(token)}]" if trained else _visible(token)
+            for token, trained in zip(self.tokens, self.trained, strict=True)
+        )
+        return f"{self.header()}\n{body}{self._note()}"
+
+    def render(self, *, colour: bool) -> Text:
+        """For a rich console. Trained tokens are green, with alternating shade to show where each begins and ends."""
+        from rich.text import Text
+
+        if not colour:
+            return Text(self.plain())
+        text = Text(f"{self.header()}\n", style="bold")
+        count = 0
+        for token, trained in zip(self.tokens, self.trained, strict=True):
+            count += trained
+            style = ("black on green3" if count % 2 else "black on pale_green1") if trained else "dim"
+            text.append(_visible(token), style=style)
+        text.append(self._note(), style="italic cyan")
+        return text
+
+    def header(self) -> str:
+        """Title with the counts."""
+        return f"-- {self.title}: {len(self.tokens)} tokens, {sum(self.trained)} trained --"
+
+    def _note(self) -> str:
+        return f"\n{self.note}" if self.note else ""
+
+
+def preview(
+    title: str, tokenizer: object, prompt_ids: list[int], trained_ids: list[int], *, note: str = ""
+) -> Preview:
+    """Preview of a row whose prompt is given and whose continuation is trained.
+
+    Args:
+        title: what the row is, "train row 3".
+        tokenizer: decodes the ids one by one; special tokens are shown.
+        prompt_ids: tokens that are not trained.
+        trained_ids: tokens that are.
+        note: line below the row, e.g. that completions will be sampled here.
+    """
+    ids = [*prompt_ids, *trained_ids]
+    tokens = tuple(str(tokenizer.decode([token])) for token in ids)  # type: ignore[attr-defined]
+    trained = (False,) * len(prompt_ids) + (True,) * len(trained_ids)
+    return Preview(title, tokens, trained, note)
+
+
+def _visible(token: str) -> str:
+    return token.replace("\n", "\u23ce\n")
