@@ -1,0 +1,115 @@
+"""The verdict of a reasoning-gym task by that task's own scorer."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from posttrain.errors import RewardError, SupportError
+from posttrain.rewards.answers import completion_text, marked_block
+
+MAX_ANSWER_CHARACTERS = 4000
+EXTRA = "pip install 'posttrain[tasks]'"
+
+# reasoning-gym 0.1.25: these scorers hand the answer to Python's eval, or to sympy's parse_expr, which calls it;
+# composite may forward to any of them.
+EVALUATING_TASKS = frozenset(
+    {
+        "binary_matrix",
+        "composite",
+        "intermediate_integration",
+        "n_queens",
+        "polynomial_multiplication",
+        "simple_integration",
+        "spiral_matrix",
+        "string_insertion",
+    }
+)
+# So do these, but their answers are sums and products of whole numbers: what else is written never reaches the scorer.
+ARITHMETIC_TASKS = frozenset({"countdown", "puzzle24"})
+_ARITHMETIC = re.compile(r"(?!.*\*\s*\*)(?!.*\d{7})[\d\s()+\-*/]{1,200}")
+# Fraction("1e999999999") and its like would build the whole number.
+_HUGE_EXPONENT = re.compile(r"\d[eE][+-]?\d{4}")
+
+
+def reasoning_gym(
+    prompts: Sequence[Any], completions: Sequence[Any], *, entry: Sequence[str | None] | None = None, **_: Any
+) -> list[float | None]:
+    """What the task's own scorer says about the final answer; most tasks know only 0.0 and 1.0.
+
+    The final answer is everything after the last "Answer:" or "####" at the beginning of a line, up to the end,
+    because some answers are grids of several lines; without such a mark it is the content of the last
+    <answer>...</answer>, else the whole completion.
+
+    Args:
+        prompts: not read.
+        completions: strings or chat message lists.
+        entry: the `entry` column that the reasoning-gym adapter wrote, one JSON text for each completion.
+
+    Returns:
+        One value in [0, 1] for each completion; None where the row has no entry or the scorer itself failed.
+
+    Raises:
+        RewardError: if an entry is not one of the adapter's.
+        SupportError: without the package, or for a task whose scorer evaluates the answer as Python.
+    """
+    entries = entry if entry is not None else [None] * len(completions)
+    return [score_one(text, stored) for text, stored in zip(completions, entries, strict=True)]
+
+
+def score_one(completion: Any, entry: str | None) -> float | None:
+    """Score of one completion, see `reasoning_gym`."""
+    if not entry:
+        return None
+    try:
+        stored = json.loads(entry)
+        name, options, original = stored["dataset"], stored["options"], stored["entry"]
+    except (ValueError, KeyError, TypeError):
+        what, fix = "not an entry of a reasoning-gym task", "Use the reward 'exact'"
+        raise RewardError(what, where="reward reasoning_gym", got=entry, fix=fix) from None
+    answer = final_answer(completion_text(completion))
+    if len(answer) > MAX_ANSWER_CHARACTERS or _HUGE_EXPONENT.search(answer):
+        return 0.0
+    if name in ARITHMETIC_TASKS and not _ARITHMETIC.fullmatch(answer):
+        return 0.0
+    score = scorer(name, json.dumps(options, sort_keys=True))
+    try:
+        value = float(score(answer, original))
+    except Exception:  # noqa: BLE001 - a third-party scorer raises anything; the row counts as not scored
+        return None
+    return min(max(value, 0.0), 1.0)
+
+
+def final_answer(text: str) -> str:
+    """Final answer of a completion by the rule of `reasoning_gym`, stripped."""
+    marked = marked_block(text)
+    if marked is not None:
+        return marked
+    begin = text.rfind("<answer>")
+    if begin >= 0:
+        return text[begin + len("<answer>") :].split("</answer>")[0].strip()
+    return text.strip()
+
+
+@lru_cache(maxsize=64)
+def scorer(name: str, options: str) -> Any:
+    """`score_answer` of a task with the given options (a JSON text, so that it can be a cache key)."""
+    refuse_evaluating(name)
+    try:
+        import reasoning_gym as package
+    except ImportError as error:
+        raise SupportError("reasoning-gym is not installed", where="reward reasoning_gym", fix=EXTRA) from error
+    return package.create_dataset(name, size=1, seed=0, **json.loads(options)).score_answer
+
+
+def refuse_evaluating(name: str) -> None:
+    """Raise SupportError for a task whose scorer evaluates what the model wrote."""
+    if name in EVALUATING_TASKS:
+        raise SupportError(
+            "the scorer of this task evaluates the answer as Python code, so a completion could run anything",
+            where=f"reasoning_gym task {name!r}",
+            fix="Choose another task",
+        )
