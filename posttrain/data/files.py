@@ -48,7 +48,7 @@ def read_dataset(path: str, *, name: str | None = None, split: str = "train", re
         return load_dataset(str(local) if local.is_dir() else path, name, split=split, revision=revision)
     except (OSError, ValueError, TypeError) as error:
         # TypeError and ValueError: a malformed file, an unknown split or configuration; the text of datasets names it.
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        reason = " ".join(str(error.__cause__ or error).split())[:300].rstrip(".")
         raise DataError(f"cannot be read: {reason}", where=path) from error
 
 

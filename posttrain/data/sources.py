@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.data.files import read_dataset
+from posttrain.data.files import looks_local, read_dataset
 from posttrain.data.tasks import TASKS
 from posttrain.errors import ConfigError, DataError
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 COLUMNS = ("prompt", "answer", "solution", "group", "task", "entry")
+_PROMPT_SYNONYMS = ("prompts", "question", "problem", "instruction", "query", "input", "messages")
 _KINDS = ("task", "reasoning_gym", "path")
 _ROLES = ("system", "user", "assistant", "tool")
 
@@ -32,8 +34,9 @@ def load_source(source: Any, *, system_prompt: str | None = None) -> Dataset:
 
     Args:
         source: a mapping or an object with attributes; exactly one of `task`, `reasoning_gym` and `path`. The first
-            two take `size`, `seed` and `options`; `path` (a Hub id, a .json, .jsonl, .csv or .parquet file, or a folder)
-            takes `name`, `split`, `revision`, `limit`, `columns` (our name -> theirs, dots for nested fields), `format`.
+            two take `size`, `seed` and `options`; `path` (a Hub id, a .json, .jsonl, .csv or .parquet file, or a
+            folder) takes `name`, `split`, `revision`, `limit`, `columns` (our name -> theirs, dots for nested fields)
+            and `format`.
         system_prompt: put before every prompt that has no system message; not for format "text".
 
     Returns:
@@ -115,7 +118,7 @@ def _generated(source: Any, kind: str) -> list[dict[str, Any]]:
 
 def _nearest(word: str, choices: Any) -> str | None:
     near = get_close_matches(str(word), list(choices), n=1)
-    return f"Did you mean {near[0]!r}?" if near else None
+    return f"Perhaps you mean {near[0]!r}" if near else None
 
 
 # ---- rows that are read ----
@@ -137,10 +140,10 @@ def _from_path(source: Any, *, as_text: bool, system_prompt: str | None) -> Data
         with_indices=True,
         remove_columns=dataset.column_names,
         features=_features(as_text),
-        # datasets names its cache after the function, not after the code that the function calls.
+        # datasets names its cache after the function, not after the code that the function calls, and would write it
+        # beside the user's files.
         load_from_cache_file=False,
-        keep_in_memory=len(dataset) < 20_000,
-        desc=None,
+        keep_in_memory=True,
     )
 
 
@@ -152,23 +155,22 @@ def _columns(mapping: dict[str, str], dataset: Dataset, path: str, as_text: bool
             allowed, fix = f"one of: {', '.join(COLUMNS)}", _nearest(ours, COLUMNS)
             raise ConfigError("unknown column of ours", where="columns", got=ours, allowed=allowed, fix=fix)
         if theirs.split(".")[0] not in present and theirs not in present:
-            raise _missing(theirs, path, present, f"columns.{ours} asks for it. {_nearest(theirs, present) or ''}")
+            raise _missing(
+                theirs, path, present, f"columns.{ours} asks for it. {_nearest(theirs, present) or ''}".rstrip(". ")
+            )
     found = {ours: ours for ours in COLUMNS if ours in present} | mapping
     if "prompt" not in found and as_text and "text" in present:
         found["prompt"] = "text"
     if "prompt" not in found:
-        near = get_close_matches("prompt", present, n=1, cutoff=0.5) or [
-            column for column in present if column.lower() in ("question", "problem", "instruction", "query", "input")
-        ]
+        near = [column for column in present if column.lower() in _PROMPT_SYNONYMS]
+        near = near or get_close_matches("prompt", present, n=1)
         wanted = near[0] if near else "<their column>"
         raise _missing("prompt", path, present, f"Name it in the source: columns: {{prompt: {wanted}}}")
     return found
 
 
 def _missing(column: str, path: str, present: list[str], fix: str) -> DataError:
-    return DataError(
-        "no such column", where=path, got=column, allowed=f"present: {', '.join(present)}", fix=fix.strip()
-    )
+    return DataError("no such column", where=path, got=column, allowed=f"present: {', '.join(present)}", fix=fix)
 
 
 def _rows(
@@ -182,7 +184,8 @@ def _rows(
 ) -> dict[str, list[Any]]:
     count = len(indices)
     result: dict[str, list[Any]] = {name: [""] * count for name in COLUMNS}
-    result["task"] = [path] * count
+    # The name alone: the folder says where the run took place, not what the rows are.
+    result["task"] = [Path(path).name if looks_local(path) or Path(path).exists() else path] * count
     for ours, theirs in columns.items():
         for position, cell in enumerate(_cells(batch, theirs)):
             where = f"{path}, row {indices[position]}, column {theirs!r}"

@@ -51,7 +51,7 @@ def load_reward(name: str, base_dir: str | Path = ".") -> Reward:
             where="rollout.rewards",
             got=name,
             allowed=f"one of: {', '.join(REWARDS)}, or file.py:function",
-            fix=f"Did you mean {near[0]!r}?" if near else None,
+            fix=f"Perhaps you mean {near[0]!r}" if near else None,
         )
     return _from_file(Path(base_dir) / file, function)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -12,7 +14,6 @@ from posttrain.errors import RewardError, SupportError
 from posttrain.rewards.answers import completion_text, marked_block
 
 MAX_ANSWER_CHARACTERS = 4000
-EXTRA = "pip install 'posttrain[tasks]'"
 
 # reasoning-gym 0.1.25: these scorers hand the answer to Python's eval, or to sympy's parse_expr, which calls it;
 # composite may forward to any of them.
@@ -98,11 +99,19 @@ def final_answer(text: str) -> str:
 def scorer(name: str, options: str) -> Any:
     """`score_answer` of a task with the given options (a JSON text, so that it can be a cache key)."""
     refuse_evaluating(name)
+    return import_package().create_dataset(name, size=1, seed=0, **json.loads(options)).score_answer
+
+
+def import_package() -> Any:
+    """The package reasoning_gym, which is an optional extra; SupportError without it."""
     try:
-        import reasoning_gym as package
+        with warnings.catch_warnings():
+            # reasoning-gym 0.1.25: a dependency compares with `is` where it should not, and says so on every import.
+            warnings.simplefilter("ignore", SyntaxWarning)
+            return importlib.import_module("reasoning_gym")
     except ImportError as error:
-        raise SupportError("reasoning-gym is not installed", where="reward reasoning_gym", fix=EXTRA) from error
-    return package.create_dataset(name, size=1, seed=0, **json.loads(options)).score_answer
+        fix = "pip install 'posttrain[tasks]'"
+        raise SupportError("reasoning-gym is not installed", where="reasoning_gym", fix=fix) from error
 
 
 def refuse_evaluating(name: str) -> None:

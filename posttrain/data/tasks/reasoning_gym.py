@@ -15,7 +15,7 @@ from typing import Any
 
 from posttrain.data.tasks.rows import SPLITS, in_split
 from posttrain.errors import ConfigError, DataError, SupportError
-from posttrain.rewards.reasoning_gym import EXTRA, refuse_evaluating
+from posttrain.rewards.reasoning_gym import import_package, refuse_evaluating
 
 _MAX_DRAWS = 200
 
@@ -41,7 +41,7 @@ def generate(
         DataError: if a row has no question in the split.
         SupportError: without the package, or for a task whose scorer evaluates answers or cannot be stored as text.
     """
-    package = _package()
+    package = import_package()
     _check(package, name, split)
     given = dict(options or {})
     rows = []
@@ -65,18 +65,10 @@ def generate(
     return rows
 
 
-def _package() -> Any:
-    try:
-        import reasoning_gym
-    except ImportError as error:
-        raise SupportError("reasoning-gym is not installed", where="reasoning_gym", fix=EXTRA) from error
-    return reasoning_gym
-
-
 def _check(package: Any, name: str, split: str) -> None:
     if name not in package.factory.DATASETS:
         near = get_close_matches(name, package.factory.DATASETS, n=1)
-        fix = f"Did you mean {near[0]!r}?" if near else "reasoning_gym.factory.DATASETS lists them"
+        fix = f"Perhaps you mean {near[0]!r}" if near else "reasoning_gym.factory.DATASETS lists them"
         raise ConfigError("unknown task", where="reasoning_gym", got=name, fix=fix)
     if split not in SPLITS:
         allowed = f"one of: {', '.join(SPLITS)}"
