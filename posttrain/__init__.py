@@ -5,10 +5,14 @@ Importing the package loads neither torch nor trl; the public names below load t
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
+
+# Read by huggingface_hub at its first import: no usage data leaves the machine unless the user sets it otherwise.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 _PUBLIC = {
     "HPTConfig": "posttrain.methods.hpt",

@@ -1,4 +1,4 @@
-"""Errors a user can cause. Each message says where, what, what was given, what is allowed and what to do, in one line."""
+"""Errors a user can cause. Each message says in one line where, what, what was given, what is allowed, what to do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ class PosttrainError(Exception):
     """
 
     def __init__(
-        self, what: str, *, where: str | None = None, got: Any = _MISSING, allowed: str | None = None, fix: str | None = None
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        got: Any = _MISSING,
+        allowed: str | None = None,
+        fix: str | None = None,
     ):
         self.what, self.where, self.got, self.allowed, self.fix = what, where, got, allowed, fix
         facts = []

@@ -142,8 +142,8 @@ class HPTTrainer(PolicyTrainer):
 
     config_class = HPTConfig
     args: HPTConfig
-    _name = "HPT"
-    _paper = {
+    name = "HPT"
+    paper = {
         "title": "Towards a Unified View of Large Language Model Post-Training",
         "id": "2509.04419",
         "citation": "@article{lv2025unified, title={Towards a Unified View of Large Language Model Post-Training}, "
@@ -187,7 +187,7 @@ class HPTTrainer(PolicyTrainer):
         tensors["row_weight"] = rl_weight[groups]
         tensors["is_demonstration"] = torch.zeros(rollouts.num_rows, dtype=torch.bool, device=solved.device)
         tensors["trainable_mask"] = tensors["trainable_mask"] * (rl_weight[groups] > 0).unsqueeze(1)
-        self._log_gate(rollouts, rl_weight, demo_weight, missing)
+        self._log_gate(rl_weight, demo_weight, missing)
         if self.args.feedback_mode == "soft":
             self._append_rows(rollouts)
         for group, ids in demonstrations.items():
@@ -214,7 +214,7 @@ class HPTTrainer(PolicyTrainer):
             if not isinstance(text, str) or not text.strip():
                 continue
             prompt = rollouts.tensors["prompt_ids"][row][rollouts.tensors["prompt_mask"][row].bool()].tolist()
-            ids = encode_demonstration(self._tokenizer, text, prompt_ids=prompt)
+            ids = encode_demonstration(self.tokenizer, text, prompt_ids=prompt)
             if len(ids) > self.args.max_completion_length:
                 if self.args.overlong_demonstration == "error":
                     raise DataError(
@@ -257,7 +257,7 @@ class HPTTrainer(PolicyTrainer):
             row = rollouts.num_rows + firsts.index(row)
         width = max(len(ids), tensors["completion_ids"].size(1))
         fills = {
-            "completion_ids": self._tokenizer.pad_token_id,
+            "completion_ids": self.tokenizer.pad_token_id,
             "completion_mask": 0,
             "trainable_mask": 0,
             "tool_mask": 1,
@@ -313,8 +313,8 @@ class HPTTrainer(PolicyTrainer):
         sft = LossCounts(rows=prompts, tokens=sft_tokens, max_completion_length=length)
         sft_scale = args.sft_loss_coef * (num_demos / prompts if by_token else 1.0)
         sft_reduction = "token_mean" if by_token else "seq_mean_token_mean"
-        self._metrics["train"]["gate/rl_tokens"].append(rl_tokens)
-        self._metrics["train"]["gate/sft_tokens"].append(sft_tokens)
+        self.record("gate/rl_tokens", rl_tokens)
+        self.record("gate/sft_tokens", sft_tokens)
         return [
             tensors["row_weight"].unsqueeze(1)
             * (
@@ -359,7 +359,7 @@ class HPTTrainer(PolicyTrainer):
         if limit is None:
             return
         skipped = norm > limit
-        self._metrics["train"]["update/skipped"].append(float(skipped))
+        self.record("update/skipped", float(skipped))
         if skipped:  # parameters without a gradient are passed over by the optimizer, moments and decay included
             for parameter in self.model.parameters():
                 parameter.grad = None
@@ -369,8 +369,7 @@ class HPTTrainer(PolicyTrainer):
     def _over_ranks(self, value: Tensor) -> float:
         return float(self.accelerator.reduce(value, reduction="sum"))
 
-    def _log_gate(self, rollouts: RolloutBatch, rl_weight: Tensor, demo_weight: Tensor, missing: Tensor) -> None:
-        metrics = self._metrics["train"]
-        metrics["gate/sft_fraction"].append((demo_weight > 0).float().mean().item())
-        metrics["gate/rl_fraction"].append((rl_weight > 0).float().mean().item())
-        metrics["gate/missing_demonstration_fraction"].append(missing.float().mean().item())
+    def _log_gate(self, rl_weight: Tensor, demo_weight: Tensor, missing: Tensor) -> None:
+        self.record("gate/sft_fraction", (demo_weight > 0).float().mean().item())
+        self.record("gate/rl_fraction", (rl_weight > 0).float().mean().item())
+        self.record("gate/missing_demonstration_fraction", missing.float().mean().item())

@@ -30,8 +30,24 @@ class ResumableTrainer:
     global norm before clipping).
     """
 
+    # Method name and {title, id, citation} of its paper, for the model card.
+    name: str = "posttrain"
+    paper: dict[str, str] = {}
     _epoch_sampler: EpochSampler | None = None
     last_grad_norm: float | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._name, cls._paper, cls._tag_names = cls.name, cls.paper, ["trl", "posttrain"]  # type: ignore[attr-defined]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer; of a multimodal processor, its text part."""
+        return getattr(self.processing_class, "tokenizer", self.processing_class)  # type: ignore[attr-defined]
+
+    def record(self, name: str, value: float) -> None:
+        """Add a number to the training log; several between two log lines are averaged, NaN is left out."""
+        self._metrics["train"][name].append(value)  # type: ignore[attr-defined]
 
     # ---- for methods ----
 

@@ -61,8 +61,6 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         optimizer_cls_and_kwargs: (optimizer class or factory, keyword arguments), as in transformers' Trainer.
     """
 
-    _name = "PolicyTrainer"
-    _tag_names = ["trl", "posttrain"]
     config_class: type[PolicyConfig] = PolicyConfig
     args: PolicyConfig
 

@@ -32,32 +32,37 @@ _REPLACED = {
 }
 
 
-def device_defaults(config: Any) -> dict[str, Any]:
-    """Fill `bf16` and `gradient_checkpointing` where the user left them open, and say what was chosen.
+# Set by `accelerate launch`; with them `use_cpu` would switch the engine off without a word.
+_SHARDED = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
 
-    On CUDA with bf16 support: bf16 and checkpointing on, as TRL does. Elsewhere: float32 and no checkpointing, because
-    bf16 autocast and recomputation only cost time there.
+
+def device_defaults(config: Any) -> dict[str, Any]:
+    """Fill what the user left open with what fits the device, and say what was chosen.
+
+    On CUDA: bf16 where the card has it, and activation checkpointing, as TRL does. Elsewhere: float32, no recompute
+    (bf16 autocast and recomputation only cost time there), no pinned memory, and `use_cpu`, without which several
+    processes on a CPU would silently train apart from each other. DeepSpeed and FSDP set the device themselves.
 
     Returns:
         field -> chosen value, for the run report.
     """
     import torch
 
-    cuda = torch.cuda.is_available() and not config.use_cpu
+    sharded = any(os.environ.get(name, "false") == "true" for name in _SHARDED)
+    forced_cpu = config.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1")
+    cuda = torch.cuda.is_available() and not forced_cpu
     chosen: dict[str, Any] = {}
     if config.bf16 is None:
         chosen["bf16"] = bool(cuda and torch.cuda.is_bf16_supported() and not config.fp16)
     if config.gradient_checkpointing is None:
         chosen["gradient_checkpointing"] = bool(cuda)
+    if not cuda:
+        chosen["dataloader_pin_memory"] = False
+        if not sharded:
+            chosen["use_cpu"] = True
     for name, value in chosen.items():
         setattr(config, name, value)
     return chosen
-
-
-def quiet_upstream() -> None:
-    """No telemetry request from a training process unless the user's environment asks for it."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 
 @dataclass
@@ -130,7 +135,6 @@ class PolicyConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         check_options(self)
-        quiet_upstream()
         self._refuse_replaced()
         self.upge = self._resolve_estimator()
         self.epsilon, self.epsilon_high = self.upge.epsilon_low, self.upge.epsilon_high

@@ -19,7 +19,7 @@ from posttrain.losses.supervised import dft_loss, nll_loss
 from posttrain.seam.arguments import check_options, option
 from posttrain.seam.head import add_selective_scoring
 from posttrain.seam.hooks import ResumableTrainer
-from posttrain.seam.policy_config import device_defaults, quiet_upstream
+from posttrain.seam.policy_config import device_defaults
 from posttrain.seam.sampling import EpochSampler
 
 _LOSSES = {"nll": nll_loss, "dft": dft_loss}
@@ -57,7 +57,6 @@ class SupervisedConfig(SFTConfig):
 
     def __post_init__(self) -> None:
         check_options(self)
-        quiet_upstream()
         if self.packing and self.loss_aggregation != "token_mean":
             raise SupportError(
                 "a packed row holds several sequences, so a mean per row is not a mean per sequence",
@@ -87,8 +86,6 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         optimizer_cls_and_kwargs: as in TRL. args: a `SupervisedConfig`.
     """
 
-    _name = "SupervisedTrainer"
-    _tag_names = ["trl", "posttrain"]
     # trl 1.16 leaves this unset; a per-batch mean would then be multiplied by gradient_accumulation_steps.
     loss_is_scaled_for_ga = True
     config_class: type[SupervisedConfig] = SupervisedConfig

@@ -24,7 +24,6 @@ COMMON: dict[str, Any] = {
     "disable_tqdm": True,
     "save_strategy": "no",
     "seed": 5,
-    "use_cpu": True,
 }
 POLICY: dict[str, Any] = {
     "per_device_train_batch_size": 4,

@@ -1,0 +1,115 @@
+"""Which checkpoint a run continues from, and whether a stage of a plan is done already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import ResumeError
+
+FINISHED_FILE = "finished.json"
+# Blocks and keys that may change between the attempts of one run without making it another run.
+_FREE = {"eval", "hub", "job"}
+_FREE_TRAINER = {
+    "resume",
+    "output_dir",
+    "logging_steps",
+    "save_steps",
+    "save_strategy",
+    "save_total_limit",
+    "report_to",
+}
+
+
+def identity(config: Any, *, parent: Path | None) -> str:
+    """Hash of everything in a run's configuration that its result depends on."""
+    blocks = {name: block for name, block in config.model_dump().items() if name not in _FREE | {"stages"}}
+    blocks["trainer"] = {
+        key: value for key, value in (blocks.get("trainer") or {}).items() if key not in _FREE_TRAINER
+    }
+    blocks["parent"] = str(parent)
+    return hashlib.sha256(json.dumps(blocks, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def is_finished(folder: Path, config: Any, *, parent: Path | None) -> bool:
+    """Whether a stage with this very configuration has run to its end in `folder`.
+
+    Raises:
+        ResumeError: another configuration was finished there; the result is not overwritten.
+    """
+    path = folder / FINISHED_FILE
+    if config.trainer.resume == "never" or not path.exists():
+        return False
+    if json.loads(path.read_text(encoding="utf-8"))["identity"] == identity(config, parent=parent):
+        return True
+    raise ResumeError(
+        "a run with other settings was finished here",
+        where=str(folder),
+        fix="Set another trainer.output_dir, or trainer.resume: never to replace the result",
+    )
+
+
+def mark_finished(folder: Path, config: Any, *, parent: Path | None) -> None:
+    """Record that the run is complete."""
+    from posttrain.evaluation.records import write_json
+
+    write_json(folder / FINISHED_FILE, {"identity": identity(config, parent=parent)})
+
+
+def choose_checkpoint(resume: str, folder: Any, data: dict[str, Any]) -> str | None:
+    """The checkpoint to continue from.
+
+    Args:
+        resume: "auto" (the newest complete checkpoint of the run's folder, if any), "never", or a path.
+        folder: the run's `RunFolder`.
+        data: `data_fingerprint` of each dataset, compared with what the stopped run recorded.
+
+    Returns:
+        Its path, or None to start from the beginning.
+
+    Raises:
+        ResumeError: the named checkpoint is not complete, or the data are not those of the stopped run.
+    """
+    from posttrain.seam.state import COMPLETE_FILE, complete_checkpoints
+
+    if resume == "never":
+        return None
+    if resume == "auto":
+        found = complete_checkpoints(folder.path)
+        chosen = found[-1] if found else None
+    else:
+        chosen = Path(resume).expanduser()
+        if not (chosen / COMPLETE_FILE).exists():
+            raise ResumeError(
+                "not a complete checkpoint", where="trainer.resume", got=resume, fix="Name a folder checkpoint-<step>"
+            )
+    if chosen is None:
+        return None
+    recorded = folder.read_run().get("data", {})
+    changed = sorted(split for split in data if split in recorded and recorded[split] != data[split])
+    if changed:
+        raise ResumeError(
+            f"the {' and '.join(changed)} data are not those of the run to continue",
+            where=str(chosen),
+            fix="Restore the data, or start anew with trainer.resume: never",
+        )
+    return str(chosen)
+
+
+def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Lines "trainer.learning_rate: 0.001 -> 0.0005" for every value in which two recorded recipes differ."""
+
+    def flat(values: Any, path: str = "") -> dict[str, Any]:
+        if not isinstance(values, dict):
+            return {path: values}
+        items = [flat(value, f"{path}.{key}" if path else str(key)) for key, value in values.items()]
+        return {key: value for item in items for key, value in item.items()}
+
+    old, new = flat(before), flat(now)
+    return [
+        f"{key}: {old.get(key)} -> {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key != "trainer.resume"
+    ]

@@ -1,0 +1,96 @@
+"""The one training main: load, check, train stage by stage, compare.
+
+`posttrain train R` calls `run`; several processes call it through `accelerate launch -m posttrain.run R`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import PosttrainError
+from posttrain.stage_run import Outcome, Stage, is_main_process, say
+
+
+def run(recipe: str | Path, overrides: list[str] | None = None) -> list[Outcome]:
+    """Train what a recipe describes, stage by stage; stages that an earlier call has finished are not repeated.
+
+    Args:
+        recipe: path of the YAML file.
+        overrides: "block.key=value" strings that replace recipe values.
+
+    Returns:
+        One `Outcome`, or one for each stage, in order; the same on every rank.
+
+    Raises:
+        PosttrainError: anything a user can cause. Nothing was trained if it comes from the checks.
+    """
+    from rich.console import Console
+
+    from posttrain.config.checks import check
+    from posttrain.config.loader import load
+    from posttrain.config.stages import resolve_stages
+
+    quiet_libraries()
+    config = load(recipe, overrides or [])
+    report = check(config, world_size=int(os.environ.get("WORLD_SIZE", "1")), will_train=True)
+    if is_main_process():
+        report.show(Console() if sys.stdout.isatty() else Console(width=200))
+    report.raise_if_failed()
+    done: dict[str, Outcome] = {}
+    for name, parent, stage in resolve_stages(config):
+        done[name] = Stage(stage, name=name, parent=done[parent].model if parent else None).run()
+    if config.stages is not None and is_main_process():
+        _compare(config, done)
+    return list(done.values())
+
+
+def quiet_libraries() -> None:
+    """Leave the console to the run: no bars for steps that take a moment, no notice about a device nobody asked for."""
+    import datasets
+    import torch
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def _compare(config: Any, done: dict[str, Outcome]) -> None:
+    """Report on the stages that were evaluated, those with the same parent beside each other."""
+    from posttrain.config.stages import resolve_stages
+    from posttrain.evaluation.report import Arm, write_comparison
+
+    parents = {name: parent for name, parent, _ in resolve_stages(config)}
+    groups: dict[str | None, list[str]] = {}
+    for name, outcome in done.items():
+        if outcome.after is not None:
+            groups.setdefault(parents[name], []).append(name)
+    compared = max(groups.values(), key=len, default=[])
+    if len(compared) > 1:
+        path = write_comparison(str(config.trainer.output_dir), [Arm(name, done[name].folder) for name in compared])
+        say(f"report: {path}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m posttrain.run RECIPE [block.key=value ...]`; exit status 2 for a user's mistake, one line each."""
+    from posttrain.cli import show_error
+
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments:
+        sys.stderr.write("usage: python -m posttrain.run RECIPE [block.key=value ...]\n")
+        return 2
+    try:
+        run(arguments[0], arguments[1:])
+    except PosttrainError as error:
+        if is_main_process():
+            show_error(error)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

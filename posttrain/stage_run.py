@@ -1,0 +1,230 @@
+"""One run of one method: data, model, trainer, evaluation before and after, the files it leaves."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from posttrain import registry
+from posttrain.errors import SupportError
+from posttrain.resuming import changed_settings, choose_checkpoint, is_finished, mark_finished
+
+MODEL_FOLDER = "model"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run left behind; accuracies are those of `eval.json`, None where nothing was evaluated."""
+
+    name: str
+    folder: Path
+    model: Path
+    before: float | None
+    after: float | None
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0 of the whole run."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def say(text: str) -> None:
+    """Print a line for the user."""
+    from rich.console import Console
+
+    Console(soft_wrap=True, highlight=False).print(text, markup=False)
+
+
+class Stage:
+    """One run of one method, from its configuration to its report.
+
+    Args:
+        config: blocks without stages.
+        name: of the stage, or "run".
+        parent: folder of the model it starts from instead of the model block's.
+    """
+
+    def __init__(self, config: Any, *, name: str, parent: Path | None = None):
+        from posttrain.evaluation.report import RunFolder
+
+        self.config, self.name, self.parent = config, name, parent
+        self.entry = registry.get(config.method.name)
+        self.folder = RunFolder(Path(str(config.trainer.output_dir)))
+        self.model_dir = self.folder.path / MODEL_FOLDER
+
+    def run(self) -> Outcome:
+        """Train, unless this very stage was finished before."""
+        from posttrain.evaluation.provenance import data_fingerprint
+
+        if is_finished(self.folder.path, self.config, parent=self.parent):
+            if is_main_process():
+                say(f"{self.folder.path} is finished; nothing to do (trainer.resume: never trains it again)")
+            return self.outcome()
+        trainer, data = self.build()
+        fingerprints = {split: data_fingerprint(rows) for split, rows in data.items()}
+        checkpoint = choose_checkpoint(self.config.trainer.resume, self.folder, fingerprints)
+        changes = changed_settings(self.folder.read_run().get("config", {}), self.record()) if checkpoint else []
+        trainer.accelerator.wait_for_everyone()  # every rank has read the stopped run's record before it is replaced
+        if is_main_process():
+            self.describe(trainer, fingerprints)
+            if checkpoint is not None:
+                say("\n".join([f"continuing from {checkpoint}", *(f"  changed since: {line}" for line in changes)]))
+        if checkpoint is None and (self.config.eval is None or self.config.eval.at_start):
+            self.evaluate(trainer, data, "before")
+        trainer.train(resume_from_checkpoint=checkpoint)
+        self.evaluate(trainer, data, "after")
+        self.save(trainer)
+        if is_main_process():
+            self.folder.write_report()
+            mark_finished(self.folder.path, self.config, parent=self.parent)
+        trainer.accelerator.wait_for_everyone()
+        return self.outcome()
+
+    def build(self) -> tuple[Any, dict[str, Any]]:
+        """Tokenizer, data, model, arguments, trainer."""
+        from accelerate import PartialState
+
+        from posttrain.callbacks.metrics import MetricsWriter
+        from posttrain.callbacks.progress import RichProgress, replace_printing
+        from posttrain.config.build import build_args
+        from posttrain.data.sources import load_source
+        from posttrain.models.loading import load_model, load_tokenizer, peft_config, resolve_model_path
+        from posttrain.rewards import load_reward
+
+        config, base = self.config, Path(self.config.source.file).parent
+        args = build_args(config, output_dir=self.folder.path)
+        with PartialState().main_process_first():
+            path = str(self.parent or resolve_model_path(config.model, self.folder.path / "initial"))
+            data = {
+                split: load_source(source, system_prompt=config.data.system_prompt)
+                for split, source in (("train", config.data.train), ("eval", config.data.eval))
+                if source is not None
+            }
+        extra: dict[str, Any] = {}
+        if config.rollout is not None:
+            extra["reward_funcs"] = [load_reward(entry.name, base) for entry in config.rollout.rewards]
+        tokenizer = load_tokenizer(config.model, path=path)
+        trainer = self.entry.load_trainer()(
+            model=load_model(config.model, path=path),
+            args=args,
+            train_dataset=self.trainable(data["train"], tokenizer),
+            processing_class=tokenizer,
+            peft_config=peft_config(config.model),
+            **extra,
+        )
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if trainer.accelerator.num_processes != world:
+            raise SupportError(
+                "the processes do not train together",
+                got=f"{trainer.accelerator.num_processes} of {world} in one group",
+                fix="Start them with `accelerate launch --config_file accelerate_configs/ddp.yaml`",
+            )
+        name = self.name if self.name != "run" else None
+        replace_printing(trainer, RichProgress(name=name))
+        trainer.add_callback(MetricsWriter(self.folder.metrics_path))
+        self.schedule_evaluation(trainer, data)
+        return trainer, data
+
+    def trainable(self, rows: Any, tokenizer: Any) -> Any:
+        """Rows whose prompt is short enough; how many were left out is said. `check` has refused what is an error."""
+        from posttrain.data.demonstrations import encode_prompt
+
+        limit = self.config.data.max_prompt_length
+        kept = [i for i, row in enumerate(rows) if len(encode_prompt(tokenizer, row["prompt"])) <= limit]
+        if len(kept) < len(rows) and is_main_process():
+            say(f"left out {len(rows) - len(kept)} of {len(rows)} training rows: prompt longer than {limit} tokens")
+        return rows.select(kept) if len(kept) < len(rows) else rows
+
+    def record(self) -> dict[str, Any]:
+        """The resolved recipe of this stage, for `run.json`."""
+        return {**self.config.values, "stage": self.name, "start_from": str(self.parent) if self.parent else None}
+
+    def describe(self, trainer: Any, fingerprints: dict[str, Any]) -> None:
+        """Write `run.json`."""
+        from posttrain.evaluation.provenance import world_layout
+
+        args = trainer.args
+        self.folder.write_run(
+            self.record(),
+            data=fingerprints,
+            seeds={"trainer": args.seed, "data": args.data_seed if args.data_seed is not None else args.seed},
+            world=world_layout(trainer.accelerator),
+            defaults={**args.device_defaults, "dtype": str(trainer.model.dtype).removeprefix("torch.")},
+        )
+
+    # ---- evaluation ----
+
+    def evaluator(self, trainer: Any, data: dict[str, Any]) -> tuple[Any, Any] | None:
+        """(evaluate(model), settings), or None without evaluation data or verifier."""
+        from posttrain.evaluation.generate import EvalSettings, evaluate
+        from posttrain.rewards import load_reward
+
+        config = self.config
+        verifier = config.eval.verifier if config.eval is not None else None
+        if verifier is None and config.rollout is not None:
+            verifier = config.rollout.verifier or config.rollout.rewards[0].name
+        if "eval" not in data or verifier is None:
+            return None
+        given = config.eval.settings() if config.eval is not None else {}
+        if given.get("max_new_tokens") is None:
+            given["max_new_tokens"] = getattr(trainer.args, "max_completion_length", 256)
+        settings = EvalSettings(**given)
+        call = partial(
+            evaluate,
+            tokenizer=trainer.processing_class,
+            dataset=data["eval"],
+            verifier=load_reward(verifier, Path(config.source.file).parent),
+            settings=settings,
+            accelerator=trainer.accelerator,
+            success_threshold=getattr(trainer.args, "success_threshold", 1.0),
+        )
+        return call, settings
+
+    def evaluate(self, trainer: Any, data: dict[str, Any], name: str) -> None:
+        """Evaluate the model as it is and record the result under `name`."""
+        found = self.evaluator(trainer, data)
+        if found is None:
+            return
+        result = found[0](trainer.model)
+        if is_main_process():
+            self.folder.write_eval(name, result, step=trainer.state.global_step, settings=found[1])
+            label = name if self.name == "run" else f"{self.name}, {name}"
+            say(
+                f"{label}: accuracy {result.accuracy:.3f} ± {result.accuracy_stderr:.3f}, {result.num_prompts} prompts"
+            )
+
+    def schedule_evaluation(self, trainer: Any, data: dict[str, Any]) -> None:
+        """Evaluate every so many steps if the recipe asks for it."""
+        from posttrain.callbacks.evaluation import PeriodicEvaluation
+
+        every = self.config.eval.every_steps if self.config.eval is not None else None
+        found = self.evaluator(trainer, data) if every is not None else None
+        if found is None:
+            return
+
+        def record(step: int, result: Any) -> None:
+            self.folder.write_eval(f"step-{step:06d}", result, step=step, settings=found[1])
+
+        trainer.add_callback(PeriodicEvaluation(every, evaluate=found[0], record=record))
+
+    # ---- results ----
+
+    def save(self, trainer: Any) -> None:
+        """The trained model (and the merged one, if asked for) with its tokenizer; then the Hub."""
+        trainer.save_model(str(self.model_dir))
+        lora = self.config.model.lora
+        if lora is not None and lora.merge_on_save and is_main_process():
+            merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
+            merged.save_pretrained(self.folder.path / "merged")
+            trainer.processing_class.save_pretrained(self.folder.path / "merged")
+        if self.config.hub.push:
+            trainer.push_to_hub()
+
+    def outcome(self) -> Outcome:
+        """The recorded result."""
+        evals = self.folder.read_evals()
+        before, after = (evals.get(name, {}).get("accuracy") for name in ("before", "after"))
+        return Outcome(self.name, self.folder.path, self.model_dir, before, after)
