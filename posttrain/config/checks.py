@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,11 +43,35 @@ def check(cfg: RunConfig, *, world_size: int = 1, show_rows: int = 0, will_train
         All findings; `raise_if_failed` raises them.
     """
     report, loaded = CheckReport(), _Loaded()
-    stages = resolve_stages(cfg)
-    for name, _, run in stages:
-        found = _Check(run, loaded, world_size=world_size, show_rows=show_rows, will_train=will_train).run()
-        report.merge(found, prefix=f"{name}: " if cfg.stages is not None else "")
+    with _quiet():
+        for name, _, run in resolve_stages(cfg):
+            found = _Check(run, loaded, world_size=world_size, show_rows=show_rows, will_train=will_train).run()
+            report.merge(found, prefix=f"{name}: " if cfg.stages is not None else "")
     return report
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no chatter of the libraries between the findings."""
+    import datasets
+    from transformers.utils import logging
+
+    level, bars, data_bars = (
+        logging.get_verbosity(),
+        logging.is_progress_bar_enabled(),
+        datasets.is_progress_bar_enabled(),
+    )
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+        if data_bars:
+            datasets.enable_progress_bar()
 
 
 @dataclass
@@ -74,13 +100,13 @@ class _Check:
             self.add(self.will_train, finding)
         if not arithmetic:
             self.arguments()
-        self.model()
+        tokenizer = self.tokenizer() if self.model() else None
         train = self.rows("train")
         held_out = self.rows("eval") if self.cfg.data.eval is not None else None
-        tokenizer = self.tokenizer()
         for rows in (train, held_out):
-            if rows is not None and tokenizer is not None:
-                self.texts(rows, tokenizer)
+            # A trap of the template shows in training rows first; it need not be told twice.
+            if rows is not None and tokenizer is not None and not self.texts(rows, tokenizer):
+                break
         if train is not None:
             if held_out is not None:
                 self.report.warnings += checks_data.shared_rows(self.cfg, train, held_out)
@@ -90,7 +116,9 @@ class _Check:
         return self.report
 
     def add(self, stops: bool, finding: PosttrainError) -> None:
-        (self.report.errors if stops else self.report.warnings).append(finding)
+        found = self.report.errors if stops else self.report.warnings
+        if str(finding) not in {str(known) for known in found}:
+            found.append(finding)
 
     # ---- what needs no rows ----
 
@@ -106,13 +134,14 @@ class _Check:
         told = [str(item.message) for item in caught if item.category is UserWarning]
         self.report.warnings += [ConfigError(text.rstrip("."), where=self.cfg.where("method")) for text in told]
 
-    def model(self) -> None:
-        """The model's configuration, without weights; then the folder and the disk."""
-        size = None
+    def model(self) -> bool:
+        """The model's configuration, without weights; then the folder and the disk. Whether there is a model."""
+        size, found = None, True
         try:
             facts = checks_model.describe(self.cfg)
         except PosttrainError as error:
-            self.add(not checks_model.is_unreachable(error), checks_model.explained(self.cfg, error))
+            found = checks_model.is_unreachable(error)
+            self.add(not found, checks_model.explained(self.cfg, error))
         else:
             for stops, finding in checks_model.findings(self.cfg, facts):
                 self.add(stops, finding)
@@ -121,6 +150,7 @@ class _Check:
                 self.report.facts += facts.lines
         for stops, finding in checks_run.output_folder(self.cfg, checkpoint_bytes=size):
             self.add(stops, finding)
+        return found
 
     def tokenizer(self) -> Any:
         """The tokenizer, or None if it cannot be had."""
@@ -171,8 +201,8 @@ class _Check:
             names.append(self.cfg.eval.verifier)
         return [name for name in names if name in ("exact", "math")]
 
-    def texts(self, rows: Rows, tokenizer: Any) -> None:
-        """Template, lengths and previews of one split."""
+    def texts(self, rows: Rows, tokenizer: Any) -> bool:
+        """Template, lengths and previews of one split. Whether its texts can be read at all."""
         kwargs = self.cfg.rollout.fields.get("chat_template_kwargs") if self.cfg.rollout is not None else None
         encoder = PromptEncoder(tokenizer, kwargs)
         trained = self.demonstrated and rows.split == "train"
@@ -180,11 +210,11 @@ class _Check:
         for stops, finding in checks_template.tokenizer_findings(self.cfg, tokenizer, rows):
             self.add(stops, finding)
         if len(self.report.errors) > before:
-            return
+            return False
         for stops, finding in checks_template.template_findings(self.cfg, encoder, rows, trained=trained):
             self.add(stops, finding)
         if len(self.report.errors) > before:
-            return
+            return False
         budget = _Budget()
         for stops, finding in checks_data.long_prompts(self.cfg, rows, budget.prompt_counter(encoder)):
             self.add(stops, finding)
@@ -198,11 +228,12 @@ class _Check:
             )
         if rows.split == "train":
             self.preview(rows, encoder, trained)
+        return True
 
     def preview(self, rows: Rows, encoder: PromptEncoder, trained: bool) -> None:
         kept = [index for index in range(len(rows)) if index not in rows.dropped]
         limit = getattr(self.cfg.rollout, "max_completion_length", None) if self.cfg.rollout is not None else None
-        sampled = f"then a completion of up to {limit} tokens is sampled, and trained up to its stop token"
+        sampled = f"a completion of up to {limit} tokens is sampled and trained up to its stop token"
         for index in kept[: self.show_rows]:
             prompt_ids = encoder.prompt(rows.prompts[index])
             text = rows.solutions[index] if trained else None

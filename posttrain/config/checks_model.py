@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config.rules import is_local, nearest
-from posttrain.config.run_config import RunConfig
+from posttrain.config.run_config import BLOCKS, DataSource, RunConfig
 from posttrain.errors import ConfigError, PosttrainError
 
 # Bytes a checkpoint holds for each trained weight: the weight and two moments of AdamW, in float32.
@@ -21,7 +21,6 @@ _UNREACHABLE = {
     "OfflineModeIsEnabled",
     "ReadTimeout",
 }
-_NO_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 
 @dataclass(frozen=True)
@@ -36,10 +35,9 @@ class ModelFacts:
     @property
     def lines(self) -> list[str]:
         """For the report."""
-        size = (
-            f"{self.parameters / 1e6:.1f} M parameters" if self.parameters < 1e9 else f"{self.parameters / 1e9:.2f} B"
-        )
-        return [f"model: {size}; a checkpoint takes about {self.checkpoint_bytes / 1e9:.2f} GB"]
+        unit, name = (1e9, "billion") if self.parameters >= 1e9 else (1e6, "million")
+        size = f"{self.parameters / unit:.3g} {name} parameters"
+        return [f"{size}; a checkpoint takes about {self.checkpoint_bytes / 1e6:,.1f} MB"]
 
 
 def describe(cfg: RunConfig) -> ModelFacts | None:
@@ -85,22 +83,26 @@ def describe(cfg: RunConfig) -> ModelFacts | None:
 def _tiny_config(cfg: RunConfig) -> Any:
     from transformers import AutoConfig
 
-    tiny = cfg.model.tiny
-    assert_known = {} if tiny is None else tiny.model_dump()
+    from posttrain.models.tiny import CHARACTERS, SPECIAL_TOKENS
+
+    sizes = cfg.model.tiny.model_dump() if cfg.model.tiny is not None else {}
     return AutoConfig.for_model(
-        assert_known["architecture"],
-        vocab_size=100,
-        hidden_size=assert_known["hidden_size"],
-        num_hidden_layers=assert_known["num_layers"],
-        num_attention_heads=assert_known["num_heads"],
-        num_key_value_heads=assert_known["num_heads"],
-        intermediate_size=assert_known["intermediate_size"],
-        max_position_embeddings=assert_known["max_position_embeddings"],
+        sizes["architecture"],
+        vocab_size=len(CHARACTERS) + len(SPECIAL_TOKENS),
+        hidden_size=sizes["hidden_size"],
+        num_hidden_layers=sizes["num_layers"],
+        num_attention_heads=sizes["num_heads"],
+        num_key_value_heads=sizes["num_heads"],
+        head_dim=sizes["hidden_size"] // sizes["num_heads"],
+        intermediate_size=sizes["intermediate_size"],
+        max_position_embeddings=sizes["max_position_embeddings"],
     )
 
 
 def _config_of_path(cfg: RunConfig) -> Any:
     from transformers import AutoConfig
+
+    from posttrain.models.loading import refuse_code
 
     path = str(cfg.model.path)
     where = cfg.where("model", "path")
@@ -109,9 +111,11 @@ def _config_of_path(cfg: RunConfig) -> Any:
         if not (folder / "config.json").is_file():
             fix = "Give a folder saved by save_pretrained"
             raise ConfigError("the folder holds no config.json", where=where, got=path, fix=fix)
-        if not any(found for pattern in _NO_WEIGHTS for found in folder.glob(pattern)):
-            raise ConfigError("the folder holds no weights", where=where, got=path, allowed=", ".join(_NO_WEIGHTS))
+        if not any(folder.glob("*.safetensors")):
+            raise ConfigError("the folder holds no weights", where=where, got=path, allowed="*.safetensors")
         path = str(folder)
+    if not cfg.model.trust_remote_code:
+        refuse_code(path, revision=cfg.model.revision)
     try:
         return AutoConfig.from_pretrained(
             path, revision=cfg.model.revision, trust_remote_code=cfg.model.trust_remote_code
@@ -142,13 +146,15 @@ def findings(cfg: RunConfig, facts: ModelFacts | None) -> Iterator[tuple[bool, P
     if facts.max_positions is None:
         return
     rollout = cfg.rollout
-    longest = cfg.data.max_prompt_length + rollout.max_completion_length if rollout else cfg.trainer.max_length
+    # SFT's default length is a ceiling that the rows need not reach; a written one is meant.
+    longest = cfg.trainer.fields.get("max_length")
+    if rollout is not None:
+        longest = cfg.data.max_prompt_length + rollout.max_completion_length
     told = "data.max_prompt_length + rollout.max_completion_length" if rollout else "trainer.max_length"
     if longest is not None and longest > facts.max_positions:
         key = ("rollout", "max_completion_length") if rollout else ("trainer", "max_length")
         yield (
-            # SFT's default length is a ceiling that short rows never reach.
-            rollout is not None or "max_length" in cfg.trainer.fields,
+            True,
             ConfigError(
                 f"{longest} tokens do not fit the model's {facts.max_positions} positions",
                 where=cfg.where(*key),
@@ -190,5 +196,10 @@ def explained(cfg: RunConfig, error: PosttrainError, *key: str) -> PosttrainErro
         return error
     facts = {"got": error.got} if "(got " in str(error) else {}
     place = cfg.where(*(key or ("model",)))
+    named = (error.where or "").split(".")
     where = f"{place}, {error.where}" if error.where else place
+    if named[0] in BLOCKS:
+        where = cfg.where(*named)
+    elif key and named[0] in DataSource.model_fields:
+        where = cfg.where(*key, *named)
     return type(error)(error.what, where=where, allowed=error.allowed, fix=error.fix, **facts)

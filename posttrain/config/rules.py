@@ -119,6 +119,11 @@ def _data(cfg: RunConfig) -> Iterator[PosttrainError]:
 
 
 def _source(cfg: RunConfig, split: str, rows: DataSource) -> Iterator[PosttrainError]:
+    if rows.format == "text" and cfg.data.system_prompt is not None:
+        where = cfg.where("data", "system_prompt")
+        yield ConfigError(
+            f"data.{split} is text, which has no system message", where=where, fix="Remove one of the two"
+        )
     from posttrain.data.tasks import TASKS
 
     given = [key for key in ("task", "reasoning_gym", "path") if getattr(rows, key) is not None]

@@ -121,7 +121,7 @@ class DataSource(Block):
     name: Name | None = Field(default=None, description="configuration of a Hub data set (path)")
     split: Name | None = Field(default=None, description="split (path); null = train")
     revision: Name | None = Field(default=None, description="branch, tag or commit of a Hub data set (path)")
-    columns: dict[Literal["prompt", "answer", "solution", "group"], Name] | None = Field(
+    columns: dict[Literal["prompt", "answer", "solution", "group", "task", "entry"], Name] | None = Field(
         default=None, description="our column -> column of the data set (path)"
     )
     limit: Count | None = Field(default=None, description="use only the first rows (path)")

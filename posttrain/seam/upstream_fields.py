@@ -98,7 +98,10 @@ UPSTREAM_RANGES: dict[str, Range] = {
     "top_k": _NOT_NEGATIVE,
     "min_p": _UNIT,
     "repetition_penalty": _POSITIVE,
-    "cache_implementation": _names("static offloaded_static dynamic dynamic_full offloaded quantized paged"),
+    "cache_implementation": _names(
+        "static offloaded_static sliding_window hybrid hybrid_chunked offloaded_hybrid offloaded_hybrid_chunked "
+        "dynamic offloaded quantized paged"
+    ),
     "max_tool_calling_iterations": _COUNT,
     "num_completions_to_print": _COUNT,
     "vllm_mode": _names("colocate server"),

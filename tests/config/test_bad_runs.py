@@ -1,0 +1,357 @@
+"""Recipes whose mistake shows only with ranks, data, rewards or this machine, and the finding that names it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain.config.checks import check
+from posttrain.config.loader import load
+from posttrain.config.report import CheckReport
+from posttrain.errors import ConfigError, DataError, RewardError, SupportError
+from tests.config.recipes import BASES, REMOVE, changed, write
+
+GOOD_ROW = {"prompt": "2+3=?", "answer": "5", "solution": "Answer: 5"}
+
+
+def rows_file(folder: Path, rows: list[dict[str, Any]], name: str = "rows.jsonl") -> str:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def numbered(count: int, **columns: Any) -> list[dict[str, Any]]:
+    return [
+        {**GOOD_ROW, "prompt": f"{i}+3=?", "answer": str(i + 3), "solution": f"Answer: {i + 3}", **columns}
+        for i in range(count)
+    ]
+
+
+def checked(
+    folder: Path,
+    base: str,
+    changes: dict[str, Any],
+    *,
+    world_size: int = 1,
+    will_train: bool = False,
+    show_rows: int = 0,
+) -> CheckReport:
+    cfg = load(write(folder, changed(BASES[base], changes)))
+    return check(cfg, world_size=world_size, will_train=will_train, show_rows=show_rows)
+
+
+def told(report: CheckReport, kind: type = ConfigError, *, warning: bool = False) -> str:
+    """The one finding of a report."""
+    found = report.warnings if warning else report.errors
+    assert len(found) == 1, report.lines()
+    assert isinstance(found[0], kind), repr(found[0])
+    assert "recipe.yaml" in str(found[0]), "the place comes first"
+    return str(found[0])
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_right_run_has_no_findings(tmp_path: Path, base: str):
+    report = checked(tmp_path, base, {}, will_train=True)
+    assert report.lines()[-1] == "ok" and not report.warnings
+    assert any("optimizer step" in fact for fact in report.facts)
+    assert not (tmp_path / "run").exists(), "a check leaves nothing behind"
+
+
+# ---- world size ----
+
+
+@pytest.mark.parametrize(
+    ("world_size", "changes", "words"),
+    [
+        (1, {"trainer.per_device_train_batch_size": 2}, ("does not hold whole groups of 4", "a multiple of 4")),
+        (3, {"trainer.per_device_train_batch_size": 2}, ("= 6", "3 ranks", "a multiple of 4")),
+        (2, {"trainer.per_device_train_batch_size": 1, "rollout.num_generations": 8}, ("rollout.num_generations",)),
+        (1, {"trainer.generation_batch_size": 12}, ("trainer.generation_batch_size", "8")),
+        (
+            2,
+            {"trainer.generation_batch_size": 24},
+            ("whole micro-batches of all ranks (got 24", "per_device_train_batch_size * 2 ranks = 16"),
+        ),
+        (
+            1,
+            {"trainer.steps_per_generation": 3, "trainer.gradient_accumulation_steps": 2},
+            ("trainer.steps_per_generation", "3 micro-steps does not hold whole optimizer steps", "(2)"),
+        ),
+        (
+            1,
+            {"trainer.eval_strategy": "steps", "trainer.eval_steps": 1, "trainer.per_device_eval_batch_size": 6},
+            ("trainer.per_device_eval_batch_size", "whole groups of 4"),
+        ),
+        (32, {}, ("data.train", "a generation batch needs 64 prompts", "got '32 rows'")),
+    ],
+)
+def test_ranks_and_batches_that_do_not_divide(
+    tmp_path: Path, world_size: int, changes: dict[str, Any], words: tuple[str, ...]
+):
+    message = told(checked(tmp_path, "grpo", changes, world_size=world_size))
+    for word in words:
+        assert word in message
+
+
+def test_the_same_recipe_is_right_for_the_ranks_it_was_written_for(tmp_path: Path):
+    changes = {"trainer.per_device_train_batch_size": 2}
+    report = checked(tmp_path, "grpo", changes, world_size=4)
+    assert report.ok and any("2 prompts x 4 completions" in fact for fact in report.facts)
+
+
+# ---- data ----
+
+
+@pytest.mark.parametrize(
+    ("base", "rows", "changes", "words"),
+    [
+        (
+            "grpo",
+            [{"question": "2+3=?"}],
+            {},
+            ("data.train", "no such column (got 'prompt'", "columns: {prompt: question}"),
+        ),
+        ("grpo", numbered(9), {"data.train.columns": {"answer": "anser"}}, ("got 'anser'", "answer")),
+        ("grpo", [*numbered(9), {**GOOD_ROW, "prompt": ""}], {}, ("row 9", "empty")),
+        ("grpo", [*numbered(9), {**GOOD_ROW, "prompt": [{"text": "x"}]}], {}, ("lacks role or content",)),
+        (
+            "grpo",
+            numbered(9, prompt=[{"role": "system", "content": "add"}]),
+            {},
+            ("the prompt has no user message with text in 9 of 9 rows", "rows 0, 1, 2, 3, 4 and 4 more"),
+        ),
+        (
+            "grpo",
+            numbered(9, prompt=[{"role": "user", "content": "2+3=?"}, {"role": "assistant", "content": "5"}]),
+            {},
+            ("the prompt ends with an assistant message in 9 of 9 rows",),
+        ),
+        ("grpo", [*numbered(9), {**GOOD_ROW, "answer": " "}], {}, ("the answer is empty in 1 of 10 rows (row 9)",)),
+        (
+            "grpo",
+            [*numbered(9), {**GOOD_ROW, "prompt": "1+" * 150}],
+            {},
+            ("1 of 10 prompts are longer than 200 tokens (row 9)", "overlong_prompts: drop"),
+        ),
+        ("hpt", numbered(9, solution=""), {}, ("the demonstration is empty in 9 of 9 rows", "at most 50%")),
+        (
+            "hpt",
+            [*numbered(9), {**GOOD_ROW, "solution": "5 " * 40 + "\nAnswer: 5"}],
+            {},
+            ("the demonstration is longer than 64 tokens in 1 of 10 rows (row 9)", "got '91 tokens in row 9'"),
+        ),
+        (
+            "hpt",
+            numbered(9),
+            {"method.demonstration_column": "steps"},
+            ("the demonstration column is missing (got 'steps'",),
+        ),
+        (
+            "sft",
+            [*numbered(9), {**GOOD_ROW, "solution": ""}],
+            {},
+            ("the demonstration is empty in 1 of 10 rows (row 9)",),
+        ),
+        (
+            "sft",
+            numbered(9),
+            {"trainer.max_length": 20},
+            ("prompt and demonstration together are longer than 20 tokens in 9 of 9 rows", "trainer.max_length"),
+        ),
+    ],
+)
+def test_rows_that_cannot_be_trained_on(
+    tmp_path: Path, base: str, rows: list[dict[str, Any]], changes: dict[str, Any], words: tuple[str, ...]
+):
+    source = {"path": rows_file(tmp_path, rows)}
+    message = told(checked(tmp_path, base, {"data.train": source, **changes}), DataError)
+    for word in words:
+        assert word in message
+
+
+def test_an_unknown_option_of_a_task_is_told_with_its_line(tmp_path: Path):
+    message = told(checked(tmp_path, "grpo", {"data.train.options": {"digts": 2}}))
+    assert "data.train.options" in message and "digits" in message
+
+
+def test_over_long_prompts_can_be_dropped_and_are_counted(tmp_path: Path):
+    rows = [*numbered(9), {**GOOD_ROW, "prompt": "1+" * 150}]
+    changes = {"data.train": {"path": rows_file(tmp_path, rows)}, "data.overlong_prompts": "drop"}
+    report = checked(tmp_path, "grpo", changes)
+    assert "1 of 10 prompts" in told(report, DataError, warning=True) and report.ok
+    assert any(fact.startswith("9 training rows") for fact in report.facts)
+
+
+def test_dropping_may_not_leave_too_few_rows(tmp_path: Path):
+    changes = {"data.overlong_prompts": "drop", "data.max_prompt_length": 5}
+    report = checked(tmp_path, "grpo", {**changes, "data.eval": REMOVE, "eval": REMOVE})
+    assert any("32 of 32 prompts" in str(error) for error in report.errors)
+
+
+def test_some_missing_demonstrations_stay_with_rl(tmp_path: Path):
+    rows = [*numbered(9), *numbered(3, solution="")]
+    report = checked(tmp_path, "hpt", {"data.train": {"path": rows_file(tmp_path, rows)}})
+    assert report.ok and "empty in 3 of 12 rows" in "".join(map(str, report.warnings))
+
+
+def test_rows_shared_by_training_and_evaluation_are_counted(tmp_path: Path):
+    train, held_out = rows_file(tmp_path, numbered(9)), rows_file(tmp_path, numbered(12)[7:], "eval.jsonl")
+    report = checked(tmp_path, "grpo", {"data.train": {"path": train}, "data.eval": {"path": held_out}})
+    assert "2 of 5 evaluation prompts are training prompts too (rows 0, 1)" in told(report, DataError, warning=True)
+
+
+# ---- rewards ----
+
+REWARDS = {
+    "raising": ("raise KeyError('answer')", "the reward function raised KeyError: 'answer'"),
+    "short": ("return [1.0]", "it returned 1 values for"),
+    "text": ("return 'good'", "it did not return a list"),
+    "number": ("return 1.0", "it did not return a list"),
+    "words": ("return ['good'] * len(completions)", "value 0 is not a number (got 'good'"),
+    "nan": ("return [float('nan')] * len(completions)", "value 0 is not finite"),
+    "infinite": ("return [float('inf')] * len(completions)", "value 0 is not finite"),
+    "percent": ("return [100.0] * len(completions)", "value 0 is outside the range of a verdict (got 100.0"),
+    "nothing": ("return [None] * len(completions)", "returned None for every row"),
+    "generous": ("return [1.0] * len(completions)", "accepts 'I do not know.' in"),
+    "leaving": ("raise SystemExit(3)", "the reward function raised SystemExit"),
+    "unfit": ("return undefined_name", "the reward function raised NameError"),
+}
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_a_reward_function_that_cannot_be_used(tmp_path: Path, name: str):
+    body, words = REWARDS[name]
+    (tmp_path / "mine.py").write_text(f"def {name}(prompts, completions, **columns):\n    {body}\n")
+    message = told(checked(tmp_path, "grpo", {"rollout.rewards": [f"mine.py:{name}"]}), RewardError)
+    assert words in message and "rollout.rewards.0" in message
+
+
+@pytest.mark.parametrize(
+    ("reward", "text", "words"),
+    [
+        ("none.py:f", None, "no such file"),
+        ("mine.py:f", "def g(): pass\n", "no such function"),
+        ("mine.py:f", "import nowhere_at_all\n", "cannot be imported: ModuleNotFoundError"),
+        ("mine.py:f", "def f(:\n", "cannot be imported: SyntaxError"),
+    ],
+)
+def test_a_reward_file_that_cannot_be_used(tmp_path: Path, reward: str, text: str | None, words: str):
+    if text is not None:
+        (tmp_path / "mine.py").write_text(text)
+    report = checked(tmp_path, "grpo", {"rollout.rewards": [reward]})
+    assert len(report.errors) == 1 and words in str(report.errors[0])
+    assert "rollout.rewards.0" in str(report.errors[0])
+
+
+def test_a_reward_that_never_returns_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("posttrain.config.checks_rewards.DEADLINE_SECONDS", 0.2)
+    (tmp_path / "mine.py").write_text("import time\ndef slow(prompts, completions, **_):\n    time.sleep(3)\n")
+    assert "did not return within" in told(
+        checked(tmp_path, "grpo", {"rollout.rewards": ["mine.py:slow"]}), RewardError
+    )
+
+
+def test_a_verifier_that_refuses_the_demonstrations_is_told_with_the_fraction(tmp_path: Path):
+    rows = [*numbered(6), *numbered(2, solution="I see 5 of them")]
+    report = checked(tmp_path, "hpt", {"data.train": {"path": rows_file(tmp_path, rows)}})
+    assert "refuses the demonstration or answer itself in 2 of 8 rows (25%)" in told(report, RewardError, warning=True)
+
+
+def test_a_shaping_reward_may_leave_the_range_of_a_verdict(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(
+        "async def brief(prompts, completions, **_):\n    return [-2.5] * len(prompts)\n"
+    )
+    assert checked(tmp_path, "grpo", {"rollout.rewards": ["exact", "mine.py:brief"]}).ok
+
+
+# ---- model, support, disk ----
+
+
+def test_adapter_targets_that_the_model_does_not_have(tmp_path: Path):
+    message = told(checked(tmp_path, "grpo", {"model.lora": {"targets": ["q_proj", "qproj", "v_proj"]}}))
+    assert "model.lora.targets.1" in message and "got 'qproj'" in message and "'q_proj'" in message
+
+
+def test_lengths_beyond_the_model(tmp_path: Path):
+    message = told(checked(tmp_path, "grpo", {"rollout.max_completion_length": 400}))
+    assert "600 tokens do not fit the model's 512 positions" in message
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, "the folder holds no config.json"),
+        ({"config.json": '{"model_type": "llama"}'}, "the folder holds no weights"),
+        ({"config.json": '{"model_type": "lama"}', "model.safetensors": ""}, "configuration cannot be read"),
+        ({"config.json": '{"model_type": "vit"}', "model.safetensors": ""}, "not a causal language model"),
+        (
+            {"config.json": '{"auto_map": {"AutoConfig": "x.Y"}}', "model.safetensors": ""},
+            "auto_map",
+        ),
+    ],
+)
+def test_folders_that_are_no_model(tmp_path: Path, files: dict[str, str], words: str):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    report = checked(tmp_path, "grpo", {"model": {"path": str(folder)}})
+    assert any(words in str(error) for error in report.errors), report.lines()
+    assert all("recipe.yaml" in str(error) for error in report.errors)
+
+
+def test_what_this_machine_lacks_stops_a_run_but_not_a_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    changes = {"trainer.use_cpu": REMOVE, "trainer.bf16": True}
+    message = told(checked(tmp_path, "grpo", changes, will_train=True), SupportError)
+    assert "trainer.bf16: needs CUDA, which is not here" in message
+    assert "needs CUDA" in told(checked(tmp_path, "grpo", changes), SupportError, warning=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "environment", "words"),
+    [
+        ({"trainer.packing": True}, {}, "sft does not support packed rows"),
+        ({}, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "does not support zero3"),
+        ({}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "does not support fsdp2"),
+        ({}, {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, "does not support multi_node"),
+        ({"model.lora": {"targets": ["lm_head"]}}, {}, "an adapter on lm_head"),
+    ],
+)
+def test_what_a_method_does_not_support(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], environment: dict[str, str], words: str
+):
+    from posttrain import registry
+    from posttrain.config.checks_run import support
+
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    cfg = load(write(tmp_path, changed(BASES["sft"], changes)))
+    found = list(support(cfg, registry.get("sft"), world_size=1))
+    assert len(found) == 1 and isinstance(found[0], SupportError) and words in str(found[0])
+
+
+def test_an_output_folder_that_cannot_be_made(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    message = told(checked(tmp_path, "grpo", {"trainer.output_dir": str(tmp_path / "file" / "run")}))
+    assert "trainer.output_dir: there is a file where the folder should be" in message
+
+
+def test_a_full_disk_is_told_before_the_first_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import shutil
+
+    full = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr("posttrain.config.checks_run.shutil.disk_usage", lambda _: full)
+    assert "do not fit on the disk" in told(checked(tmp_path, "grpo", {}))
+
+
+def test_a_hub_that_cannot_be_reached_is_a_warning_that_names_what_was_skipped(tmp_path: Path):
+    changes = {"model": {"path": "nobody/nothing-at-all"}, "data.train": {"path": "nobody/no-rows", "split": "train"}}
+    report = checked(tmp_path, "grpo", changes)
+    assert report.ok, report.lines()
+    text = "\n".join(map(str, report.warnings))
+    assert "model.path: the Hub cannot be reached, so its configuration, tokenizer" in text
+    assert "data.train.path: the Hub cannot be reached, so columns, lengths and rewards were not checked" in text
