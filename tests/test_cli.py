@@ -1,4 +1,4 @@
-"""The command line as a user meets it: in a process of its own, by its output and exit code."""
+"""The command line as a user meets it, by its output and exit code."""
 
 from __future__ import annotations
 
@@ -9,16 +9,24 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import __version__
+from posttrain import __version__, cli
 from tests.config.recipes import GRPO, changed, write
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(*arguments: str | Path, module: str = "posttrain") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "NO_COLOR": "1"}
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run the entry point in this process: (exit code, standard output, standard error)."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["posttrain", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        shown = capsys.readouterr()
+        return int(stopped.value.code or 0), shown.out, shown.err
+
+    return call
 
 
 @pytest.mark.parametrize(
@@ -37,58 +45,69 @@ def test_help_and_lists_load_neither_torch_nor_trl(arguments: list[str]):
     assert done.stdout.strip()
 
 
-def test_help_names_the_verbs_and_version_the_version():
-    shown = run("--help").stdout
-    assert all(verb in shown for verb in ("train", "check", "methods", "doctor"))
-    assert run("--version").stdout.strip() == f"posttrain {__version__}"
+def test_the_module_is_the_command():
+    """`python -m posttrain` in a process of its own: a preview without colour codes, "ok" at the end."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "posttrain", "check", "recipes/quickstart.yaml", "--show-rows", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip().splitlines()[-1].startswith("ok")
+    assert "-- train row 0 (" in done.stdout and "\x1b[" not in done.stdout
 
 
-def test_methods_lists_the_registry():
+def test_help_names_the_verbs_and_version_the_version(run):
+    code, shown, _ = run("--help")
+    assert code == 0 and all(verb in shown for verb in ("train", "check", "methods", "doctor"))
+    assert run("--version")[1].strip() == f"posttrain {__version__}"
+
+
+def test_methods_lists_the_registry(run):
     from posttrain.registry import METHODS
 
-    shown = run("methods").stdout
+    _, shown, _ = run("methods")
     for entry in METHODS.values():
         assert entry.key in shown and entry.paper.arxiv in shown
 
 
-def test_doctor_compares_versions_and_private_names():
-    done = run("doctor")
-    assert "trl" in done.stdout and "GRPOTrainer._generate_and_score_completions" in done.stdout
-    assert done.returncode == (1 if "differs" in done.stdout else 0)
+def test_doctor_compares_versions_and_private_names(run):
+    code, shown, _ = run("doctor")
+    assert "trl" in shown and "GRPOTrainer._generate_and_score_completions" in shown
+    assert code == (1 if "differs" in shown else 0)
 
 
-def test_check_of_a_right_recipe_ends_with_ok(tmp_path: Path):
-    done = run("check", write(tmp_path, GRPO), "--show-rows", "1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.strip().splitlines()[-1].startswith("ok")
-    assert "-- train row 0 (grpo)" in done.stdout
+def test_a_wrong_recipe_gives_every_mistake_in_a_line_of_its_own(run, tmp_path: Path):
+    code, _, errors = run("check", write(tmp_path, changed(GRPO, {"trainer.seed": -1, "model.dtype": "fp32"})))
+    assert code == 2
+    assert "trainer.seed: out of range" in errors and "model.dtype: unknown name" in errors
+    assert errors.strip().splitlines()[-1] == "2 errors" and len(errors.strip().splitlines()) == 3
 
 
-def test_check_of_a_wrong_recipe_prints_every_mistake_and_no_traceback(tmp_path: Path):
-    path = write(tmp_path, changed(GRPO, {"trainer.seed": -1, "model.dtype": "fp32"}))
-    done = run("check", path)
-    assert done.returncode == 2
-    assert "trainer.seed: out of range" in done.stderr and "model.dtype: unknown name" in done.stderr
-    assert "2 errors" in done.stderr and "Traceback" not in done.stderr
-
-
-def test_check_finds_what_only_shows_with_data_and_ranks(tmp_path: Path):
+def test_what_only_shows_with_ranks_is_found_for_the_ranks_asked_for(run, tmp_path: Path):
     path = write(tmp_path, changed(GRPO, {"trainer.per_device_train_batch_size": 2}))
-    assert run("check", path, "--world-size", "2").returncode == 0
-    done = run("check", path)
-    assert done.returncode == 2 and "does not hold whole groups of 4 completions" in done.stdout
-    assert "Traceback" not in done.stdout + done.stderr
+    assert run("check", path, "--world-size", "2")[0] == 0
+    code, shown, _ = run("check", path)
+    assert code == 2 and "error: " in shown and "does not hold whole groups of 4 completions" in shown
 
 
-def test_overrides_reach_the_recipe(tmp_path: Path):
-    done = run("check", write(tmp_path, GRPO), "trainer.learning_rate=-1")
-    assert done.returncode == 2 and "override trainer.learning_rate=-1: out of range" in done.stderr
+def test_overrides_reach_the_recipe(run, tmp_path: Path):
+    code, _, errors = run("check", write(tmp_path, GRPO), "trainer.learning_rate=-1")
+    assert code == 2 and "override trainer.learning_rate=-1: out of range" in errors
 
 
-@pytest.mark.parametrize("arguments", [["check", "nowhere.yaml"], ["train", "nowhere.yaml"]])
-def test_a_missing_recipe_is_told_in_one_line(arguments: list[str]):
-    done = run(*arguments)
-    assert (
-        done.returncode == 2
-        and done.stderr.strip() == "error: nowhere.yaml: no such recipe. Give the path of a YAML file."
-    )
+def test_train_refuses_what_check_refuses(run, tmp_path: Path):
+    path = write(tmp_path, changed(GRPO, {"trainer.per_device_train_batch_size": 2}))
+    code, shown, errors = run("train", path)
+    assert code == 2 and "does not hold whole groups" in errors and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("verb", ["check", "train"])
+def test_a_missing_recipe_is_told_in_one_line(run, verb: str, tmp_path: Path):
+    path = tmp_path / "none.yaml"
+    code, _, errors = run(verb, path)
+    assert code == 2 and errors.strip() == f"error: {path}: no such recipe. Give the path of a YAML file."
+
+
+@pytest.mark.parametrize("arguments", [["chek", "r.yaml"], ["check"], ["check", "r.yaml", "--world-size", "0"]])
+def test_a_wrong_call_is_told_without_a_traceback(run, arguments: list[str]):
+    code, _, errors = run(*arguments)
+    assert code == 2 and "Error" in errors and "Traceback" not in errors

@@ -98,7 +98,7 @@ class _Check:
         self.report.errors += checks_run.support(self.cfg, self.entry, world_size=self.world_size)
         for finding in checks_run.machine(self.cfg):
             self.add(self.will_train, finding)
-        if not arithmetic:
+        if not arithmetic and not (self.will_train and self.report.errors):
             self.arguments()
         tokenizer = self.tokenizer() if self.model() else None
         train = self.rows("train")
@@ -124,7 +124,7 @@ class _Check:
 
     def arguments(self) -> None:
         """Build the config class, whose own rules then apply; its warnings become ours."""
-        changes = checks_run.dry_run_changes(self.cfg, world_size=self.world_size)
+        changes = checks_run.dry_run_changes(self.cfg, world_size=self.world_size, will_train=self.will_train)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             try:

@@ -62,16 +62,6 @@ def batch_arithmetic(cfg: RunConfig, entry: Entry, *, world_size: int) -> Iterat
             f"{world_size} ranks * {steps} micro-steps = {rows * steps}",
             fix=f"For example set trainer.per_device_train_batch_size to a multiple of {unit}",
         )
-    if trainer.eval_strategy != "no":
-        eval_group = cfg.rollout.num_generations_eval or group
-        total = trainer.per_device_eval_batch_size * world_size
-        if total % eval_group:
-            yield ConfigError(
-                f"an evaluation batch of {total} rows does not hold whole groups of {eval_group} completions",
-                where=cfg.where("trainer", "per_device_eval_batch_size"),
-                got=trainer.per_device_eval_batch_size,
-                allowed=f"per_device_eval_batch_size * {world_size} ranks a multiple of {eval_group}",
-            )
 
 
 def rows_per_micro_step(cfg: RunConfig, world_size: int) -> int:
@@ -257,7 +247,7 @@ def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
 
 
-def dry_run_changes(cfg: RunConfig, *, world_size: int) -> dict[str, Any]:
+def dry_run_changes(cfg: RunConfig, *, world_size: int, will_train: bool) -> dict[str, Any]:
     """Fields to change so that the config class can be built here for another layout and device.
 
     The class multiplies batch sizes by the ranks it sees; one process with larger batches gives the same sums.
@@ -267,9 +257,10 @@ def dry_run_changes(cfg: RunConfig, *, world_size: int) -> dict[str, Any]:
     changes: dict[str, Any] = {"report_to": "none", "push_to_hub": False}
     here = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size != here:
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
-            changes[name] = max(1, getattr(cfg.trainer, name) * world_size // here)
-    if not torch.cuda.is_available():
+        rows = cfg.trainer.per_device_train_batch_size * world_size
+        changes["per_device_train_batch_size"] = max(1, rows // here)
+    # Where the run starts here, the processes must meet in the group that training will use.
+    if not will_train and not torch.cuda.is_available():
         changes |= {"use_cpu": True}
         changes |= {"tf32": None} if cfg.trainer.fields.get("tf32") else {}
     return changes

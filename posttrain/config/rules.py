@@ -19,7 +19,7 @@ _READ = ("name", "split", "revision", "columns", "limit")
 
 def broken_rules(cfg: RunConfig) -> list[PosttrainError]:
     """Every rule the recipe breaks, in the order of its blocks."""
-    rules = (_model, _quantised, _data, _rollout, _rewards, _steps, _precision, _resume, _evaluation, _hub)
+    rules = (_model, _quantised, _data, _rollout, _rewards, _steps, _saving, _precision, _resume, _evaluation, _hub)
     return [error for rule in rules for error in rule(cfg)]
 
 
@@ -243,6 +243,15 @@ def _steps(cfg: RunConfig) -> Iterator[PosttrainError]:
             "the two settings say the same thing",
             where=cfg.where("trainer", "steps_per_generation"),
             fix="Keep one of generation_batch_size and steps_per_generation",
+        )
+
+
+def _saving(cfg: RunConfig) -> Iterator[PosttrainError]:
+    if cfg.trainer.fields.get("save_strategy") == "best":
+        where = cfg.where("trainer", "save_strategy")
+        fix = "Choose by the recorded evaluations afterwards"
+        yield SupportError(
+            "the best model is not known while training", where=where, allowed="no, steps, epoch", fix=fix
         )
 
 

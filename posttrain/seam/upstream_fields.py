@@ -82,6 +82,7 @@ UPSTREAM_RANGES: dict[str, Range] = {
     "pad_to_multiple_of": Range(ge=1, choices=("auto",)),
     "SFTConfig.loss_type": _names("nll dft"),
     "GRPOConfig.loss_type": _names("grpo dr_grpo dapo bnpo cispo sapo luspo vespo"),
+    "SupervisedConfig.train_sampling_strategy": _names("random sequential"),
     # SFTConfig
     "max_length": _COUNT,
     "dataset_num_proc": _COUNT,
@@ -167,6 +168,8 @@ ROLLOUT_FIELDS = frozenset(
     }
 )
 
+_NO_EVAL = "nothing: evaluation is by generation, set in the eval block"
+_ALL_TRAINED = "nothing: the demonstration is trained, the prompt is not"
 _NO_PART = "nothing: the unified estimator has no such part"
 
 # Fields that a recipe writes somewhere else, or not at all; "Class.field" holds for that class and its children.
@@ -220,9 +223,30 @@ SET_BY: dict[str, str] = {
     "PolicyConfig.entropy_target": _NO_PART,
     "use_transformers_paged": "rollout.use_transformers_continuous_batching",
     "vllm_importance_sampling_cap": "rollout.vllm_importance_sampling_clip_max",
-    "include_for_metrics": "nothing: evaluation is set in the eval block",
-    "batch_eval_metrics": "nothing: evaluation is set in the eval block",
-    "prediction_loss_only": "nothing: evaluation is set in the eval block",
+    "eval_strategy": "eval.every_steps",
+    "eval_steps": "eval.every_steps",
+    "eval_delay": "eval.every_steps",
+    "eval_on_start": "eval.at_start",
+    "per_device_eval_batch_size": "eval.batch_size",
+    "num_generations_eval": "eval.num_generations",
+    "bf16_full_eval": _NO_EVAL,
+    "fp16_full_eval": _NO_EVAL,
+    "eval_accumulation_steps": _NO_EVAL,
+    "eval_do_concat_batches": _NO_EVAL,
+    "eval_use_gather_object": _NO_EVAL,
+    "eval_packing": _NO_EVAL,
+    "include_for_metrics": _NO_EVAL,
+    "batch_eval_metrics": _NO_EVAL,
+    "prediction_loss_only": _NO_EVAL,
+    "load_best_model_at_end": _NO_EVAL,
+    "metric_for_best_model": _NO_EVAL,
+    "greater_is_better": _NO_EVAL,
+    "SupervisedConfig.completion_only_loss": _ALL_TRAINED,
+    "SupervisedConfig.assistant_only_loss": _ALL_TRAINED,
+    "SupervisedConfig.truncation_mode": "nothing: a demonstration is never cut, rows over max_length are refused",
+    "PolicyConfig.train_sampling_strategy": "trainer.shuffle_dataset",
+    "PolicyConfig.length_column_name": "nothing: prompts are not grouped by length",
+    "SupervisedConfig.length_column_name": "nothing: rows are not grouped by length",
 }
 
 

@@ -32,6 +32,7 @@ BAD: dict[str, list[tuple[str, dict[str, Any], tuple[str, ...]]]] = {
         ("grpo", {"rollout.rewards": [{"nam": "exact"}]}, ("rollout.rewards.0",)),
         ("grpo", {"trainer.use_vllm": True}, ("decided by rollout.engine", "Set rollout.engine")),
         ("grpo", {"trainer.push_to_hub": True}, ("decided by hub.push",)),
+        ("grpo", {"trainer.eval_strategy": "steps"}, ("decided by eval.every_steps",)),
         ("grpo", {"trainer.loss_type": "dapo"}, ("decided by method.preset",)),
         ("grpo", {"trainer.hub_token": "x"}, ("HF_TOKEN",)),
         ("grpo", {"trainer.top_entropy_quantile": 0.2}, ("not a setting of a recipe",)),
@@ -108,7 +109,11 @@ BAD: dict[str, list[tuple[str, dict[str, Any], tuple[str, ...]]]] = {
         ("grpo", {"method.epsilon_dual": 3.0}, ("method.epsilon_dual: the dual_clip mask needs this bound",)),
         ("grpo", {"method.shaping_gamma": 0.2}, ("method.shaping_gamma: nothing uses it without shaping",)),
         ("grpo", {"trainer.sync_ref_model": True}, ("trainer.sync_ref_model: there is no reference model",)),
-        ("grpo", {"trainer.load_best_model_at_end": True}, ("load_best_model_at_end",)),
+        (
+            "grpo",
+            {"trainer.lr_scheduler_type": "reduce_lr_on_plateau"},
+            ("trainer.lr_scheduler_type", "eval strategy"),
+        ),
         ("grpo", {"trainer.save_steps": 2.5}, ("trainer.save_steps", "integer")),
         ("grpo", {"hub": {"push": True}}, ("hub.repo_id: pushing needs a repository",)),
         ("grpo", {"trainer.resume": "atuo"}, ("trainer.resume: no such checkpoint", "'auto'")),
@@ -160,6 +165,7 @@ BAD: dict[str, list[tuple[str, dict[str, Any], tuple[str, ...]]]] = {
             ("an adapter cannot be merged into weights in 4 bits",),
         ),
         ("grpo", {"trainer.torch_compile": True}, ("trainer.torch_compile: not supported by the policy methods",)),
+        ("grpo", {"trainer.save_strategy": "best"}, ("trainer.save_strategy: the best model is not known",)),
         ("sft", {"trainer.label_smoothing_factor": 0.1}, ("trainer.label_smoothing_factor: not supported",)),
     ],
 }

@@ -81,9 +81,9 @@ def test_a_right_run_has_no_findings(tmp_path: Path, base: str):
             ("trainer.steps_per_generation", "3 micro-steps does not hold whole optimizer steps", "(2)"),
         ),
         (
-            1,
-            {"trainer.eval_strategy": "steps", "trainer.eval_steps": 1, "trainer.per_device_eval_batch_size": 6},
-            ("trainer.per_device_eval_batch_size", "whole groups of 4"),
+            4,
+            {"trainer.per_device_train_batch_size": 3, "rollout.num_generations": 8},
+            ("= 12", "4 ranks", "multiple of 2"),
         ),
         (32, {}, ("data.train", "a generation batch needs 64 prompts", "got '32 rows'")),
     ],
@@ -265,6 +265,12 @@ def test_a_shaping_reward_may_leave_the_range_of_a_verdict(tmp_path: Path):
         "async def brief(prompts, completions, **_):\n    return [-2.5] * len(prompts)\n"
     )
     assert checked(tmp_path, "grpo", {"rollout.rewards": ["exact", "mine.py:brief"]}).ok
+
+
+def test_a_gate_that_never_opens_is_a_warning_and_needs_no_demonstrations(tmp_path: Path):
+    source = {"path": rows_file(tmp_path, numbered(9, solution=""))}
+    report = checked(tmp_path, "hpt", {"data.train": source, "method.switch_gate": -1.0})
+    assert "demonstrations are never used" in told(report, warning=True) and report.ok
 
 
 # ---- model, support, disk ----

@@ -1,0 +1,27 @@
+"""Every recipe that is shipped passes the checks, for one process and on a machine without a GPU or the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from posttrain.config.checks import check
+from posttrain.config.loader import load
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if "jobs" not in path.parts)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
+def test_a_shipped_recipe_passes_check(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    report = check(load(path.relative_to(ROOT)))
+    assert report.ok, "\n".join(report.lines())
+    doubts = [str(warning) for warning in report.warnings]
+    allowed = ("the Hub cannot be reached", "which is not here", "pushing needs a token")
+    assert all(any(words in doubt for words in allowed) for doubt in doubts), "\n".join(doubts)
+
+
+def test_there_are_recipes():
+    assert RECIPES
