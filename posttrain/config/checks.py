@@ -44,9 +44,16 @@ def check(cfg: RunConfig, *, world_size: int = 1, show_rows: int = 0, will_train
     """
     report, loaded = CheckReport(), _Loaded()
     with _quiet():
-        for name, _, run in resolve_stages(cfg):
-            found = _Check(run, loaded, world_size=world_size, show_rows=show_rows, will_train=will_train).run()
-            report.merge(found, prefix=f"{name}: " if cfg.stages is not None else "")
+        checks = [
+            (name, _Check(run, loaded, world_size=world_size, show_rows=show_rows, will_train=will_train))
+            for name, _, run in resolve_stages(cfg)
+        ]
+        for _, stage in checks:
+            stage.run()
+        # Last, because the config class joins the process group: from then on transformers writes on rank 0 only.
+        for name, stage in checks:
+            stage.arguments()
+            report.merge(stage.report, prefix=f"{name}: " if cfg.stages is not None else "")
     return report
 
 
@@ -89,17 +96,17 @@ class _Check:
         self.cfg, self.loaded = cfg, loaded
         self.world_size, self.show_rows, self.will_train = world_size, show_rows, will_train
         self.entry = registry.get(cfg.method.name)
-        self.report = CheckReport()
+        self.report, self.buildable = CheckReport(), False
         self.demonstrated = checks_data.uses_demonstrations(cfg, self.entry)
 
-    def run(self) -> CheckReport:
+    def run(self) -> None:
+        """Everything but the config class."""
         arithmetic = list(checks_run.batch_arithmetic(self.cfg, self.entry, world_size=self.world_size))
         self.report.errors += arithmetic
         self.report.errors += checks_run.support(self.cfg, self.entry, world_size=self.world_size)
         for finding in checks_run.machine(self.cfg):
             self.add(self.will_train, finding)
-        if not arithmetic and not (self.will_train and self.report.errors):
-            self.arguments()
+        self.buildable = not arithmetic and not (self.will_train and self.report.errors)
         tokenizer = self.tokenizer() if self.model() else None
         train = self.rows("train")
         held_out = self.rows("eval") if self.cfg.data.eval is not None else None
@@ -113,7 +120,6 @@ class _Check:
             self.rewards(train)
             if not arithmetic:
                 self.length(train)
-        return self.report
 
     def add(self, stops: bool, finding: PosttrainError) -> None:
         found = self.report.errors if stops else self.report.warnings
@@ -124,6 +130,8 @@ class _Check:
 
     def arguments(self) -> None:
         """Build the config class, whose own rules then apply; its warnings become ours."""
+        if not self.buildable:
+            return
         changes = checks_run.dry_run_changes(self.cfg, world_size=self.world_size, will_train=self.will_train)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
