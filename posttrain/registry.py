@@ -80,6 +80,16 @@ METHODS: dict[str, Entry] = {
 }
 
 
+def methods_table() -> str:
+    """The README's table of methods, in Markdown; a test compares the two."""
+    lines = ["| method | what it does | paper | runs with |", "| --- | --- | --- | --- |"]
+    for entry in METHODS.values():
+        paper = f"[{entry.paper.title} ({entry.paper.year})](https://arxiv.org/abs/{entry.paper.arxiv})"
+        features = ", ".join(name for name in FEATURES if name in entry.supports)
+        lines.append(f"| [`{entry.key}`](recipes/{entry.key}/README.md) | {entry.summary} | {paper} | {features} |")
+    return "\n".join(lines)
+
+
 def get(key: str, *, where: str | None = None) -> Entry:
     """Entry of a method.
 

@@ -48,7 +48,7 @@ def run(recipe: str | Path, overrides: list[str] | None = None) -> list[Outcome]
 
 
 def quiet_libraries() -> None:
-    """Leave the console to the run: no bars for steps that take a moment, no notice about a device nobody asked for."""
+    """Leave the console to the run: no bars for steps that take a moment, no notice of a device nobody asked for."""
     import datasets
     import torch
     from transformers.utils import logging

@@ -208,7 +208,7 @@ class Stage:
         def record(step: int, result: Any) -> None:
             self.folder.write_eval(f"step-{step:06d}", result, step=step, settings=found[1])
 
-        trainer.add_callback(PeriodicEvaluation(every, evaluate=found[0], record=record))
+        trainer.add_callback(PeriodicEvaluation(int(every or 0), evaluate=found[0], record=record))
 
     # ---- results ----
 

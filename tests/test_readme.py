@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from posttrain.registry import methods_table
+
 README = Path(__file__).resolve().parents[1] / "README.md"
 BLOCK = re.compile(r"<!-- example:(\w+) -->\n```\w+\n(.*?)```\n<!-- /example:\1 -->", re.DOTALL)
 
@@ -27,6 +29,11 @@ def test_python_example_trains_and_saves(tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert (tmp_path / "runs" / "example" / "final" / "model.safetensors").is_file()
+
+
+def test_method_table_is_the_registry():
+    written = README.read_text(encoding="utf-8").split("<!-- methods -->\n")[1].split("\n<!-- /methods -->")[0]
+    assert written == methods_table()
 
 
 def _environment() -> dict[str, str]:

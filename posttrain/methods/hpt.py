@@ -333,8 +333,11 @@ class HPTTrainer(PolicyTrainer):
 
     def policy_loss(self, batch: PolicyBatch) -> LossOutput:
         is_demo = batch.extras["is_demonstration"].unsqueeze(1)
-        old = torch.where(is_demo, batch.logps.detach(), batch.old_logps)
-        output = upge_loss(batch.logps, old, batch.advantages, batch.mask, config=self.args.upge)
+        # No rollout policy wrote a demonstration, and its divergence from the reference is not penalised.
+        batch.old_logps = torch.where(is_demo, batch.logps.detach(), batch.old_logps)
+        if batch.ref_logps is not None:
+            batch.ref_logps = torch.where(is_demo, batch.logps.detach(), batch.ref_logps)
+        output = upge_loss(batch.logps, batch.old_logps, batch.advantages, batch.mask, config=self.args.upge)
         output.values = torch.where(is_demo, self._demonstration_loss(batch), output.values)
         weights = batch.extras.get("loss_weights")
         if weights is not None:

@@ -10,7 +10,7 @@ micro-batch. Left out on purpose: TRL's entropy-quantile and off-policy masks an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
                 got=type(peft_config).__name__,
                 allowed="LoRA and other adapters of the layers",
             )
-        reference = nullcontext()
+        reference: AbstractContextManager[None] = nullcontext()
         if args.beta != 0.0 and peft_config is None and not isinstance(model, str):
             reference = materialised(
                 model,
@@ -126,7 +126,10 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         return rollouts
 
     def policy_loss(self, batch: PolicyBatch) -> LossOutput:
-        """Per-token loss of one micro-batch, not reduced. Default: the configured unified estimator."""
+        """Per-token loss of one micro-batch, not reduced. Default: the configured unified estimator.
+
+        A method may replace `old_logps` and `ref_logps` in the batch; the KL term added afterwards reads them.
+        """
         return upge_loss(batch.logps, batch.old_logps, batch.advantages, batch.mask, config=self.args.upge)
 
     def loss_weights(self, window: list[dict[str, Any]]) -> list[Tensor]:
@@ -307,7 +310,8 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
     def _open_window(self) -> list[dict[str, Any]]:
         """Micro-batches of the optimizer step that begins: weighted, without rows that cannot contribute, trimmed."""
         start = self._step % self.args.steps_per_generation
-        stored = self._buffered_inputs[start : start + self.args.gradient_accumulation_steps]
+        rollouts: list[dict[str, Any]] = self._buffered_inputs or []
+        stored = rollouts[start : start + self.args.gradient_accumulation_steps]
         window = [dict(tensors) for tensors in stored]
         for tensors, weights in zip(window, self.loss_weights(window), strict=True):
             tensors["loss_weights"] = weights
@@ -375,7 +379,8 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         if auxiliary is not None:
             steps = self.args.gradient_accumulation_steps if mode == "train" else 1
             loss = loss + self.router_aux_loss_coef * auxiliary / steps
-        output.metrics["entropy"] = (batch.entropies.detach() * batch.mask).sum() / batch.mask.sum()
+        if batch.entropies is not None:
+            output.metrics["entropy"] = (batch.entropies.detach() * batch.mask).sum() / batch.mask.sum()
         self._log_metrics(mode, output.metrics, batch.mask.sum())
         self._window_loss.append(loss.detach())
         return loss
@@ -383,8 +388,8 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
     def _log_metrics(self, mode: str, metrics: Mapping[str, float | Tensor], tokens: Tensor) -> None:
         """Record a loss's metrics. A tensor is a mean over this micro-batch's tokens, averaged over ranks by their
         tokens; a float already speaks for all ranks. NaN where no rank has a token: the log leaves that out."""
-        means = [name for name, value in metrics.items() if isinstance(value, Tensor)]
-        local = torch.stack([*(metrics[name].double().nan_to_num() * tokens for name in means), tokens.double()])
+        means = {name: value for name, value in metrics.items() if isinstance(value, Tensor)}
+        local = torch.stack([*(value.double().nan_to_num() * tokens for value in means.values()), tokens.double()])
         *sums, count = self.accelerator.reduce(local, reduction="sum").tolist()
         averaged = {name: total / count if count else float("nan") for name, total in zip(means, sums, strict=True)}
         for name, value in {**metrics, **averaged}.items():

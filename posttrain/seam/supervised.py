@@ -146,7 +146,8 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns = [*dict.fromkeys([*self._signature_columns, *self.extra_columns])]
+        known: list[str] = self._signature_columns or []  # type: ignore[has-type]
+        self._signature_columns = [*dict.fromkeys([*known, *self.extra_columns])]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         args, data = self.args, self.train_dataset if train_dataset is None else train_dataset
@@ -189,7 +190,8 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         self._scoring.outputs = ("log_probs", "entropy", "is_top1") if measured else ("log_probs",)
         outputs = model(**model_inputs, use_cache=False, fused_lm_head=True)
         label_mask = outputs.label_mask
-        counts = self._counts if mode == "train" else self._count([inputs["labels"]], label_mask.device)
+        counts = self._counts if mode == "train" else None
+        counts = counts or self._count([inputs["labels"]], label_mask.device)
         output = self.token_loss(outputs.log_probs, label_mask, {**inputs, **extras})
         # The counts span all ranks and DDP averages gradients over them.
         loss = reduce_loss(output, label_mask.float(), counts=counts) * self.accelerator.num_processes

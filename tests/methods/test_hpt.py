@@ -211,6 +211,14 @@ def test_kept_prompts_do_not_depend_on_the_demonstrations(tiny_dir, tmp_path):
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
+@pytest.mark.parametrize("correction", [True, False])
+def test_the_kl_term_leaves_demonstrations_alone(correction, tiny_dir, tmp_path):
+    """At the first step policy and reference agree, so a KL term has no gradient on any row."""
+    overrides = {"reward": never_right, "max_steps": 1, "max_grad_norm": 0.0, "use_bias_correction_kl": correction}
+    found = [gradients(build("hpt", tiny_dir, tmp_path / str(beta), beta=beta, **overrides)) for beta in (0.0, 0.5)]
+    assert relative_difference(found[1], found[0]) < 1e-6
+
+
 # ---- rows ----
 
 
