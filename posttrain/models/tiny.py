@@ -79,6 +79,7 @@ def build_tiny(
         # transformers 5.17: AutoTokenizer rebuilds every qwen2 tokenizer as Qwen2Tokenizer, which would otherwise
         # add an <|endoftext|> beyond the model's vocabulary as its unknown token.
         tokenizer.unk_token = tokenizer.bos_token
+    specials = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     config = _config(
         architecture,
         vocab_size=len(tokenizer),
@@ -88,16 +89,12 @@ def build_tiny(
         num_key_value_heads=num_heads,
         intermediate_size=intermediate_size,
         max_position_embeddings=max_position_embeddings,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        **specials,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.generation_config = GenerationConfig(
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id
-    )
+    model.generation_config = GenerationConfig(**specials)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)

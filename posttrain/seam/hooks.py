@@ -36,9 +36,18 @@ class ResumableTrainer:
     _epoch_sampler: EpochSampler | None = None
     last_grad_norm: float | None = None
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        cls._name, cls._paper, cls._tag_names = cls.name, cls.paper, ["trl", "posttrain"]  # type: ignore[attr-defined]
+    # trl 1.16 reads these three for the model card.
+    @property
+    def _name(self) -> str:
+        return self.name
+
+    @property
+    def _paper(self) -> dict[str, str]:
+        return self.paper
+
+    @property
+    def _tag_names(self) -> list[str]:
+        return ["trl", "posttrain"]
 
     @property
     def tokenizer(self) -> Any:
