@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from trl import GRPOConfig, GRPOTrainer
 
 from posttrain.errors import ConfigError, DataError, RewardError
@@ -245,6 +246,27 @@ def test_a_failed_prompt_gives_its_first_row_to_the_demonstration(tiny_dir, tmp_
     assert logged["gate/rl_fraction"] == 0.5
     assert logged["gate/sft_tokens"] == len(demonstration.replace(tokenizer.eos_token, "$"))
     assert logged["update/gradient_rows"] == 5 / 8
+
+
+class _HeadRows(TorchDispatchMode):
+    """Rows of every (rows, vocabulary) block whose softmax is taken."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._log_softmax.default:
+            self.rows.append(args[0].shape[0])
+        return func(*args, **(kwargs or {}))
+
+
+def test_only_trained_tokens_are_scored_in_the_update(tiny_dir, tmp_path):
+    trainer = build("hpt", tiny_dir, tmp_path, max_steps=1, data=dataset().select([2, 3]), **REPLAY)
+    with _HeadRows() as seen:
+        trainer.train()
+    log = trainer.state.log_history[0]
+    assert sum(seen.rows) == log["gate/rl_tokens"] + log["gate/sft_tokens"]
 
 
 def test_soft_feedback_keeps_every_rollout_beside_the_demonstration(tiny_dir, tmp_path):
