@@ -1,0 +1,66 @@
+"""The reasoning-gym reward: the task's own scorer, on the final answer, and never on Python code."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from posttrain.errors import RewardError, SupportError
+from posttrain.rewards.reasoning_gym import final_answer, reasoning_gym
+
+pytest.importorskip("reasoning_gym")
+
+
+def entry(name, question, answer, **metadata):
+    return json.dumps(
+        {"dataset": name, "options": {}, "entry": {"question": question, "answer": answer, "metadata": metadata}}
+    )
+
+
+SUM = entry("chain_sum", "4 - 1 - 7 =", "-4")
+COUNTDOWN = entry("countdown", "?", "2*3", numbers=[2, 3], target=6)
+
+
+def test_the_answer_after_the_mark_is_scored():
+    completions = ["so\nAnswer: -4", "Answer: 4", [{"role": "assistant", "content": "<answer>-4</answer>"}], "-4"]
+    assert reasoning_gym([""] * 4, completions, entry=[SUM] * 4) == [1.0, 0.0, 1.0, 1.0]
+
+
+def test_answers_of_several_lines_are_taken_whole():
+    assert final_answer("Grid:\nAnswer: 1 2\n3 4\n") == "1 2\n3 4"
+    assert final_answer("<answer>1</answer> <answer> 2 </answer> bye") == "2"
+
+
+def test_a_scorer_that_raises_gives_no_verdict():
+    factors = entry("prime_factorization", "?", "2 × 3", number=6, factors=[2, 3])
+    assert reasoning_gym([""] * 2, ["Answer: 2 × 3", "Answer: two"], entry=[factors] * 2) == [1.0, None]
+
+
+def test_rows_of_other_sources_have_no_verdict_and_foreign_entries_are_an_error():
+    assert reasoning_gym([""] * 2, ["Answer: 1"] * 2, entry=["", None]) == [None, None]
+    assert reasoning_gym([""], ["Answer: 1"]) == [None]
+    with pytest.raises(RewardError, match="not an entry of a reasoning-gym task"):
+        reasoning_gym([""], ["Answer: 1"], entry=['{"level": 1}'])
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [("2*3", 1.0), ("3 * 2", 1.0), ("2+3", 0.05), ("2**3", 0.0), ("9999999*9", 0.0), ("__import__('os')", 0.0)],
+)
+def test_only_arithmetic_reaches_a_scorer_that_evaluates(answer, score):
+    assert reasoning_gym([""], [f"Answer: {answer}"], entry=[COUNTDOWN]) == [score]
+
+
+def test_a_completion_cannot_run_code(tmp_path):
+    witness = tmp_path / "ran"
+    attack = f"[open({str(witness)!r}, 'w')]"
+    with pytest.raises(SupportError, match="evaluates the answer as Python code"):
+        reasoning_gym([""], [f"Answer: {attack}"], entry=[entry("spiral_matrix", "?", "1 2", solution=[1, 2])])
+    assert reasoning_gym([""], [f"Answer: {attack}"], entry=[COUNTDOWN]) == [0.0]
+    assert not witness.exists()
+
+
+def test_huge_exponents_are_wrong_and_not_slow():
+    coin = entry("coin_flip", "?", "0.5", num_trials=1, k_heads=1)
+    assert reasoning_gym([""], ["Answer: 1e999999999"], entry=[coin]) == [0.0]
