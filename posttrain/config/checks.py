@@ -43,7 +43,8 @@ def check(cfg: RunConfig, *, world_size: int = 1, show_rows: int = 0, will_train
         All findings; `raise_if_failed` raises them.
     """
     report, loaded = CheckReport(), _Loaded()
-    with _quiet():
+    runs = [run for _, _, run in resolve_stages(cfg)]
+    with _quiet(), checks_model.offline_if_unreachable(runs):
         checks = [
             (name, _Check(run, loaded, world_size=world_size, show_rows=show_rows, will_train=will_train))
             for name, _, run in resolve_stages(cfg)
@@ -126,6 +127,11 @@ class _Check:
         if str(finding) not in {str(known) for known in found}:
             found.append(finding)
 
+    def missing(self, error: PosttrainError, *key: str) -> None:
+        """Something could not be loaded: an error, unless only the Hub is out of reach and nothing starts here."""
+        stops = self.will_train or not checks_model.is_unreachable(error)
+        self.add(stops, checks_model.explained(self.cfg, error, *key))
+
     # ---- what needs no rows ----
 
     def arguments(self) -> None:
@@ -149,13 +155,12 @@ class _Check:
             facts = checks_model.describe(self.cfg)
         except PosttrainError as error:
             found = checks_model.is_unreachable(error)
-            self.add(not found, checks_model.explained(self.cfg, error))
+            self.missing(error)
         else:
             for stops, finding in checks_model.findings(self.cfg, facts):
                 self.add(stops, finding)
-            if facts is not None:
-                size = facts.checkpoint_bytes
-                self.report.facts += facts.lines
+            size = facts.checkpoint_bytes
+            self.report.facts += facts.lines
         for stops, finding in checks_run.output_folder(self.cfg, checkpoint_bytes=size):
             self.add(stops, finding)
         return found
@@ -170,7 +175,7 @@ class _Check:
                 self.loaded.tokenizers[key] = load_tokenizer(self.cfg.model)
             except PosttrainError as error:
                 self.loaded.tokenizers[key] = None
-                self.add(not checks_model.is_unreachable(error), checks_model.explained(self.cfg, error))
+                self.missing(error)
         return self.loaded.tokenizers[key]
 
     # ---- rows ----
@@ -186,9 +191,7 @@ class _Check:
                 self.loaded.datasets[key] = load_source(source, system_prompt=self.cfg.data.system_prompt)
             except PosttrainError as error:
                 self.loaded.datasets[key] = None
-                self.add(
-                    not checks_model.is_unreachable(error), checks_model.explained(self.cfg, error, "data", split)
-                )
+                self.missing(error, "data", split)
         dataset = self.loaded.datasets[key]
         if dataset is None:
             return None

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import queue
+import socket
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from posttrain.config.rules import is_local, nearest
 from posttrain.config.run_config import BLOCKS, DataSource, RunConfig
@@ -13,6 +19,21 @@ from posttrain.errors import ConfigError, PosttrainError
 
 # Bytes a checkpoint holds for each trained weight: the weight and two moments of AdamW, in float32.
 _BYTES_PER_TRAINED = 12
+# Published configurations of the packaged models, so that a check need not unpack weights.
+_PACKAGED: dict[str, dict[str, Any]] = {
+    "smollm2-135m-instruct": {
+        "model_type": "llama",
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "intermediate_size": 1536,
+        "vocab_size": 49152,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+    }
+}
+PROBE_SECONDS = 5.0
 _UNREACHABLE = {
     "ConnectError",
     "ConnectionError",
@@ -40,18 +61,19 @@ class ModelFacts:
         return [f"{size}; a checkpoint takes about {self.checkpoint_bytes / 1e6:,.1f} MB"]
 
 
-def describe(cfg: RunConfig) -> ModelFacts | None:
-    """Facts of the configured model; None for a packaged one, which is known to work.
+def describe(cfg: RunConfig) -> ModelFacts:
+    """Facts of the configured model.
 
     Raises:
         ConfigError: the configuration cannot be read; `is_unreachable` tells whether only the Hub was out of reach.
     """
-    if cfg.model.package is not None:
-        return None
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = _tiny_config(cfg) if cfg.model.tiny is not None else _config_of_path(cfg)
+    if cfg.model.package is not None:
+        config = AutoConfig.for_model(**_PACKAGED[cfg.model.package])
+    else:
+        config = _tiny_config(cfg) if cfg.model.tiny is not None else _config_of_path(cfg)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=cfg.model.trust_remote_code)
@@ -125,10 +147,8 @@ def _config_of_path(cfg: RunConfig) -> Any:
         raise ConfigError(f"the model's configuration cannot be read: {reason}", where=where, got=path) from problem
 
 
-def findings(cfg: RunConfig, facts: ModelFacts | None) -> Iterator[tuple[bool, PosttrainError]]:
+def findings(cfg: RunConfig, facts: ModelFacts) -> Iterator[tuple[bool, PosttrainError]]:
     """(whether it stops the run, finding) about adapter targets and lengths."""
-    if facts is None:
-        return
     lora = cfg.model.lora
     if lora is not None and isinstance(lora.targets, list):
         for index, name in enumerate(lora.targets):
@@ -163,6 +183,59 @@ def findings(cfg: RunConfig, facts: ModelFacts | None) -> Iterator[tuple[bool, P
                 fix="Lower the lengths" + (", or raise model.tiny.max_position_embeddings" if cfg.model.tiny else ""),
             ),
         )
+
+
+@contextmanager
+def offline_if_unreachable(cfgs: list[RunConfig]) -> Iterator[None]:
+    """Where a recipe names something on the Hub and the Hub does not answer, read only what is cached.
+
+    Otherwise the libraries would try again for minutes, file by file.
+    """
+    paths = [path for cfg in cfgs for path in (cfg.model.path, *_data_paths(cfg)) if path is not None]
+    if all(is_local(path) for path in paths) or _hub_answers():
+        yield
+        return
+    import datasets
+    import huggingface_hub
+
+    places: tuple[Any, ...] = (huggingface_hub.constants, datasets.config)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    for place in places:
+        place.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
+
+
+def _data_paths(cfg: RunConfig) -> list[str | None]:
+    return [source.path for source in (cfg.data.train, cfg.data.eval) if source is not None]
+
+
+def _hub_answers() -> bool:
+    """Whether the Hub's port can be opened soon. Behind a proxy that cannot be told, and the libraries find out."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or getproxies():
+        return True
+    address = urlsplit(constants.ENDPOINT)
+    answer: queue.Queue[bool] = queue.Queue()
+
+    def knock() -> None:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        try:
+            socket.create_connection((str(address.hostname), port), timeout=PROBE_SECONDS).close()
+            answer.put(True)
+        except OSError:
+            answer.put(False)
+
+    # In a thread of its own: looking up a name has no time limit.
+    threading.Thread(target=knock, daemon=True).start()
+    try:
+        return answer.get(timeout=PROBE_SECONDS)
+    except queue.Empty:
+        return False
 
 
 def is_unreachable(error: BaseException) -> bool:

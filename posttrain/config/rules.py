@@ -25,10 +25,9 @@ def broken_rules(cfg: RunConfig) -> list[PosttrainError]:
 
 def is_local(path: str) -> bool:
     """Whether a `path` means a file or folder here: it exists, or it is not of the form owner/name of a Hub id."""
-    if Path(path).expanduser().exists():
-        return True
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/")
-    return looks_local or Path(path).suffix in (".json", ".jsonl", ".csv", ".parquet", ".txt", ".arrow")
+    from posttrain.data.files import looks_local
+
+    return Path(path).expanduser().exists() or looks_local(path)
 
 
 def nearest(name: str, known: Any) -> str | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from posttrain.config.checks import check
+from posttrain.config.checks_model import describe, findings
 from posttrain.config.loader import load
 from posttrain.config.report import CheckReport
 from posttrain.errors import ConfigError, DataError, RewardError, SupportError
@@ -361,3 +363,27 @@ def test_a_hub_that_cannot_be_reached_is_a_warning_that_names_what_was_skipped(t
     text = "\n".join(map(str, report.warnings))
     assert "model.path: the Hub cannot be reached, so its configuration, tokenizer" in text
     assert "data.train.path: the Hub cannot be reached, so columns, lengths and rewards were not checked" in text
+    assert not checked(tmp_path, "grpo", changes, will_train=True).ok, "a run could not start"
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With the Hub switched on but at a closed port, the check ends at once instead of trying again and again."""
+    import datasets
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("posttrain.config.checks_model.getproxies", dict)
+    cfg = load(write(tmp_path, changed(BASES["grpo"], {"data.train": {"path": "nobody/no-rows"}})))
+    started = time.monotonic()
+    assert "the Hub cannot be reached" in told(check(cfg), warning=True) and time.monotonic() - started < 20
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE, "left as found"
+
+
+def test_a_packaged_model_is_known_without_its_weights(tmp_path: Path):
+    model = {"package": "smollm2-135m-instruct", "lora": {"targets": ["q_prj"]}}
+    cfg = load(write(tmp_path, changed(BASES["grpo"], {"model": model})))
+    facts = describe(cfg)
+    assert facts.parameters == 134_515_008 and facts.max_positions == 8192
+    assert ["'q_proj'" in str(finding) for _, finding in findings(cfg, facts)] == [True]
