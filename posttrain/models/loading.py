@@ -112,7 +112,7 @@ def _made_tokenizer(model: Any) -> PreTrainedTokenizerBase:
         tokenizer.padding_side = "left"
         return tokenizer
     tiny = _plain(_get(model, "tiny"))
-    small = {"hidden_size": 8, "num_layers": 1, "num_heads": 1, "intermediate_size": 8}
+    small: dict[str, Any] = {"hidden_size": 8, "num_layers": 1, "num_heads": 1, "intermediate_size": 8}
     kept = {key: tiny[key] for key in ("architecture", "max_position_embeddings") if key in tiny}
     with tempfile.TemporaryDirectory() as folder:
         return load_tokenizer(model, path=build_tiny(folder, **kept, **small))

@@ -6,12 +6,15 @@ set's columns as keywords, and returns one float or None (does not apply to this
 
 from __future__ import annotations
 
-import importlib.util
+import hashlib
 import math as numbers
+import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from posttrain.errors import ConfigError, RewardError
@@ -59,10 +62,14 @@ def load_reward(name: str, base_dir: str | Path = ".") -> Reward:
 def _from_file(path: Path, function: str) -> Reward:
     if not path.is_file():
         raise ConfigError("no such file", where="rollout.rewards", got=str(path))
-    spec = importlib.util.spec_from_file_location(f"posttrain_reward_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    loader = SourceFileLoader(f"posttrain_reward_{path.stem}_{digest}", str(path))
+    module = ModuleType(loader.name)
+    module.__file__ = str(path)
+    # Dataclasses and pickling look a class's module up by name.
+    sys.modules[loader.name] = module
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except Exception as error:
         raise RewardError(f"cannot be imported: {type(error).__name__}: {error}", where=str(path)) from error
     found = getattr(module, function, None)

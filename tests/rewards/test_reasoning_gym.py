@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
 from posttrain.errors import RewardError, SupportError
-from posttrain.rewards.reasoning_gym import final_answer, reasoning_gym
+from posttrain.rewards.reasoning_gym import final_answer, reasoning_gym, scorer
 
 pytest.importorskip("reasoning_gym")
 
@@ -59,6 +60,13 @@ def test_a_completion_cannot_run_code(tmp_path):
         reasoning_gym([""], [f"Answer: {attack}"], entry=[entry("spiral_matrix", "?", "1 2", solution=[1, 2])])
     assert reasoning_gym([""], [f"Answer: {attack}"], entry=[COUNTDOWN]) == [0.0]
     assert not witness.exists()
+
+
+def test_without_the_package_the_message_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    scorer.cache_clear()
+    with pytest.raises(SupportError, match="reasoning-gym is not installed. pip install 'posttrain\\[tasks\\]'"):
+        reasoning_gym([""], ["Answer: 1"], entry=[SUM])
 
 
 def test_huge_exponents_are_wrong_and_not_slow():
