@@ -95,7 +95,8 @@ def _check_plan(
     for block in BLOCKS:
         if values.get(block) is None or not all(_ignores(stage, block, values) for stage in stages):
             continue
-        if block == "trainer" and set(values[block]) <= {"output_dir", "resume"}:
+        written = values[block]
+        if block == "trainer" and isinstance(written, dict) and set(written) <= {"output_dir", "resume"}:
             continue  # these two belong to the whole recipe
         fix = "Remove it; `trainer.output_dir` and `trainer.resume` may stay" if block == "trainer" else "Remove it"
         errors.append(ConfigError("no stage reads this block", where=source.where((block,)), fix=fix))
@@ -110,7 +111,9 @@ def _ignores(stage: StageBlock, block: str, values: dict[str, Any]) -> bool:
     if block in stage.model_fields_set:
         return True
     # A supervised stage takes from a shared rollout block only what its evaluation needs.
-    return block == "rollout" and _is_supervised(stage, values) and values.get("data", {}).get("eval") is None
+    data = stage.data if "data" in stage.model_fields_set else values.get("data")
+    evaluated = isinstance(data, dict) and data.get("eval") is not None
+    return block == "rollout" and _is_supervised(stage, values) and not evaluated
 
 
 def _is_supervised(stage: StageBlock, values: dict[str, Any]) -> bool:
