@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
 from posttrain.errors import ResumeError
 
 FINISHED_FILE = "finished.json"
+# What a run writes into its folder, beside the model it starts from.
+_RUN_FILES = ("run.json", "metrics.jsonl", "eval.json", "REPORT.md", "completions", "plots", "model", "merged")
 # Blocks and keys that may change between the attempts of one run without making it another run.
 _FREE = {"eval", "hub", "job"}
 _FREE_TRAINER = {
@@ -29,23 +32,30 @@ def identity(config: Any, *, parent: Path | None) -> str:
     blocks["trainer"] = {
         key: value for key, value in (blocks.get("trainer") or {}).items() if key not in _FREE_TRAINER
     }
-    blocks["parent"] = str(parent)
+    blocks["parent"] = run_id(parent.parent) if parent is not None else None
     return hashlib.sha256(json.dumps(blocks, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def run_id(folder: Path) -> str | None:
+    """Name of the finished run in `folder`, new each time it is trained; None if none is finished."""
+    path = folder / FINISHED_FILE
+    return json.loads(path.read_text(encoding="utf-8"))["run"] if path.exists() else None
+
+
 def is_finished(folder: Path, config: Any, *, parent: Path | None) -> bool:
-    """Whether a stage with this very configuration has run to its end in `folder`.
+    """Whether a stage with this very configuration, from this very parent, has run to its end in `folder`.
 
     Raises:
         ResumeError: another configuration was finished there; the result is not overwritten.
     """
     path = folder / FINISHED_FILE
-    if config.trainer.resume == "never" or not path.exists():
+    # Without its model a finished run is of no use to anyone; it is continued from its last checkpoint.
+    if config.trainer.resume == "never" or not path.exists() or not (folder / "model").is_dir():
         return False
     if json.loads(path.read_text(encoding="utf-8"))["identity"] == identity(config, parent=parent):
         return True
     raise ResumeError(
-        "a run with other settings was finished here",
+        "a run with other settings, or from another parent stage, was finished here",
         where=str(folder),
         fix="Set another trainer.output_dir, or trainer.resume: never to replace the result",
     )
@@ -55,7 +65,36 @@ def mark_finished(folder: Path, config: Any, *, parent: Path | None) -> None:
     """Record that the run is complete."""
     from posttrain.evaluation.records import write_json
 
-    write_json(folder / FINISHED_FILE, {"identity": identity(config, parent=parent)})
+    write_json(folder / FINISHED_FILE, {"identity": identity(config, parent=parent), "run": uuid.uuid4().hex})
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Move what an earlier run left in `folder` to `folder/replaced-<n>`, for a run that starts anew.
+
+    Its checkpoints and evaluations would otherwise pass for those of the new run when that is stopped and continued.
+
+    Returns:
+        The new place, or None if there was nothing.
+    """
+    names = (FINISHED_FILE, *_RUN_FILES, "checkpoint-*")
+    found = [path for name in names for path in sorted(folder.glob(name))]
+    if not found:
+        return None
+    number = 1
+    while (folder / f"replaced-{number}").exists():
+        number += 1
+    place = folder / f"replaced-{number}"
+    place.mkdir()
+    for path in found:
+        path.rename(place / path.name)
+    return place
+
+
+def recorded_run(checkpoint: str | Path) -> dict[str, Any]:
+    """`run.json` of the run that wrote a checkpoint; empty if it is not there."""
+    from posttrain.evaluation.report import RunFolder
+
+    return RunFolder(Path(checkpoint).parent).read_run()
 
 
 def choose_checkpoint(resume: str, folder: Any, data: dict[str, Any]) -> str | None:
@@ -64,7 +103,7 @@ def choose_checkpoint(resume: str, folder: Any, data: dict[str, Any]) -> str | N
     Args:
         resume: "auto" (the newest complete checkpoint of the run's folder, if any), "never", or a path.
         folder: the run's `RunFolder`.
-        data: `data_fingerprint` of each dataset, compared with what the stopped run recorded.
+        data: `data_fingerprint` of each dataset, compared with what the run that wrote the checkpoint recorded.
 
     Returns:
         Its path, or None to start from the beginning.
@@ -87,7 +126,7 @@ def choose_checkpoint(resume: str, folder: Any, data: dict[str, Any]) -> str | N
             )
     if chosen is None:
         return None
-    recorded = folder.read_run().get("data", {})
+    recorded = recorded_run(chosen).get("data", {})
     changed = sorted(split for split in data if split in recorded and recorded[split] != data[split])
     if changed:
         raise ResumeError(

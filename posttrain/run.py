@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import PosttrainError
+from posttrain.errors import ConfigError, PosttrainError, ResumeError, SupportError
 from posttrain.stage_run import Outcome, Stage, is_main_process, say
 
 
@@ -33,15 +33,19 @@ def run(recipe: str | Path, overrides: list[str] | None = None) -> list[Outcome]
     from posttrain.config.loader import load
     from posttrain.config.stages import resolve_stages
 
-    quiet_libraries()
     config = load(recipe, overrides or [])
+    quiet_libraries()
     report = check(config, world_size=int(os.environ.get("WORLD_SIZE", "1")), will_train=True)
     if is_main_process():
         report.show(Console() if sys.stdout.isatty() else Console(width=200))
     report.raise_if_failed()
     done: dict[str, Outcome] = {}
     for name, parent, stage in resolve_stages(config):
-        done[name] = Stage(stage, name=name, parent=done[parent].model if parent else None).run()
+        try:
+            done[name] = Stage(stage, name=name, parent=done[parent].model if parent else None).run()
+        except PosttrainError as error:
+            _show_own(error)
+            raise
     if config.stages is not None and is_main_process():
         _compare(config, done)
     return list(done.values())
@@ -57,6 +61,12 @@ def quiet_libraries() -> None:
     logging.disable_progress_bar()
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def _show_own(error: PosttrainError) -> None:
+    """Name a mistake in the rows of a rank other than 0, which rank 0 may never meet. Settings are the same on all."""
+    if not is_main_process() and not isinstance(error, ConfigError | SupportError | ResumeError):
+        sys.stderr.write(f"rank {os.environ['RANK']}: error: {error}\n")
 
 
 def _compare(config: Any, done: dict[str, Outcome]) -> None:

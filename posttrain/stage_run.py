@@ -10,7 +10,15 @@ from typing import Any
 
 from posttrain import registry
 from posttrain.errors import SupportError
-from posttrain.resuming import changed_settings, choose_checkpoint, is_finished, mark_finished
+from posttrain.resuming import (
+    changed_settings,
+    choose_checkpoint,
+    is_finished,
+    mark_finished,
+    recorded_run,
+    run_id,
+    set_aside,
+)
 
 MODEL_FOLDER = "model"
 
@@ -36,6 +44,20 @@ def say(text: str) -> None:
     from rich.console import Console
 
     Console(soft_wrap=True, highlight=False).print(text, markup=False)
+
+
+def merged(parent: Path, folder: Path) -> str:
+    """Folder of a parent stage's whole model: its own, or one below `folder` if it trained adapters."""
+    if not (parent / "adapter_config.json").exists():
+        return str(parent)
+    whole = folder / "merged"
+    if is_main_process():
+        from peft import AutoPeftModelForCausalLM
+        from transformers import AutoTokenizer
+
+        AutoPeftModelForCausalLM.from_pretrained(parent, dtype="auto").merge_and_unload().save_pretrained(whole)
+        AutoTokenizer.from_pretrained(parent).save_pretrained(whole)
+    return str(whole)
 
 
 class Stage:
@@ -66,9 +88,11 @@ class Stage:
         trainer, data = self.build()
         fingerprints = {split: data_fingerprint(rows) for split, rows in data.items()}
         checkpoint = choose_checkpoint(self.config.trainer.resume, self.folder, fingerprints)
-        changes = changed_settings(self.folder.read_run().get("config", {}), self.record()) if checkpoint else []
+        changes = changed_settings(recorded_run(checkpoint).get("config", {}), self.record()) if checkpoint else []
         trainer.accelerator.wait_for_everyone()  # every rank has read the stopped run's record before it is replaced
         if is_main_process():
+            if self.config.trainer.resume == "never" and (place := set_aside(self.folder.path)):
+                say(f"starting anew; the earlier run is now in {place}")
             self.describe(trainer, fingerprints)
             if checkpoint is not None:
                 say("\n".join([f"continuing from {checkpoint}", *(f"  changed since: {line}" for line in changes)]))
@@ -97,7 +121,8 @@ class Stage:
         config, base = self.config, Path(self.config.source.file).parent
         args = build_args(config, output_dir=self.folder.path)
         with PartialState().main_process_first():
-            path = str(self.parent or resolve_model_path(config.model, self.folder.path / "initial"))
+            initial = self.folder.path / "initial"
+            path = merged(self.parent, initial) if self.parent else resolve_model_path(config.model, initial)
             data = {
                 split: load_source(source, system_prompt=config.data.system_prompt)
                 for split, source in (("train", config.data.train), ("eval", config.data.eval))
@@ -139,8 +164,12 @@ class Stage:
         return rows.select(kept) if len(kept) < len(rows) else rows
 
     def record(self) -> dict[str, Any]:
-        """The resolved recipe of this stage, for `run.json`."""
-        return {**self.config.values, "stage": self.name, "start_from": str(self.parent) if self.parent else None}
+        """The resolved recipe of this stage as `run.json` holds it."""
+        from posttrain.evaluation.provenance import without_secrets
+        from posttrain.evaluation.records import json_value
+
+        parent = {"model": str(self.parent), "run": run_id(self.parent.parent)} if self.parent else None
+        return without_secrets(json_value({**self.config.values, "stage": self.name, "start_from": parent}))
 
     def describe(self, trainer: Any, fingerprints: dict[str, Any]) -> None:
         """Write `run.json`."""
@@ -213,15 +242,16 @@ class Stage:
     # ---- results ----
 
     def save(self, trainer: Any) -> None:
-        """The trained model (and the merged one, if asked for) with its tokenizer; then the Hub."""
+        """The trained model with its tokenizer; to the Hub, if asked for; merged, if asked for."""
         trainer.save_model(str(self.model_dir))
+        if self.config.hub.push:
+            trainer.push_to_hub()
+        # Last, because merging takes the adapters out of the trainer's model.
         lora = self.config.model.lora
         if lora is not None and lora.merge_on_save and is_main_process():
             merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
             merged.save_pretrained(self.folder.path / "merged")
             trainer.processing_class.save_pretrained(self.folder.path / "merged")
-        if self.config.hub.push:
-            trainer.push_to_hub()
 
     def outcome(self) -> Outcome:
         """The recorded result."""

@@ -1,0 +1,229 @@
+"""Runs that were stopped: which checkpoint they continue from, what is refused, and that the result is the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from posttrain.config.loader import load
+from posttrain.errors import ResumeError
+from posttrain.evaluation.report import RunFolder
+from posttrain.resuming import changed_settings, choose_checkpoint, set_aside
+from posttrain.run import run
+from posttrain.stage_run import Stage
+from tests.config.recipes import HPT, SFT, changed, write
+
+# Stops the run as a kill would, at the first call in training for which the file named in `stop` exists.
+VERDICT = """
+import threading
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def verdict(prompts, completions, **columns):
+    stop = HERE / "stop"
+    in_training = threading.current_thread() is threading.main_thread()  # the checks call it in a thread
+    if stop.exists() and in_training and (HERE / stop.read_text()).exists():
+        raise KeyboardInterrupt
+    return [float(sum(map(ord, c[0]["content"])) % 2) for c in completions]
+"""
+CHANGES = {
+    "trainer.max_steps": 6,
+    "trainer.save_steps": 2,
+    "trainer.learning_rate": 0.01,
+    "trainer.lr_scheduler_type": "linear",
+    "data.train.size": 8,  # epochs of 4 steps: the run is continued in its second
+    "data.train.options": {"digits": 1},
+    "data.max_prompt_length": 64,
+    "eval.every_steps": 1,
+    "eval.max_new_tokens": 8,
+    "eval.temperature": 1.0,
+}
+RECIPES = {
+    "hpt": changed(HPT, {**CHANGES, "rollout.rewards": ["verdict.py:verdict"]}),
+    "sft": changed(SFT, {**CHANGES, "trainer.per_device_train_batch_size": 2, "eval.verifier": "verdict.py:verdict"}),
+}
+
+
+def prepare(folder: Path, values: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "verdict.py").write_text(VERDICT)
+    return write(folder, values)
+
+
+def without_evaluation(values: dict[str, Any]) -> dict[str, Any]:
+    return changed(values, {"eval": None, "data.eval": None})
+
+
+def kill(recipe: Path, *, once_there_is: str, overrides: list[str] | None = None) -> None:
+    """Run until a file of this name exists beside the recipe."""
+    stop = recipe.parent / "stop"
+    stop.write_text(once_there_is)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, overrides)
+    stop.unlink()
+
+
+@pytest.fixture(scope="module", params=sorted(RECIPES))
+def killed(request, tmp_path_factory) -> tuple[str, Path]:
+    """(method, folder) of a run of six steps that was killed between the checkpoints 4 and 6."""
+    folder = tmp_path_factory.mktemp(request.param)
+    kill(prepare(folder, RECIPES[request.param]), once_there_is="run/checkpoint-4/posttrain_complete.json")
+    assert not (folder / "run" / "checkpoint-6").exists()
+    return request.param, folder
+
+
+@pytest.fixture(scope="module")
+def whole(killed, tmp_path_factory) -> dict[str, Any]:
+    """Weights of the uninterrupted run, which never evaluated."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(prepare(folder, without_evaluation(RECIPES[killed[0]])))
+    return load_file(folder / "run" / "model" / "model.safetensors")
+
+
+def again(killed: tuple[str, Path], folder: Path) -> Path:
+    """A copy of the killed run to be continued in `folder`."""
+    shutil.copytree(killed[1] / "run", folder / "run")
+    return prepare(folder, RECIPES[killed[0]])
+
+
+def assert_bit_equal(folder: Path, whole: dict[str, Any]) -> None:
+    weights = load_file(folder / "model" / "model.safetensors")
+    assert weights.keys() == whole.keys()
+    assert all((weights[name] == whole[name]).all() for name in whole)
+
+
+# ---- continuing ----
+
+
+def test_a_killed_run_ends_where_the_uninterrupted_one_does(killed, whole, tmp_path, capsys):
+    """Bit-equal, although one was evaluated after every step, by sampling, and the other never."""
+    recipe = again(killed, tmp_path)
+    (outcome,) = run(recipe)
+    assert f"continuing from {tmp_path / 'run' / 'checkpoint-4'}" in capsys.readouterr().out
+    assert_bit_equal(outcome.folder, whole)
+    assert outcome.before is not None and outcome.after is not None  # "before" is that of the first attempt
+    steps = [event["step"] for event in RunFolder(outcome.folder).read_metrics() if "loss" in event]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert len(json.loads((tmp_path / "run" / "run.json").read_text())["earlier_attempts"]) == 1
+
+
+def test_a_checkpoint_that_was_not_written_to_the_end_is_passed_over(killed, whole, tmp_path, capsys):
+    recipe = again(killed, tmp_path)
+    torn = tmp_path / "run" / "checkpoint-4"
+    (torn / "posttrain_complete.json").unlink()
+    (torn / "model.safetensors").write_bytes(b"half")
+    run(recipe)
+    assert f"continuing from {tmp_path / 'run' / 'checkpoint-2'}" in capsys.readouterr().out
+    assert_bit_equal(tmp_path / "run", whole)
+
+
+def test_a_named_checkpoint_of_another_folder_continues_here(killed, whole, tmp_path, capsys):
+    recipe = prepare(tmp_path, RECIPES[killed[0]])
+    checkpoint = killed[1] / "run" / "checkpoint-2"
+    run(recipe, [f"trainer.resume={checkpoint}"])
+    assert f"continuing from {checkpoint}" in capsys.readouterr().out
+    assert_bit_equal(tmp_path / "run", whole)
+
+
+def test_changed_settings_are_listed(killed, tmp_path, capsys):
+    recipe = again(killed, tmp_path)
+    run(recipe, ["trainer.learning_rate=0.02", "eval.every_steps=null", "trainer.max_steps=5"])
+    lines = capsys.readouterr().out.splitlines()
+    listed = [line.strip() for line in lines if line.startswith("  changed since: ")]
+    assert "changed since: trainer.learning_rate: 0.01 -> 0.02" in listed
+    assert "changed since: trainer.max_steps: 6 -> 5" in listed
+    assert any("eval.every_steps: 1 -> None" in line for line in listed)
+    # Beside them only the folder, which the test copied.
+    assert {line.split(":")[1].strip() for line in listed} == {
+        "trainer.learning_rate",
+        "trainer.max_steps",
+        "eval.every_steps",
+        "trainer.output_dir",
+    }
+
+
+def test_a_run_started_anew_is_not_continued_from_the_old_checkpoints(killed, tmp_path, capsys):
+    recipe = again(killed, tmp_path)
+    kill(recipe, once_there_is="run/replaced-1", overrides=["trainer.resume=never"])
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    assert (tmp_path / "run" / "replaced-1" / "checkpoint-4").is_dir()
+    capsys.readouterr()
+    run(recipe, ["trainer.max_steps=1"])
+    assert "continuing from" not in capsys.readouterr().out
+
+
+# ---- refusals ----
+
+
+@pytest.mark.parametrize("where", ["auto", "named"])
+def test_other_data_are_refused(killed, where, tmp_path):
+    if where == "auto":
+        recipe, overrides = again(killed, tmp_path), ["data.train.seed=9"]
+    else:
+        recipe = prepare(tmp_path, RECIPES[killed[0]])
+        overrides = ["data.train.seed=9", f"trainer.resume={killed[1] / 'run' / 'checkpoint-4'}"]
+    with pytest.raises(ResumeError) as refused:
+        run(recipe, overrides)
+    text = str(refused.value)
+    assert "the train data are not those of the run to continue" in text and "checkpoint-4" in text
+    assert "trainer.resume: never" in text
+
+
+def test_a_named_checkpoint_that_is_torn_is_refused(killed, tmp_path):
+    recipe = again(killed, tmp_path)
+    torn = tmp_path / "run" / "checkpoint-4"
+    (torn / "posttrain_complete.json").unlink()
+    with pytest.raises(ResumeError, match="not a complete checkpoint") as refused:
+        run(recipe, [f"trainer.resume={torn}"])
+    assert str(torn) in str(refused.value)
+
+
+def test_another_layout_is_refused(killed, tmp_path):
+    with pytest.raises(ResumeError, match="seed was 42, is 43"):
+        run(again(killed, tmp_path), ["trainer.seed=43"])
+
+
+# ---- the parts ----
+
+
+def test_the_newest_complete_checkpoint_is_chosen_by_number(tmp_path):
+    for step in (2, 10, 9, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if step != 12:
+            (tmp_path / f"checkpoint-{step}" / "posttrain_complete.json").write_text("{}")
+    folder = RunFolder(tmp_path)
+    assert choose_checkpoint("auto", folder, {}) == str(tmp_path / "checkpoint-10")
+    assert choose_checkpoint("never", folder, {}) is None
+    assert choose_checkpoint("auto", RunFolder(tmp_path / "none"), {}) is None
+
+
+def test_changes_are_named_by_their_path():
+    before = {"trainer": {"learning_rate": 0.1, "resume": "auto"}, "eval": None}
+    now = {"trainer": {"learning_rate": 0.1, "resume": "never", "seed": 1}, "eval": {"seed": 0}}
+    assert changed_settings(before, now) == ["eval.seed: None -> 0", "trainer.seed: None -> 1"]
+
+
+def test_nothing_is_set_aside_where_nothing_is(tmp_path):
+    (tmp_path / "initial").mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    assert set_aside(tmp_path) is None
+    for number in (1, 2):
+        (tmp_path / "model").mkdir()
+        assert set_aside(tmp_path) == tmp_path / f"replaced-{number}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["initial", "notes.txt", "replaced-1", "replaced-2"]
+
+
+def test_a_secret_from_the_environment_is_not_among_the_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEST_API_KEY", "verysecretvalue")
+    values = changed(SFT, {"data.system_prompt": "${env:TEST_API_KEY}", "data.train.options": {"digits": [1, 2]}})
+    now = Stage(load(write(tmp_path, values)), name="run").record()
+    before = json.loads(json.dumps({**now, "trainer": {**now["trainer"], "max_steps": 9}}))
+    assert "verysecretvalue" not in json.dumps(now)
+    assert changed_settings(before, now) == ["trainer.max_steps: 9 -> 2"]
