@@ -45,10 +45,10 @@ def test_help_and_lists_load_neither_torch_nor_trl(arguments: list[str]):
     assert done.stdout.strip()
 
 
-def test_the_module_is_the_command():
+def test_the_module_is_the_command(tmp_path: Path):
     """`python -m posttrain` in a process of its own: a preview without colour codes, "ok" at the end."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "posttrain", "check", "recipes/quickstart.yaml", "--show-rows", "1"]
+    command = [sys.executable, "-m", "posttrain", "check", str(write(tmp_path, GRPO)), "--show-rows", "1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip().splitlines()[-1].startswith("ok")

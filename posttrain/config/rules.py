@@ -155,11 +155,15 @@ def _source(cfg: RunConfig, split: str, rows: DataSource) -> Iterator[PosttrainE
             allowed="one of: " + ", ".join(TASKS),
             fix=nearest(rows.task, TASKS),
         )
-    if rows.path is not None and is_local(rows.path) and not Path(rows.path).expanduser().exists():
-        where = cfg.where("data", split, "path")
+    if rows.path is None or not is_local(rows.path):
+        return
+    local, where = Path(rows.path).expanduser(), cfg.where("data", split, "path")
+    if not local.exists():
         yield ConfigError(
             "no such file or folder", where=where, got=rows.path, fix="Paths start from the working folder"
         )
+    elif local.is_file() and not local.stat().st_size:
+        yield ConfigError("the file is empty", where=where, got=rows.path)
 
 
 def _rollout(cfg: RunConfig) -> Iterator[PosttrainError]:

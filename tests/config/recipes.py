@@ -1,12 +1,15 @@
-"""A small recipe that passes every check, and ways to write variations of it."""
+"""A small recipe that passes every check, ways to write variations of it, and to check them."""
 
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+
+from posttrain.errors import ConfigError
 
 GRPO: dict[str, Any] = {
     "method": {"name": "grpo"},
@@ -62,3 +65,45 @@ def write(folder: Path, values: dict[str, Any], name: str = "recipe.yaml") -> Pa
     with path.open("w") as file:
         writer.dump(values, file)
     return path
+
+
+GOOD_ROW = {"prompt": "2+3=?", "answer": "5", "solution": "Answer: 5"}
+
+
+def rows_file(folder: Path, rows: list[dict[str, Any]], name: str = "rows.jsonl") -> str:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def numbered(count: int, **columns: Any) -> list[dict[str, Any]]:
+    return [
+        {**GOOD_ROW, "prompt": f"{i}+3=?", "answer": str(i + 3), "solution": f"Answer: {i + 3}", **columns}
+        for i in range(count)
+    ]
+
+
+def checked(
+    folder: Path,
+    base: str,
+    changes: dict[str, Any],
+    *,
+    world_size: int = 1,
+    will_train: bool = False,
+    show_rows: int = 0,
+) -> Any:
+    """Report on a changed recipe."""
+    from posttrain.config.checks import check
+    from posttrain.config.loader import load
+
+    cfg = load(write(folder, changed(BASES[base], changes)))
+    return check(cfg, world_size=world_size, will_train=will_train, show_rows=show_rows)
+
+
+def told(report: Any, kind: type = ConfigError, *, warning: bool = False) -> str:
+    """The one finding of a report."""
+    found = report.warnings if warning else report.errors
+    assert len(found) == 1, report.lines()
+    assert isinstance(found[0], kind), repr(found[0])
+    assert "recipe.yaml" in str(found[0]), "the place comes first"
+    return str(found[0])

@@ -1,8 +1,7 @@
-"""Recipes whose mistake shows only with ranks, data, rewards or this machine, and the finding that names it."""
+"""Recipes whose mistake shows only with ranks, data, the model or this machine, and the finding that names it."""
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -12,46 +11,8 @@ import pytest
 from posttrain.config.checks import check
 from posttrain.config.checks_model import describe, findings
 from posttrain.config.loader import load
-from posttrain.config.report import CheckReport
-from posttrain.errors import ConfigError, DataError, RewardError, SupportError
-from tests.config.recipes import BASES, REMOVE, changed, write
-
-GOOD_ROW = {"prompt": "2+3=?", "answer": "5", "solution": "Answer: 5"}
-
-
-def rows_file(folder: Path, rows: list[dict[str, Any]], name: str = "rows.jsonl") -> str:
-    path = folder / name
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def numbered(count: int, **columns: Any) -> list[dict[str, Any]]:
-    return [
-        {**GOOD_ROW, "prompt": f"{i}+3=?", "answer": str(i + 3), "solution": f"Answer: {i + 3}", **columns}
-        for i in range(count)
-    ]
-
-
-def checked(
-    folder: Path,
-    base: str,
-    changes: dict[str, Any],
-    *,
-    world_size: int = 1,
-    will_train: bool = False,
-    show_rows: int = 0,
-) -> CheckReport:
-    cfg = load(write(folder, changed(BASES[base], changes)))
-    return check(cfg, world_size=world_size, will_train=will_train, show_rows=show_rows)
-
-
-def told(report: CheckReport, kind: type = ConfigError, *, warning: bool = False) -> str:
-    """The one finding of a report."""
-    found = report.warnings if warning else report.errors
-    assert len(found) == 1, report.lines()
-    assert isinstance(found[0], kind), repr(found[0])
-    assert "recipe.yaml" in str(found[0]), "the place comes first"
-    return str(found[0])
+from posttrain.errors import ConfigError, DataError, SupportError
+from tests.config.recipes import BASES, GOOD_ROW, REMOVE, changed, checked, numbered, rows_file, told, write
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -179,6 +140,11 @@ def test_an_unknown_option_of_a_task_is_told_with_its_line(tmp_path: Path):
     assert "data.train.options" in message and "digits" in message
 
 
+def test_an_empty_file_is_told_as_such(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"data\.train\.path: the file is empty"):
+        checked(tmp_path, "grpo", {"data.train": {"path": rows_file(tmp_path, [])}})
+
+
 def test_over_long_prompts_can_be_dropped_and_are_counted(tmp_path: Path):
     rows = [*numbered(9), {**GOOD_ROW, "prompt": "1+" * 150}]
     changes = {"data.train": {"path": rows_file(tmp_path, rows)}, "data.overlong_prompts": "drop"}
@@ -203,70 +169,6 @@ def test_rows_shared_by_training_and_evaluation_are_counted(tmp_path: Path):
     train, held_out = rows_file(tmp_path, numbered(9)), rows_file(tmp_path, numbered(12)[7:], "eval.jsonl")
     report = checked(tmp_path, "grpo", {"data.train": {"path": train}, "data.eval": {"path": held_out}})
     assert "2 of 5 evaluation prompts are training prompts too (rows 0, 1)" in told(report, DataError, warning=True)
-
-
-# ---- rewards ----
-
-REWARDS = {
-    "raising": ("raise KeyError('answer')", "the reward function raised KeyError: 'answer'"),
-    "short": ("return [1.0]", "it returned 1 values for"),
-    "text": ("return 'good'", "it did not return a list"),
-    "number": ("return 1.0", "it did not return a list"),
-    "words": ("return ['good'] * len(completions)", "value 0 is not a number (got 'good'"),
-    "nan": ("return [float('nan')] * len(completions)", "value 0 is not finite"),
-    "infinite": ("return [float('inf')] * len(completions)", "value 0 is not finite"),
-    "percent": ("return [100.0] * len(completions)", "value 0 is outside the range of a verdict (got 100.0"),
-    "nothing": ("return [None] * len(completions)", "returned None for every row"),
-    "generous": ("return [1.0] * len(completions)", "accepts 'I do not know.' in"),
-    "leaving": ("raise SystemExit(3)", "the reward function raised SystemExit"),
-    "unfit": ("return undefined_name", "the reward function raised NameError"),
-}
-
-
-@pytest.mark.parametrize("name", REWARDS)
-def test_a_reward_function_that_cannot_be_used(tmp_path: Path, name: str):
-    body, words = REWARDS[name]
-    (tmp_path / "mine.py").write_text(f"def {name}(prompts, completions, **columns):\n    {body}\n")
-    message = told(checked(tmp_path, "grpo", {"rollout.rewards": [f"mine.py:{name}"]}), RewardError)
-    assert words in message and "rollout.rewards.0" in message
-
-
-@pytest.mark.parametrize(
-    ("reward", "text", "words"),
-    [
-        ("none.py:f", None, "no such file"),
-        ("mine.py:f", "def g(): pass\n", "no such function"),
-        ("mine.py:f", "import nowhere_at_all\n", "cannot be imported: ModuleNotFoundError"),
-        ("mine.py:f", "def f(:\n", "cannot be imported: SyntaxError"),
-    ],
-)
-def test_a_reward_file_that_cannot_be_used(tmp_path: Path, reward: str, text: str | None, words: str):
-    if text is not None:
-        (tmp_path / "mine.py").write_text(text)
-    report = checked(tmp_path, "grpo", {"rollout.rewards": [reward]})
-    assert len(report.errors) == 1 and words in str(report.errors[0])
-    assert "rollout.rewards.0" in str(report.errors[0])
-
-
-def test_a_reward_that_never_returns_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("posttrain.config.checks_rewards.DEADLINE_SECONDS", 0.2)
-    (tmp_path / "mine.py").write_text("import time\ndef slow(prompts, completions, **_):\n    time.sleep(3)\n")
-    assert "did not return within" in told(
-        checked(tmp_path, "grpo", {"rollout.rewards": ["mine.py:slow"]}), RewardError
-    )
-
-
-def test_a_verifier_that_refuses_the_demonstrations_is_told_with_the_fraction(tmp_path: Path):
-    rows = [*numbered(6), *numbered(2, solution="I see 5 of them")]
-    report = checked(tmp_path, "hpt", {"data.train": {"path": rows_file(tmp_path, rows)}})
-    assert "refuses the demonstration or answer itself in 2 of 8 rows (25%)" in told(report, RewardError, warning=True)
-
-
-def test_a_shaping_reward_may_leave_the_range_of_a_verdict(tmp_path: Path):
-    (tmp_path / "mine.py").write_text(
-        "async def brief(prompts, completions, **_):\n    return [-2.5] * len(prompts)\n"
-    )
-    assert checked(tmp_path, "grpo", {"rollout.rewards": ["exact", "mine.py:brief"]}).ok
 
 
 def test_a_gate_that_never_opens_is_a_warning_and_needs_no_demonstrations(tmp_path: Path):
