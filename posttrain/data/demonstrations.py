@@ -33,7 +33,7 @@ def encode_demonstration(
     Args:
         tokenizer: must have an end token.
         solution: assistant text. Where the prompt already ends in an opened think tag, the same tag at the start of
-            the text is dropped.
+            the text is dropped. End tokens at its end are dropped, too, before the one that is added.
         prompt_ids: ids from `encode_prompt`.
 
     Returns:
@@ -48,7 +48,9 @@ def encode_demonstration(
         tail = tokenizer.decode(list(prompt_ids)[-16:]).rstrip()
         if tail.endswith(_OPEN_THINK):
             solution = solution.lstrip().removeprefix(_OPEN_THINK).lstrip("\n")
-    ids = tokenizer(solution, add_special_tokens=False)["input_ids"]
+    ids = list(tokenizer(solution, add_special_tokens=False)["input_ids"])
+    while ids and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()
     return [*ids, tokenizer.eos_token_id]
 
 

@@ -138,7 +138,7 @@ class ResumableTrainer:
         saved = checkpoint.read_json(folder / checkpoint.STATE_FILE)
         self._refuse_other_layout(saved["layout"], folder)
         path = folder / "posttrain_method.safetensors"
-        tensors = checkpoint.load_file(path) if path.exists() else {}
+        tensors = checkpoint.read_tensors(path) if path.exists() else {}
         self.load_method_state(checkpoint.join_tensors(saved["method"], tensors, self.args.device))  # type: ignore[attr-defined]
         rank = self.args.process_index  # type: ignore[attr-defined]
         self.load_rank_state(checkpoint.load_rank_state(folder, rank, self.args.device))  # type: ignore[attr-defined]

@@ -30,7 +30,7 @@ from posttrain.seam.hooks import ResumableTrainer
 from posttrain.seam.policy_config import PolicyConfig
 from posttrain.seam.rollout_metrics import log_lengths, log_rollouts, log_update
 from posttrain.seam.sampling import EpochRepeatSampler
-from posttrain.seam.state import REFERENCE_FILE, load_file, save_file
+from posttrain.seam.state import REFERENCE_FILE, read_tensors, save_file
 from posttrain.seam.weights import drift_free, materialised
 
 __all__ = ["PolicyBatch", "PolicyConfig", "PolicyTrainer", "RolloutBatch"]
@@ -425,7 +425,7 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.args.sync_ref_model:
             # trl 1.16 does not save the synchronised reference, and resumes against the initial one.
-            self.accelerator.unwrap_model(self.ref_model).load_state_dict(load_file(self._reference(checkpoint)))
+            self.accelerator.unwrap_model(self.ref_model).load_state_dict(read_tensors(self._reference(checkpoint)))
 
     @staticmethod
     def _reference(folder: str) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -42,9 +43,21 @@ def read_json(path: Path) -> dict[str, Any]:
             fix="Resume from an earlier checkpoint, or start anew with trainer.resume: never",
         ) from None
     except ValueError as error:
-        raise ResumeError(
-            f"the file is damaged ({error})", where=str(path), fix="Resume from an earlier checkpoint"
-        ) from None
+        raise _damaged(path, error) from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file onto the CPU; a missing or damaged one is a `ResumeError` that names it."""
+    if not path.exists():
+        raise ResumeError("the checkpoint lacks this file", where=str(path), fix="Resume from an earlier checkpoint")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> ResumeError:
+    return ResumeError(f"the file is damaged ({error})", where=str(path), fix="Resume from an earlier checkpoint")
 
 
 def split_tensors(content: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
@@ -53,6 +66,9 @@ def split_tensors(content: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
         tensors[prefix] = content.detach().cpu().contiguous().clone()
         return {"__tensor__": prefix}
     if isinstance(content, Mapping):
+        for key in content:
+            if not isinstance(key, str):  # JSON would make text of it
+                raise TypeError(f"state at {prefix} has the key {key!r}; only text can be a key")
         return {key: split_tensors(value, f"{prefix}/{key}", tensors) for key, value in content.items()}
     if isinstance(content, list | tuple):
         return [split_tensors(value, f"{prefix}/{i}", tensors) for i, value in enumerate(content)]
@@ -83,10 +99,7 @@ def save_rank_state(folder: Path, rank: int, content: Mapping[str, Any]) -> None
 def load_rank_state(folder: Path, rank: int, device: torch.device) -> dict[str, Any]:
     """Read what `save_rank_state` wrote, tensors on `device`."""
     plain = read_json(folder / f"posttrain_rank{rank}.json")
-    path = folder / f"posttrain_rank{rank}.safetensors"
-    if not path.exists():
-        raise ResumeError("the checkpoint lacks this file", where=str(path), fix="Resume from an earlier checkpoint")
-    return join_tensors(plain, load_file(path), device)
+    return join_tensors(plain, read_tensors(folder / f"posttrain_rank{rank}.safetensors"), device)
 
 
 def complete_checkpoints(output_dir: str | Path) -> list[Path]:
