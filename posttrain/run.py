@@ -36,7 +36,7 @@ def run(recipe: str | Path, overrides: list[str] | None = None) -> list[Outcome]
     config = load(recipe, overrides or [])
     quiet_libraries()
     report = check(config, world_size=int(os.environ.get("WORLD_SIZE", "1")), will_train=True)
-    if is_main_process():
+    if is_main_process() and report.ok:  # errors are shown once, by whoever called
         report.show(Console() if sys.stdout.isatty() else Console(width=200))
     report.raise_if_failed()
     done: dict[str, Outcome] = {}

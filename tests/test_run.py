@@ -170,7 +170,7 @@ def test_a_mistake_ends_with_status_2_and_one_line(override, expected, tmp_path,
         main()
     shown = capsys.readouterr()
     assert stopped.value.code == 2
-    lines = [line for line in shown.err.splitlines() if line.startswith("error: ")]
+    lines = [line for line in (shown.out + shown.err).splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and expected in lines[0]
     assert "Traceback" not in shown.err + shown.out
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

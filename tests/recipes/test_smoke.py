@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.run import run
+from posttrain.stage_run import Outcome
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*/smoke.yaml"))
@@ -18,38 +19,43 @@ RECIPES = sorted((ROOT / "recipes").glob("*/smoke.yaml"))
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.parent.name)
 def test_smoke_recipe_leaves_a_model_and_its_story(recipe: Path, tmp_path: Path, capsys):
     overrides = [f"trainer.output_dir={tmp_path}"]
-    (outcome,) = run(recipe, overrides)
-    assert outcome.folder == tmp_path
-    steps = _check_records(tmp_path, outcome)
-    _check_model(outcome.model, tmp_path / "initial" / "tiny")
-    assert all(text in (tmp_path / "REPORT.md").read_text() for text in ("accuracy", "plots/", "before", "after"))
+    outcomes = run(recipe, overrides)
+    start = tmp_path / "initial" / "tiny" if len(outcomes) == 1 else outcomes[0].folder / "initial" / "tiny"
+    for outcome in outcomes:
+        _check_records(outcome)
+        _check_model(outcome.model, start)
+        start = outcome.model  # no plan here starts a stage from anything but the one before
 
-    names = ("run.json", "metrics.jsonl", "eval.json", "REPORT.md", "model/model.safetensors")
-    before = {name: (tmp_path / name).read_bytes() for name in names}
+    names = ("run.json", "metrics.jsonl", "finished.json", "REPORT.md", "model/model.safetensors")
+    files = [outcome.folder / name for outcome in outcomes for name in names]
+    before = [file.read_bytes() for file in files]
     capsys.readouterr()
-    assert run(recipe, overrides) == [outcome]
-    assert "is finished; nothing to do" in capsys.readouterr().out
-    assert {name: (tmp_path / name).read_bytes() for name in names} == before
-    assert steps == json.loads((tmp_path / f"checkpoint-{steps}" / "trainer_state.json").read_text())["global_step"]
+    assert run(recipe, overrides) == outcomes
+    assert capsys.readouterr().out.count("is finished; nothing to do") == len(outcomes)
+    assert [file.read_bytes() for file in files] == before
 
 
-def _check_records(folder: Path, outcome) -> int:
-    """Files other programs may read; returns the number of optimizer steps."""
+def _check_records(outcome: Outcome) -> None:
+    """Files that other programs may read."""
+    folder = outcome.folder
     record = json.loads((folder / "run.json").read_text())
+    trainer = record["config"]["trainer"]
     assert record["world"]["num_processes"] == 1
-    assert set(record["data"]) == {"train", "eval"}
-    assert record["config"]["trainer"]["output_dir"] == str(folder)
-    assert record["seeds"] == {"trainer": 0, "data": 0}
+    assert record["seeds"] == {"trainer": trainer["seed"], "data": trainer["seed"]}
     assert record["versions"]["trl"] and record["defaults"]["dtype"] == "float32"
+    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps, every = trainer["max_steps"], trainer["logging_steps"]
+    assert [event["step"] for event in events if "loss" in event] == list(range(every, steps + 1, every))
+    assert json.loads((folder / "finished.json").read_text())["identity"]
+    report = (folder / "REPORT.md").read_text()
+    assert "plots/" in report
+    if record["config"].get("eval") is None:
+        assert (outcome.before, outcome.after) == (None, None) and not (folder / "eval.json").exists()
+        return
+    assert "accuracy" in report and set(record["data"]) == {"train", "eval"}
     evaluations = json.loads((folder / "eval.json").read_text())
     assert [evaluations["before"]["accuracy"], evaluations["after"]["accuracy"]] == [outcome.before, outcome.after]
-    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    logged = [event["step"] for event in events if "loss" in event]
-    steps = record["config"]["trainer"]["max_steps"]
-    assert logged == list(range(1, steps + 1))
     assert evaluations["after"]["step"] == steps and evaluations["before"]["step"] == 0
-    assert json.loads((folder / "finished.json").read_text())["identity"]
-    return steps
 
 
 def _check_model(trained: Path, initial: Path) -> None:
