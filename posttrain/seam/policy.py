@@ -100,6 +100,10 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
                 peft_config=peft_config,
                 **kwargs,
             )
+        if optimizer_cls_and_kwargs is not None and self.optimizer is not None:
+            raise ConfigError(
+                "two optimizers", where="optimizers", fix="Pass it or optimizer_cls_and_kwargs, not both"
+            )
         self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs
         self.verifier_index = self._find_verifier()
         self._window: list[dict[str, Any]] = []
@@ -240,8 +244,10 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         return rewards
 
     def _generate(self, prompts: Any) -> Any:
-        if self.model.training:
-            self._set_budget(self.completion_budget(self.state.global_step))
+        training = self.model.training
+        self._set_budget(
+            self.completion_budget(self.state.global_step) if training else self.args.max_completion_length
+        )
         result = super()._generate(prompts)
         ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
         flags = [not ids or ids[-1] not in ends for ids in result[1]]

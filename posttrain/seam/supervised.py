@@ -73,11 +73,29 @@ class SupervisedConfig(SFTConfig):
         super().__post_init__()
 
 
+class _WithColumns:
+    """A collator that carries columns along, which trl 1.16's own collator leaves out of the batch.
+
+    Numbers become a (B,) tensor, anything else a list of B values.
+    """
+
+    def __init__(self, collator: Any, columns: tuple[str, ...]):
+        self.collator, self.columns = collator, columns
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collator(examples)
+        for name in self.columns:
+            values = [example[name] for example in examples]
+            numeric = all(isinstance(value, bool | int | float) for value in values)
+            batch[name] = torch.tensor(values) if numeric else values
+        return batch
+
+
 class SupervisedTrainer(ResumableTrainer, SFTTrainer):
     """SFT base of every method whose loss is a function of the target tokens' log-probabilities.
 
     Hook for methods: `token_loss`, once per micro-batch on every rank. Columns a method needs beside the tokens are
-    named in `extra_columns` and reach `token_loss` in `batch`.
+    named in `extra_columns` and reach `token_loss` in `batch`: numbers as a (B,) tensor, others as a list.
 
     Checkpoints hold nothing beyond `method_state`; the data order follows from (seed, epoch).
 
@@ -108,6 +126,13 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
             raise ConfigError(
                 "wrong class of arguments", where="args", got=type(args).__name__, allowed=self.config_class.__name__
             )
+        if self.extra_columns and args.packing:
+            raise SupportError(
+                "a packed row holds several sequences, and the method needs a value for each",
+                where="trainer.packing",
+                got=True,
+                fix="Set it to false",
+            )
         self._counts: LossCounts | None = None
         super().__init__(
             model,
@@ -117,6 +142,8 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if self.extra_columns:
+            self.data_collator = _WithColumns(self.data_collator, self.extra_columns)
         base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         self._scoring = add_selective_scoring(
             base, logits_budget_bytes=args.logits_budget_bytes, entropy_gradient=False
