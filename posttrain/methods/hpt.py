@@ -7,17 +7,18 @@ leave the loss. Everything else is the policy trainer with the unified estimator
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 from posttrain.data.demonstrations import encode_demonstration
 from posttrain.errors import ConfigError, DataError, SupportError
+from posttrain.losses.gates import switch_to_demonstration
 from posttrain.losses.reductions import LossCounts, LossOutput, token_weights
 from posttrain.losses.upge import UPGE_PRESETS, group_advantages, upge_loss
 from posttrain.seam.arguments import option
@@ -82,6 +83,14 @@ class HPTConfig(PolicyConfig):
         if self.switch_gate == -1.0 and self.feedback_mode == "switch":
             warnings.warn("method.switch_gate is -1: demonstrations are never used", UserWarning, stacklevel=2)
         self._check_soft_tables()
+        uses_demonstrations = self.feedback_mode == "soft" or self.switch_gate >= 0
+        if self.temperature != 1.0 and uses_demonstrations:
+            raise SupportError(
+                "demonstrations would be learnt at the sampling temperature, which is another loss than SFT",
+                where="rollout.temperature",
+                got=self.temperature,
+                allowed="1.0 while demonstrations are used",
+            )
 
     def _check_soft_tables(self) -> None:
         size = self.num_generations + 1
@@ -110,24 +119,6 @@ class HPTConfig(PolicyConfig):
                     UserWarning,
                     stacklevel=2,
                 )
-
-
-def switch_to_demonstration(solved: Tensor, num_generations: int, switch_gate: float) -> Tensor:
-    """Which prompts are trained on their demonstration.
-
-    Args:
-        solved: (N,) int, rollouts of each prompt whose verdict is 1.
-        num_generations: n.
-        switch_gate: gamma in [0, 1), or -1 for never.
-
-    Returns:
-        (N,) bool: solved / n <= gamma, compared as integers: solved <= floor(gamma * n + 1e-9).
-
-    Source: arXiv 2509.04419, gate of the hybrid trainer.
-    """
-    if switch_gate < 0:
-        return torch.zeros_like(solved, dtype=torch.bool)
-    return solved <= math.floor(switch_gate * num_generations + 1e-9)
 
 
 class HPTTrainer(PolicyTrainer):
@@ -161,6 +152,8 @@ class HPTTrainer(PolicyTrainer):
             )
         column = self.args.demonstration_column
         names = getattr(self.train_dataset, "column_names", None)
+        if names is not None and column in names and self._uses_demonstrations():
+            self._refuse_empty_demonstrations(column)
         if names is not None and column not in names and self._uses_demonstrations():
             raise DataError(
                 "the demonstration column is missing",
@@ -170,8 +163,25 @@ class HPTTrainer(PolicyTrainer):
                 fix="Name it in data.train.columns, or set method.demonstration_column, or method.switch_gate: -1",
             )
 
+    def _refuse_empty_demonstrations(self, column: str) -> None:
+        if not isinstance(self.train_dataset, Dataset):
+            return
+        empty = sum(not str(text or "").strip() for text in self.train_dataset[column])
+        if empty > len(self.train_dataset) / 2:
+            raise DataError(
+                "more than half of the rows have no demonstration",
+                where=f"train dataset, column {column!r}",
+                got=f"{empty} of {len(self.train_dataset)} empty",
+                fix="Name the right column as method.demonstration_column, or train with method grpo",
+            )
+
     def _uses_demonstrations(self) -> bool:
         return self.args.feedback_mode == "soft" or self.args.switch_gate >= 0
+
+    def prepare_evaluation(self, tensors: dict[str, Any]) -> None:
+        """Upstream's evaluation loss: every row is a rollout."""
+        tensors["is_demonstration"] = torch.zeros_like(tensors["advantages"], dtype=torch.bool)
+        tensors["row_weight"] = torch.ones_like(tensors["advantages"])
 
     # ---- once per generation batch ----
 
@@ -199,7 +209,8 @@ class HPTTrainer(PolicyTrainer):
         """(alpha, beta) of each prompt, float32. A prompt none of whose rollouts could be verified stays with RL."""
         if self.args.feedback_mode == "soft":
             table = torch.tensor([self.args.soft_alpha, self.args.soft_beta], device=solved.device)
-            return table[0][solved], table[1][solved]
+            known = verified > 0
+            return torch.where(known, table[0][solved], 1.0), torch.where(known, table[1][solved], 0.0)
         switched = switch_to_demonstration(solved, self.num_generations, self.args.switch_gate) & (verified > 0)
         return (~switched).float(), switched.float()
 
@@ -238,6 +249,8 @@ class HPTTrainer(PolicyTrainer):
     def _append_rows(self, rollouts: RolloutBatch) -> None:
         """One spare row per prompt of this rank, and as many blanks as an equal split on all ranks needs."""
         tensors, n = rollouts.tensors, rollouts.num_generations
+        if "pixel_values" in tensors:
+            raise SupportError("rows with images cannot be added to a batch", where="method.feedback_mode", got="soft")
         firsts = [i for i in range(rollouts.num_rows) if (rollouts.row_offset + i) % n == 0]
         # Ranks hold at most this many first rows; a multiple of the slices keeps them equally long.
         spare = -(-rollouts.num_rows // n)
@@ -298,19 +311,23 @@ class HPTTrainer(PolicyTrainer):
         rl_masks = [mask * (1 - demo).unsqueeze(1) for mask, demo in zip(masks, demos, strict=True)]
         sft_masks = [mask * demo.unsqueeze(1) for mask, demo in zip(masks, demos, strict=True)]
         rows = float(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
+        kept = [(1 - demo) * (t["row_weight"] > 0) for t, demo in zip(window, demos, strict=True)]
         local = torch.stack(
             [
+                sum(rows_kept.sum() for rows_kept in kept),
                 sum(mask.sum() for mask in rl_masks),
                 sum(mask.sum() for mask in sft_masks),
                 sum(demo.sum() for demo in demos),
             ]
         )
-        rl_tokens, sft_tokens, num_demos = self.accelerator.reduce(local, reduction="sum").tolist()
+        kept_rows, rl_tokens, sft_tokens, num_demos = self.accelerator.reduce(local, reduction="sum").tolist()
         prompts, length = rows / n, args.max_completion_length
         rl = LossCounts(rows=rows, tokens=rl_tokens, max_completion_length=length)
         # token_mean shares the demonstrations' part of the loss, num_demos / Q, out by tokens instead of by rows.
         by_token = args.offline_aggregation == "token_mean"
         sft = LossCounts(rows=prompts, tokens=sft_tokens, max_completion_length=length)
+        # token_mean averages over the kept rollouts; their share of the loss is that of their prompts.
+        rl_scale = kept_rows / rows if args.upge.loss_aggregation == "token_mean" else 1.0
         sft_scale = args.sft_loss_coef * (num_demos / prompts if by_token else 1.0)
         sft_reduction = "token_mean" if by_token else "seq_mean_token_mean"
         self.record("gate/rl_tokens", rl_tokens)
@@ -318,7 +335,7 @@ class HPTTrainer(PolicyTrainer):
         return [
             tensors["row_weight"].unsqueeze(1)
             * (
-                token_weights(rl_mask, reduction=args.upge.loss_aggregation, counts=rl)
+                rl_scale * token_weights(rl_mask, reduction=args.upge.loss_aggregation, counts=rl)
                 + sft_scale * token_weights(sft_mask, reduction=sft_reduction, counts=sft)
             )
             for tensors, rl_mask, sft_mask in zip(window, rl_masks, sft_masks, strict=True)
@@ -328,6 +345,10 @@ class HPTTrainer(PolicyTrainer):
         """As in the parent; a demonstration counts by its weight alone: its loss survives a zero advantage."""
         demonstrated = tensors["is_demonstration"] & (tensors["loss_weights"].sum(dim=1) > 0)
         return super().contributes(tensors) | demonstrated
+
+    def entropy_mask(self, tensors: Mapping[str, Any]) -> Tensor:
+        """Rollout tokens only: a demonstration is not the policy's own choice."""
+        return super().entropy_mask(tensors) * (~tensors["is_demonstration"]).unsqueeze(1)
 
     # ---- once per micro-batch ----
 

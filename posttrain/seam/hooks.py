@@ -35,6 +35,9 @@ class ResumableTrainer:
     paper: dict[str, str] = {}
     _epoch_sampler: EpochSampler | None = None
     last_grad_norm: float | None = None
+    _tr_loss: Any = None
+    _globalstep_last_logged: int = 0
+    _logged: tuple[Any, int] | None = None
 
     # trl 1.16 reads these three for the model card.
     @property
@@ -84,6 +87,10 @@ class ResumableTrainer:
     # ---- transformers hooks ----
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        if self._logged is not None:
+            # transformers 5.17 does not save the loss summed since the last log line.
+            total, step = self._logged
+            self._tr_loss, self._globalstep_last_logged, self._logged = self._tr_loss + total, step, None
         # transformers 5.17 trains one step more when the checkpoint it resumes from is the last one.
         if self.state.global_step >= self.state.max_steps:  # type: ignore[attr-defined]
             self.control.should_training_stop = True  # type: ignore[attr-defined]
@@ -112,7 +119,12 @@ class ResumableTrainer:
         # Inside transformers' checkpoint writing, before its upload starts: files written later could miss the upload.
         super()._save_rng_state(output_dir)  # type: ignore[misc]
         args, folder = self.args, Path(output_dir)  # type: ignore[attr-defined]
-        checkpoint.save_rank_state(folder, args.process_index, self.rank_state())
+        own = {
+            "loss_since_log": self._tr_loss,
+            "logged_step": self._globalstep_last_logged,
+            "method": self.rank_state(),
+        }
+        checkpoint.save_rank_state(folder, args.process_index, own)
         shared = self.method_state()
         if args.should_save:
             tensors: dict[str, torch.Tensor] = {}
@@ -131,6 +143,9 @@ class ResumableTrainer:
             checkpoint.write_json(folder / checkpoint.COMPLETE_FILE, {"step": self.state.global_step})  # type: ignore[attr-defined]
 
     def _load_optimizer_and_scheduler(self, checkpoint_dir: str | None) -> None:
+        if self.args.device == torch.device("cpu", 0):  # type: ignore[attr-defined]
+            # accelerate 1.15 calls the CPU of several gloo processes "cpu:0", which torch.load cannot map tensors to.
+            self.args.__dict__["_setup_devices"] = torch.device("cpu")  # type: ignore[attr-defined]
         super()._load_optimizer_and_scheduler(checkpoint_dir)  # type: ignore[misc]
         if checkpoint_dir is None:
             return
@@ -141,7 +156,9 @@ class ResumableTrainer:
         tensors = checkpoint.read_tensors(path) if path.exists() else {}
         self.load_method_state(checkpoint.join_tensors(saved["method"], tensors, self.args.device))  # type: ignore[attr-defined]
         rank = self.args.process_index  # type: ignore[attr-defined]
-        self.load_rank_state(checkpoint.load_rank_state(folder, rank, self.args.device))  # type: ignore[attr-defined]
+        own = checkpoint.load_rank_state(folder, rank, self.args.device)  # type: ignore[attr-defined]
+        self._logged = own["loss_since_log"], own["logged_step"]
+        self.load_rank_state(own["method"])
 
     # ---- layout ----
 

@@ -27,7 +27,8 @@ from posttrain.losses.upge import group_advantages, upge_loss
 from posttrain.seam.batches import PolicyBatch, RolloutBatch, select_rows, trainable_mask, trim_padding
 from posttrain.seam.head import add_selective_scoring
 from posttrain.seam.hooks import ResumableTrainer
-from posttrain.seam.policy_config import PolicyConfig
+from posttrain.seam.policy_config import PolicyConfig, verifier_index
+from posttrain.seam.reward_outcomes import checked_rewards
 from posttrain.seam.rollout_metrics import log_lengths, log_rollouts, log_update
 from posttrain.seam.sampling import EpochRepeatSampler
 from posttrain.seam.state import REFERENCE_FILE, read_tensors, save_file
@@ -62,6 +63,7 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
     """
 
     config_class: type[PolicyConfig] = PolicyConfig
+    gives_advantages = False  # whether `prepare_rollouts` sets advantages itself, as `external` needs
     args: PolicyConfig
 
     def __init__(
@@ -76,15 +78,17 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         **kwargs: Any,
     ):
         args = self._checked_args(args, train_dataset)
-        if peft_config is not None and peft_config.is_prompt_learning:
+        given = peft_config or (model.active_peft_config if isinstance(model, PeftModel) else None)
+        if given is not None and given.is_prompt_learning:
             raise SupportError(
                 "prompt-learning adapters have no place in rows of different prompts",
                 where="peft_config",
-                got=type(peft_config).__name__,
+                got=type(given).__name__,
                 allowed="LoRA and other adapters of the layers",
             )
         reference: AbstractContextManager[None] = nullcontext()
-        if args.beta != 0.0 and peft_config is None and not isinstance(model, str):
+        needs_reference = args.beta != 0.0 and peft_config is None and not isinstance(model, PeftModel)
+        if not isinstance(model, str) and (needs_reference or args.use_vllm):
             reference = materialised(
                 model,
                 Path(args.output_dir) / "reference",
@@ -94,19 +98,16 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         with reference:
             super().__init__(
                 model=model,
-                reward_funcs=reward_funcs,
+                reward_funcs=checked_rewards(reward_funcs),
                 args=args,
                 train_dataset=train_dataset,
                 peft_config=peft_config,
                 **kwargs,
             )
-        if optimizer_cls_and_kwargs is not None and self.optimizer is not None:
-            raise ConfigError(
-                "two optimizers", where="optimizers", fix="Pass it or optimizer_cls_and_kwargs, not both"
-            )
-        self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs
-        self.verifier_index = self._find_verifier()
+        self.optimizer_cls_and_kwargs = self._only_optimizer(optimizer_cls_and_kwargs)
+        self.verifier_index = verifier_index(list(self.reward_func_names), args.verifier)
         self._window: list[dict[str, Any]] = []
+        self._rollout_rows: list[dict[str, Any]] = []
         self._window_loss: list[Tensor] = []
         entropy_gradient = args.entropy_coef != 0.0
         for scored in (self.model, self.ref_model):
@@ -128,6 +129,9 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         `steps_per_generation` and must stay equal on all ranks. Default: unchanged.
         """
         return rollouts
+
+    def prepare_evaluation(self, tensors: dict[str, Any]) -> None:
+        """Add the row-aligned keys that the method's loss reads to a batch of upstream's evaluation loop."""
 
     def policy_loss(self, batch: PolicyBatch) -> LossOutput:
         """Per-token loss of one micro-batch, not reduced. Default: the configured unified estimator.
@@ -159,6 +163,10 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
             weights = weights + tensors["entropy_weights"]
         return weights.sum(dim=1) > 0
 
+    def entropy_mask(self, tensors: Mapping[str, Any]) -> Tensor:
+        """(B, T) 1 where the entropy bonus acts. Default: every trained token."""
+        return trainable_mask(tensors)
+
     def completion_budget(self, global_step: int) -> int:
         """Most tokens a completion may have in the generation batch about to be made. Default: the configured
         length.
@@ -181,15 +189,12 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
             raise ConfigError(
                 "wrong class of arguments", where="args", got=type(args).__name__, allowed=self.config_class.__name__
             )
-        if (
-            args.upge.advantage_estimator == "external"
-            and type(self).prepare_rollouts is PolicyTrainer.prepare_rollouts
-        ):
+        if args.upge.advantage_estimator == "external" and not self.gives_advantages:
             raise SupportError(
                 "advantages come from the caller, and this trainer has none to give",
                 where="method.advantage_estimator",
                 got="external",
-                fix="Choose another estimator, or subclass PolicyTrainer and set them in prepare_rollouts",
+                fix="Choose another estimator, or write a subclass with gives_advantages = True",
             )
         prompts = args.generation_batch_size // args.num_generations
         if hasattr(train_dataset, "__len__") and len(train_dataset) < prompts:
@@ -203,15 +208,12 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
             )
         return args
 
-    def _find_verifier(self) -> int:
-        names, wanted = list(self.reward_func_names), self.args.verifier
-        if wanted is None:
-            return 0
-        if wanted not in names:
+    def _only_optimizer(self, made_by: tuple[Any, dict[str, Any]] | None) -> tuple[Any, dict[str, Any]] | None:
+        if made_by is not None and self.optimizer is not None:
             raise ConfigError(
-                "no reward function has this name", where="method.verifier", got=wanted, allowed=str(names)
+                "two optimizers", where="optimizers", fix="Pass it or optimizer_cls_and_kwargs, not both"
             )
-        return names.index(wanted)
+        return made_by
 
     # ---- rollouts ----
 
@@ -265,7 +267,9 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         tensors = super()._generate_and_score_completions(inputs)
+        tensors["trainable_mask"] = torch.ones_like(tensors["completion_mask"])
         if not self.model.training:
+            self.prepare_evaluation(tensors)
             return tensors
         rollouts = RolloutBatch(
             tensors=tensors,
@@ -277,7 +281,6 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         )
         if self.args.upge.advantage_estimator != "external":
             tensors["advantages"] = rollouts.local(self._group_advantages(rollouts.rewards))
-        tensors["trainable_mask"] = torch.ones_like(tensors["completion_mask"])
         tensors["row_index"] = torch.arange(len(inputs), device=tensors["completion_mask"].device)
         self._rollout_rows = inputs
         log_rollouts(self._metrics["train"], rollouts, self.verdicts(rollouts))
@@ -322,13 +325,15 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         for tensors, weights in zip(window, self.loss_weights(window), strict=True):
             tensors["loss_weights"] = weights
         if self.args.entropy_coef != 0.0:
-            masks = [trainable_mask(tensors) for tensors in window]
+            masks = [self.entropy_mask(tensors) for tensors in window]
             counts = self.count_window(masks)
             for tensors, mask in zip(window, masks, strict=True):
                 tensors["entropy_weights"] = token_weights(mask, reduction="token_mean", counts=counts)
         contributing = [self.contributes(tensors) for tensors in window]
         log_update(self._metrics["train"], contributing, self.accelerator)
-        if self.args.drop_zero_advantage_rows:
+        # A mixture of experts balances its load over every row it sees.
+        can_drop = not self.aux_loss_enabled and "pixel_values" not in window[0]  # patches are not row-aligned
+        if self.args.drop_zero_advantage_rows and can_drop:
             window = [
                 select_rows(tensors, rows.nonzero().squeeze(1) if rows.any() else torch.zeros(1, dtype=torch.long))
                 for tensors, rows in zip(window, contributing, strict=True)
@@ -404,11 +409,16 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
     def describe_window(self) -> str:
         """The prompts of this rank's micro-batches whose loss is not finite."""
         bad = [i for i, loss in enumerate(self._window_loss) if not torch.isfinite(loss)]
-        rows = [int(r) for i in bad for r in self._window[i]["row_index"] if r >= 0]
+        # After a resume inside a rollout block the prompts of the rows in flight are not at hand.
+        rows = [int(r) for i in bad for r in self._window[i]["row_index"] if r < len(self._rollout_rows)]
         shown = "; ".join(str(self._rollout_rows[r].get("prompt"))[:80] for r in rows[:3])
         return f"Non-finite loss in micro-batches {bad} with rollouts {rows[:16]} of prompts: {shown}" if bad else ""
 
     # ---- checkpoint ----
+
+    def _layout(self) -> dict[str, Any]:
+        names = ("num_generations", "steps_per_generation", "num_iterations", "max_completion_length", "preset")
+        return {**super()._layout(), **{name: getattr(self.args, name) for name in names}}
 
     def rank_state(self) -> dict[str, Any]:
         block = self.args.steps_per_generation * self.num_iterations
@@ -424,15 +434,14 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         if self.args.sync_ref_model and self.args.should_save:
             weights = self.accelerator.unwrap_model(self.ref_model).state_dict()
             save_file(
-                {name: value.detach().cpu().clone() for name, value in weights.items()}, self._reference(output_dir)
+                {name: value.detach().cpu().clone() for name, value in weights.items()},
+                Path(output_dir) / REFERENCE_FILE,
             )
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.args.sync_ref_model:
             # trl 1.16 does not save the synchronised reference, and resumes against the initial one.
-            self.accelerator.unwrap_model(self.ref_model).load_state_dict(read_tensors(self._reference(checkpoint)))
-
-    @staticmethod
-    def _reference(folder: str) -> Path:
-        return Path(folder) / REFERENCE_FILE
+            self.accelerator.unwrap_model(self.ref_model).load_state_dict(
+                read_tensors(Path(checkpoint) / REFERENCE_FILE)
+            )

@@ -21,6 +21,13 @@ _REPLACED = {
     "importance_sampling_level": "method.reference_policy and method.stabilization_mask",
     "scale_rewards": "method.advantage_estimator",
     "multi_objective_aggregation": "reward weights; rewards are summed, then normalised per group",
+    "delta": "method.epsilon_dual with method.stabilization_mask: dual_clip",
+    "sapo_temperature_neg": None,
+    "sapo_temperature_pos": None,
+    "vespo_k_pos": None,
+    "vespo_lambda_pos": None,
+    "vespo_k_neg": None,
+    "vespo_lambda_neg": None,
     "top_entropy_quantile": None,
     "off_policy_mask_threshold": None,
     "use_adaptive_entropy": None,
@@ -63,6 +70,15 @@ def device_defaults(config: Any) -> dict[str, Any]:
     for name, value in chosen.items():
         setattr(config, name, value)
     return chosen
+
+
+def verifier_index(names: list[str], wanted: str | None) -> int:
+    """Place of the reward function that gives the verdict: the one named `wanted`, else the first."""
+    if wanted is None:
+        return 0
+    if wanted not in names:
+        raise ConfigError("no reward function has this name", where="method.verifier", got=wanted, allowed=str(names))
+    return names.index(wanted)
 
 
 @dataclass
@@ -119,6 +135,9 @@ class PolicyConfig(GRPOConfig):
         ge=1024,
         block="trainer",
     )
+    # trl 1.16: "dapo" and "group". None, so that whoever writes one of them is told what has replaced it.
+    loss_type: str | None = option(None, help="Replaced by method.preset.", block="trainer")
+    scale_rewards: str | None = option(None, help="Replaced by method.advantage_estimator.", block="trainer")
     # trl 1.16: 0.2. None lets the preset's own clip range through.
     epsilon: float | None = option(
         None, help="Lower (and default upper) clip range. None = the preset's.", ge=0.0, block="trainer"
@@ -136,6 +155,7 @@ class PolicyConfig(GRPOConfig):
     def __post_init__(self) -> None:
         check_options(self)
         self._refuse_replaced()
+        self._refuse_unused_parts()
         self.upge = self._resolve_estimator()
         self.epsilon, self.epsilon_high = self.upge.epsilon_low, self.upge.epsilon_high
         self.scale_rewards, self.loss_type = "none", "dr_grpo"
@@ -144,7 +164,7 @@ class PolicyConfig(GRPOConfig):
         self._check_batches()
 
     def _refuse_replaced(self) -> None:
-        defaults = {f.name: f.default for f in fields(GRPOConfig)}
+        defaults = {f.name: f.default for f in fields(GRPOConfig)} | {"loss_type": None, "scale_rewards": None}
         settled = {"loss_type": "dr_grpo", "scale_rewards": "none"}  # what this class itself sets; survives a copy
         for name, instead in _REPLACED.items():
             value = getattr(self, name)
@@ -185,6 +205,15 @@ class PolicyConfig(GRPOConfig):
         if self.epsilon_high is not None:
             changes["epsilon_high"] = self.epsilon_high
         return UPGEConfig(**{**{f.name: getattr(preset, f.name) for f in fields(preset)}, **changes})
+
+    def _refuse_unused_parts(self) -> None:
+        if self.advantage_group == "all":
+            raise SupportError(
+                "no demonstration belongs to a prompt's group here, so it would change nothing",
+                where="method.advantage_group",
+                got="all",
+                allowed="on_policy",
+            )
 
     def _check_batches(self) -> None:
         steps, accumulation = self.steps_per_generation, self.gradient_accumulation_steps

@@ -109,6 +109,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
     config_class: type[SupervisedConfig] = SupervisedConfig
     extra_columns: tuple[str, ...] = ()
     args: SupervisedConfig
+    data_collator: Any
 
     def __init__(
         self,
@@ -188,6 +189,11 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        state, world = self.accelerator.gradient_state, self.accelerator.num_processes
+        if samples and world > 1 and state.end_of_dataloader and state.remainder > 0:
+            # accelerate 1.15 fills the last batch of an epoch up with rows from its beginning: they are not trained.
+            own = state.remainder - self.accelerator.process_index * self.args.per_device_train_batch_size
+            samples[-1]["labels"][max(0, own) :] = -100
         # transformers 5.17 calls this once per optimizer step with all its micro-batches: the place to count.
         self._counts = self._count([batch["labels"] for batch in samples], device)
         return samples, num_items

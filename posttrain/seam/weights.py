@@ -65,12 +65,12 @@ def materialised(model: Any, folder: Path, *, is_main: bool, barrier: Callable[[
         is_main: whether this rank writes.
         barrier: waits until every rank is here.
     """
-    name = model.config._name_or_path
+    name, shown = model.config._name_or_path, model.name_or_path
     if is_main:
         model.save_pretrained(folder, safe_serialization=True)
     barrier()
-    model.config._name_or_path = str(folder)
+    model.config._name_or_path = model.name_or_path = str(folder)
     try:
         yield
     finally:
-        model.config._name_or_path = name
+        model.config._name_or_path, model.name_or_path = name, shown

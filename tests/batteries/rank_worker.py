@@ -14,7 +14,22 @@ import torch
 from safetensors.torch import save_file
 
 from posttrain.registry import METHODS
-from tests.batteries.runs import build, dataset, gradients, losses, marked_right, replay
+from tests.batteries.runs import build, dataset, gradients, losses, marked_right, replay, weights
+
+
+def resume(key: str, model: Path, folder: Path) -> dict:
+    """Largest difference between the weights of an uninterrupted run and those of a stopped and continued one."""
+    layout = {"per_device_train_batch_size": 4, "max_steps": 5, "save_strategy": "steps", "save_steps": 3}
+    if METHODS[key].kind == "policy":
+        layout["steps_per_generation"] = 4
+    whole = build(key, model, folder, **layout)
+    whole.train()
+    rest = build(key, model, folder, **layout)
+    torch.manual_seed(9)
+    rest.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
+    left, right = weights(whole), weights(rest)
+    difference = max(float((left[name] - right[name]).abs().max()) for name in left)
+    return {"weights": difference, "losses": losses(whole) == losses(rest)}
 
 
 def main(folder: Path) -> None:
@@ -43,8 +58,9 @@ def main(folder: Path) -> None:
         logged.append(losses(trainer)[0])
         if trainer.accelerator.is_main_process:
             save_file(caught, folder / f"{number}.safetensors")
+    resumed = {key: resume(key, Path(spec["model"]), folder / key) for key in METHODS}
     if trainer.accelerator.is_main_process:
-        facts = {"world_size": trainer.accelerator.num_processes, "losses": logged}
+        facts = {"world_size": trainer.accelerator.num_processes, "losses": logged, "resumed": resumed}
         (folder / "facts.json").write_text(json.dumps(facts))
 
 

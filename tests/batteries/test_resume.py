@@ -9,6 +9,7 @@ import torch
 
 from posttrain.errors import ResumeError
 from posttrain.registry import METHODS
+from posttrain.seam.hooks import NonFiniteError
 from tests.batteries.runs import Recorder, build, losses, weights
 
 POLICY_KEYS = [key for key, entry in METHODS.items() if entry.kind == "policy"]
@@ -90,6 +91,40 @@ def test_another_layout_is_refused(key, warm_dir, tmp_path):
     build(key, warm_dir, tmp_path, max_steps=2, save_strategy="steps", save_steps=1).train()
     again = build(key, warm_dir, tmp_path, max_steps=2, seed=6)
     with pytest.raises(ResumeError, match="seed was 5, is 6"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_generations": 2}, {"steps_per_generation": 4}, {"num_iterations": 2}], ids=str
+)
+@pytest.mark.parametrize("key", POLICY_KEYS)
+def test_another_rollout_layout_is_refused(key, change, warm_dir, tmp_path):
+    build(key, warm_dir, tmp_path, max_steps=2, save_strategy="steps", save_steps=1).train()
+    again = build(key, warm_dir, tmp_path, max_steps=2, **change)
+    with pytest.raises(ResumeError, match=next(iter(change))):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+@pytest.mark.parametrize("key", ALL_KEYS)
+def test_logged_losses_continue_between_two_log_lines(key, warm_dir, tmp_path):
+    whole, rest, _, _ = _pair(key, warm_dir, tmp_path, 3, 6, logging_steps=2)
+    assert losses(rest) == losses(whole)
+
+
+@pytest.mark.parametrize("key", POLICY_KEYS)
+def test_a_non_finite_step_right_after_a_resume_is_named(key, warm_dir, tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 1, "steps_per_generation": 4}
+    build(key, warm_dir, tmp_path, max_steps=2, **saving).train()
+    again = build(key, warm_dir, tmp_path, max_steps=2, **saving)
+    loss = again.policy_loss
+
+    def spoiled(batch):
+        output = loss(batch)
+        output.values = output.values * float("nan")
+        return output
+
+    again.policy_loss = spoiled
+    with pytest.raises(NonFiniteError, match="optimizer step 2"):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 

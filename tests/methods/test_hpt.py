@@ -9,9 +9,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from trl import GRPOConfig, GRPOTrainer
 
-from posttrain.errors import ConfigError, DataError, RewardError
+from posttrain.errors import ConfigError, DataError, PosttrainError, RewardError, SupportError
 from posttrain.losses.upge import surrogate_values
-from posttrain.methods.hpt import HPTConfig, switch_to_demonstration
+from posttrain.methods.hpt import HPTConfig
 from posttrain.seam.batches import PolicyBatch
 from tests.batteries.runs import (
     COMMON,
@@ -28,25 +28,6 @@ from tests.batteries.runs import (
 )
 
 REPLAY = {"reward": marked_right, "trainer_kwargs": {"rollout_func": replay}, "shuffle_dataset": False}
-
-
-# ---- the gate ----
-
-
-@pytest.mark.parametrize(
-    ("gate", "n", "switched"),
-    [
-        (0.0, 8, [0]),
-        (1 / 8, 8, [0, 1]),
-        (2 / 8, 8, [0, 1, 2]),
-        (0.3, 10, [0, 1, 2, 3]),  # 0.3 * 10 is 2.999...96 in floating point; the paper's comparison means 3
-        (0.99, 4, [0, 1, 2, 3]),
-        (-1.0, 8, []),
-    ],
-)
-def test_gate_compares_counts(gate, n, switched):
-    solved = torch.arange(n + 1)
-    assert switch_to_demonstration(solved, n, gate).nonzero().flatten().tolist() == switched
 
 
 # ---- the loss of one step, by hand ----
@@ -220,6 +201,65 @@ def test_the_kl_term_leaves_demonstrations_alone(correction, tiny_dir, tmp_path)
     assert relative_difference(found[1], found[0]) < 1e-6
 
 
+@pytest.mark.parametrize("aggregation", ["token_mean", "seq_mean_token_mean", "seq_mean_token_sum_norm"])
+def test_each_prompt_has_its_share_of_the_loss(aggregation, tiny_dir, tmp_path):
+    """One kept prompt of four: its rollouts weigh a quarter, the three demonstrations three quarters."""
+    trainer = build(
+        "hpt",
+        tiny_dir,
+        tmp_path,
+        per_device_train_batch_size=16,
+        gradient_accumulation_steps=1,
+        loss_aggregation=aggregation,
+        max_completion_length=5,
+    )
+    mask = torch.zeros(16, 5)
+    mask[:4] = 1.0
+    mask[[4, 8, 12]] = 1.0
+    demonstrated = torch.zeros(16, dtype=torch.bool)
+    demonstrated[[4, 8, 12]] = True
+    window = {
+        "completion_mask": torch.ones(16, 5),
+        "trainable_mask": mask,
+        "is_demonstration": demonstrated,
+        "row_weight": torch.tensor([1.0] * 4 + [1.0, 0.0, 0.0, 0.0] * 3),
+    }
+    weights = trainer.loss_weights([window])[0]
+    assert float(weights[:4].sum()) == pytest.approx(0.25)
+    assert float(weights[4:].sum()) == pytest.approx(0.75)
+
+
+def test_the_entropy_bonus_leaves_demonstrations_alone(tiny_dir, tmp_path):
+    overrides = {"reward": never_right, "max_steps": 1, "max_grad_norm": 0.0}
+    found = [gradients(build("hpt", tiny_dir, tmp_path / str(c), entropy_coef=c, **overrides)) for c in (0.0, 0.1)]
+    assert relative_difference(found[1], found[0]) < 1e-6
+
+
+def test_prompts_nobody_could_verify_stay_with_rl_in_soft_mode(tiny_dir, tmp_path):
+    table = {
+        "feedback_mode": "soft",
+        "soft_alpha": [0.0, 0.25, 0.5, 0.75, 1.0],
+        "soft_beta": [1.0, 0.75, 0.5, 0.25, 0.0],
+    }
+    trainer = build("hpt", tiny_dir, tmp_path, **table)
+    alpha, beta = trainer._group_weights(torch.tensor([0, 0, 2]), torch.tensor([4, 0, 4]))
+    assert alpha.tolist() == [0.0, 1.0, 0.5]
+    assert beta.tolist() == [1.0, 0.0, 0.5]
+
+
+def test_upstream_evaluation_has_a_loss(tiny_dir, tmp_path):
+    trainer = build(
+        "hpt",
+        tiny_dir,
+        tmp_path,
+        per_device_eval_batch_size=4,
+        num_generations_eval=4,
+        trainer_kwargs={"rollout_func": replay, "eval_dataset": dataset(4)},
+        reward=marked_right,
+    )
+    assert math.isfinite(trainer.evaluate()["eval_loss"])
+
+
 # ---- rows ----
 
 
@@ -355,11 +395,16 @@ def test_lora_trains_the_adapter_only(tiny_dir, tmp_path):
         ({"sft_loss_coef": -1.0}, r"HPTConfig\.sft_loss_coef"),
         ({"skip_update_grad_norm": 0.0}, r"HPTConfig\.skip_update_grad_norm"),
         ({"loss_type": "sapo"}, r"trainer\.loss_type.*Use method\.preset"),
+        ({"loss_type": "dapo"}, r"trainer\.loss_type.*Use method\.preset"),
+        ({"scale_rewards": "group"}, r"trainer\.scale_rewards.*Use method\.advantage_estimator"),
+        ({"delta": 2.0}, r"trainer\.delta.*dual_clip"),
+        ({"advantage_group": "all"}, r"method\.advantage_group.*would change nothing"),
+        ({"temperature": 0.6}, r"rollout\.temperature.*allowed: 1\.0 while demonstrations are used"),
         ({"steps_per_generation": 3}, r"trainer\.steps_per_generation.*multiple of trainer\.gradient_accumulation"),
     ],
 )
 def test_config_refusals(overrides, message, tmp_path):
-    with pytest.raises((ConfigError, ValueError), match=message):
+    with pytest.raises((PosttrainError, ValueError), match=message):
         HPTConfig(output_dir=str(tmp_path), **{**COMMON, **POLICY, **overrides})
 
 
@@ -386,6 +431,33 @@ def test_a_verifier_outside_its_range_is_refused(value, tiny_dir, tmp_path):
     trainer = build("hpt", tiny_dir, tmp_path, reward=Recorder(lambda p, c, **_: [value] * len(c)), max_steps=1)
     with pytest.raises(RewardError, match=r"must return values in \[0, 1\]"):
         trainer.train()
+
+
+def test_nan_is_no_verdict(tiny_dir, tmp_path):
+    trainer = build("hpt", tiny_dir, tmp_path, reward=Recorder(lambda p, c, **_: [float("nan")] * len(c)), max_steps=1)
+    with pytest.raises(RewardError, match=r"returned NaN.*or None where the reward does not apply"):
+        trainer.train()
+
+
+def test_mostly_empty_demonstrations_are_refused(tiny_dir, tmp_path):
+    data = dataset().map(lambda row: {"solution": "" if row["answer"] > "2" else row["solution"]})
+    with pytest.raises(DataError, match="more than half of the rows have no demonstration"):
+        build("hpt", tiny_dir, tmp_path, data=data)
+
+
+def test_external_advantages_are_refused(tiny_dir, tmp_path):
+    with pytest.raises(SupportError, match="advantages come from the caller"):
+        build("hpt", tiny_dir, tmp_path, preset="ppo")
+
+
+def test_prompt_tuning_is_refused(tiny_dir, tmp_path):
+    from peft import PromptTuningConfig, get_peft_model
+
+    settings = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(SupportError, match="prompt-learning adapters"):
+        build("hpt", tiny_dir, tmp_path / "a", trainer_kwargs={"peft_config": settings})
+    with pytest.raises(SupportError, match="prompt-learning adapters"):
+        build("hpt", tiny_dir, tmp_path / "b", model=get_peft_model(fresh_model(tiny_dir), settings))
 
 
 def test_too_few_prompts_are_refused_at_construction(tiny_dir, tmp_path):

@@ -50,7 +50,7 @@ def test_a_trainer_without_args_uses_the_defaults(tiny_dir, tmp_path, monkeypatc
 
 
 def test_advantages_from_nobody_are_refused(tiny_dir, tmp_path):
-    with pytest.raises(SupportError, match=r"method.advantage_estimator.*got 'external'.*prepare_rollouts"):
+    with pytest.raises(SupportError, match=r"method.advantage_estimator.*got 'external'.*gives_advantages"):
         build("grpo", tiny_dir, tmp_path, advantage_estimator="external")
 
 
@@ -288,6 +288,8 @@ class Injected(GRPOTrainer):
 
 class External(PolicyTrainer):
     """The same advantages through the seam."""
+
+    gives_advantages = True
 
     inject = None
 
