@@ -45,7 +45,9 @@ def check(
     """Find every mistake in a recipe, its data and its rewards before any weight is read."""
     from posttrain.config.checks import check as check_recipe
     from posttrain.config.loader import load
+    from posttrain.run import quiet_libraries
 
+    quiet_libraries()
     report = check_recipe(load(recipe, overrides or []), world_size=world_size, show_rows=show_rows)
     report.show(_console())
     if report.errors:

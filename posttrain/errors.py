@@ -36,7 +36,7 @@ class PosttrainError(Exception):
             facts.append(f"allowed: {allowed}")
         text = f"{where}: {what}" if where else what
         text += f" ({'; '.join(facts)})" if facts else ""
-        super().__init__(text + (f". {fix.rstrip('.')}." if fix else "."))
+        super().__init__(text + (f". {fix.rstrip('.')}{'' if fix.endswith(('?', '!')) else '.'}" if fix else "."))
 
 
 class ConfigError(PosttrainError):

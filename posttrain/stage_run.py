@@ -60,6 +60,12 @@ def merged(parent: Path, folder: Path) -> str:
     return str(whole)
 
 
+def template_variables(args: Any) -> dict[str, Any]:
+    """Variables of the chat template that the trainer uses; SFT on demonstrations has none."""
+    given = getattr(args, "chat_template_kwargs", None)
+    return dict(given) if isinstance(given, dict) else {}
+
+
 class Stage:
     """One run of one method, from its configuration to its report.
 
@@ -94,6 +100,10 @@ class Stage:
             if self.config.trainer.resume == "never" and (place := set_aside(self.folder.path)):
                 say(f"starting anew; the earlier run is now in {place}")
             self.describe(trainer, fingerprints)
+            if trainer.args.save_only_model and trainer.args.save_strategy != "no":
+                say(
+                    "trainer.save_only_model: checkpoints hold weights alone, so this run cannot be continued from one"
+                )
             if checkpoint is not None:
                 say("\n".join([f"continuing from {checkpoint}", *(f"  changed since: {line}" for line in changes)]))
         if checkpoint is None and (self.config.eval is None or self.config.eval.at_start):
@@ -135,7 +145,7 @@ class Stage:
         trainer = self.entry.load_trainer()(
             model=load_model(config.model, path=path),
             args=args,
-            train_dataset=self.trainable(data["train"], tokenizer),
+            train_dataset=self.trainable(data["train"], tokenizer, template_variables(args)),
             processing_class=tokenizer,
             peft_config=peft_config(config.model),
             **extra,
@@ -153,12 +163,12 @@ class Stage:
         self.schedule_evaluation(trainer, data)
         return trainer, data
 
-    def trainable(self, rows: Any, tokenizer: Any) -> Any:
+    def trainable(self, rows: Any, tokenizer: Any, variables: dict[str, Any]) -> Any:
         """Rows whose prompt is short enough; how many were left out is said. `check` has refused what is an error."""
         from posttrain.data.demonstrations import encode_prompt
 
         limit = self.config.data.max_prompt_length
-        kept = [i for i, row in enumerate(rows) if len(encode_prompt(tokenizer, row["prompt"])) <= limit]
+        kept = [i for i, row in enumerate(rows) if len(encode_prompt(tokenizer, row["prompt"], **variables)) <= limit]
         if len(kept) < len(rows) and is_main_process():
             say(f"left out {len(rows) - len(kept)} of {len(rows)} training rows: prompt longer than {limit} tokens")
         return rows.select(kept) if len(kept) < len(rows) else rows
@@ -209,6 +219,7 @@ class Stage:
             settings=settings,
             accelerator=trainer.accelerator,
             success_threshold=getattr(trainer.args, "success_threshold", 1.0),
+            chat_template_kwargs=template_variables(trainer.args),
         )
         return call, settings
 

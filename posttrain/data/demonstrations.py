@@ -15,13 +15,21 @@ from posttrain.errors import DataError
 _OPEN_THINK = "<think>"
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, str]]) -> list[int]:
-    """Token ids that generation starts from: chat messages through the template with a generation prompt, text as it
-    is.
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, str]], **chat_template_kwargs: Any
+) -> list[int]:
+    """Token ids that generation starts from: chat messages through the template, text as it is.
+
+    Args:
+        tokenizer: with a chat template if the prompt is messages.
+        prompt: messages or text.
+        chat_template_kwargs: variables of the template, as given to the trainer.
     """
     if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
-    encoded = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
+    encoded = tokenizer.apply_chat_template(
+        prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **chat_template_kwargs
+    )
     return list(encoded["input_ids"])
 
 

@@ -40,9 +40,9 @@ def load_source(source: Any, *, system_prompt: str | None = None) -> Dataset:
         system_prompt: put before every prompt that has no system message; not for format "text".
 
     Returns:
-        Dataset. `prompt` is a list of {role, content}, or a string with format "text"; the other columns are strings,
-        "" where the source has none. From an answer with lines beginning "####" (GSM8K) only what follows the last one
-        is kept.
+        Dataset. `prompt` is a list of {role, content}, or a string with format "text"; the others of `COLUMNS` are
+        strings, "" where the source has none; further columns of a file or Hub data set come along as they are. From
+        an answer with lines beginning "####" (GSM8K) only what follows the last one is kept.
 
     Raises:
         ConfigError: for a source that contradicts itself or options its generator does not know.
@@ -126,6 +126,8 @@ def _nearest(word: str, choices: Any) -> str | None:
 
 def _from_path(source: Any, *, as_text: bool, system_prompt: str | None) -> Dataset:
     path = str(_get(source, "path"))
+    from datasets import Features
+
     dataset = read_dataset(
         path, name=_get(source, "name"), split=_get(source, "split", "train"), revision=_get(source, "revision")
     )
@@ -133,13 +135,16 @@ def _from_path(source: Any, *, as_text: bool, system_prompt: str | None) -> Data
     if limit is not None:
         dataset = dataset.select(range(min(limit, len(dataset))))
     columns = _columns(dict(_get(source, "columns", {})), dataset, path, as_text)
+    # A user's own reward reads further columns by their names.
+    used = {*COLUMNS, *columns.values()}
+    further = [name for name in dataset.column_names if name not in used]
     return dataset.map(
         partial(_rows, columns=columns, path=path, as_text=as_text, system_prompt=system_prompt),
         batched=True,
         batch_size=256,
         with_indices=True,
-        remove_columns=dataset.column_names,
-        features=_features(as_text),
+        remove_columns=[name for name in dataset.column_names if name not in further],
+        features=Features({**{name: dataset.features[name] for name in further}, **_features(as_text)}),
         # datasets names its cache after the function, not after the code that the function calls, and would write it
         # beside the user's files.
         load_from_cache_file=False,

@@ -149,6 +149,8 @@ def refuse_code(name: str, *, revision: str | None = None) -> None:
             found = cached_file(name, file, revision=revision)
         except OSError:
             continue  # not there, or out of reach: loading will say so
+        if found is None:
+            continue
         for key in _code_keys(json.loads(Path(str(found)).read_text(encoding="utf-8"))):
             raise SupportError(
                 f"{file} names code to run, under the key {key!r}",

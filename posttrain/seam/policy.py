@@ -32,7 +32,7 @@ from posttrain.seam.reward_outcomes import checked_rewards
 from posttrain.seam.rollout_metrics import log_lengths, log_rollouts, log_update
 from posttrain.seam.sampling import EpochRepeatSampler
 from posttrain.seam.state import REFERENCE_FILE, read_tensors, save_file
-from posttrain.seam.weights import drift_free, materialised
+from posttrain.seam.weights import drift_free, materialised, refuse_prompt_learning
 
 __all__ = ["PolicyBatch", "PolicyConfig", "PolicyTrainer", "RolloutBatch"]
 
@@ -78,14 +78,7 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         **kwargs: Any,
     ):
         args = self._checked_args(args, train_dataset)
-        given = peft_config or (model.active_peft_config if isinstance(model, PeftModel) else None)
-        if given is not None and given.is_prompt_learning:
-            raise SupportError(
-                "prompt-learning adapters have no place in rows of different prompts",
-                where="peft_config",
-                got=type(given).__name__,
-                allowed="LoRA and other adapters of the layers",
-            )
+        refuse_prompt_learning(model, peft_config)
         reference: AbstractContextManager[None] = nullcontext()
         needs_reference = args.beta != 0.0 and peft_config is None and not isinstance(model, PeftModel)
         if not isinstance(model, str) and (needs_reference or args.use_vllm):

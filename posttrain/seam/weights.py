@@ -11,8 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+
+from posttrain.errors import SupportError
+
+
+def refuse_prompt_learning(model: Any, peft_config: Any) -> None:
+    """Refuse prompt tuning and its kin, whose virtual tokens have no place in rows of different prompts.
+
+    Raises:
+        SupportError: for a config of that kind, given beside the model or already part of it.
+    """
+    given = peft_config or (model.active_peft_config if isinstance(model, PeftModel) else None)
+    if given is not None and given.is_prompt_learning:
+        raise SupportError(
+            "prompt-learning adapters have no place in rows of different prompts",
+            where="peft_config",
+            got=type(given).__name__,
+            allowed="LoRA and other adapters of the layers",
+        )
 
 
 @contextmanager

@@ -98,7 +98,7 @@ def test_a_sound_template_has_no_findings(tmp_path: Path, family: str):
         ({}, {}, {"chat_template": "{{ bos_token }}" + FAMILIES["header"]}, "two BOS tokens (<bos>) open the prompt"),
         ({"prompt": "<bos><bos>2+3=?"}, {"format": "text"}, {}, "two BOS tokens (<bos>) open the prompt"),
         (
-            {"solution": "Answer: 5<|im_end|>"},
+            {"solution": "2 and 3<|im_end|>\nAnswer: 5"},
             {},
             {},
             "the stop token '<|im_end|>' stands inside the demonstration (8 of the first 8 rows",

@@ -159,3 +159,11 @@ def test_messages_without_a_known_role_are_named(tmp_path):
     (tmp_path / "s.jsonl").write_text(json.dumps({"prompt": "hi", "answer": {"a": 1}}))
     with pytest.raises(DataError, match="row 0, column 'answer': the cell is neither text nor a number"):
         load_source({"path": str(tmp_path / "s.jsonl")})
+
+
+def test_further_columns_reach_a_reward_of_ones_own(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "answer": "b", "points": 3}\n{"prompt": "c", "answer": "d", "points": 4}\n')
+    rows = load_source({"path": str(path)})
+    assert rows["points"] == [3, 4]
+    assert rows[0]["prompt"] == [{"role": "user", "content": "a"}]
