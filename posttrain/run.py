@@ -51,6 +51,18 @@ def run(recipe: str | Path, overrides: list[str] | None = None) -> list[Outcome]
     return list(done.values())
 
 
+def leave_group() -> None:
+    """Take the process group down in order. torch 2.13: gloo can wait for ever where a DDP model outlives it."""
+    import gc
+
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def quiet_libraries() -> None:
     """Leave the console to the run: no bars for steps that take a moment, no notice of a device nobody asked for."""
     import datasets
@@ -99,6 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         if is_main_process():
             show_error(error)
         return 2
+    leave_group()
     return 0
 
 
