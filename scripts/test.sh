@@ -8,6 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup.sh dev
 .venv/bin/ruff check .
 .venv/bin/ruff format --check --quiet . || { echo "Not formatted as above; run: .venv/bin/ruff format ." >&2; exit 1; }
+.venv/bin/mypy posttrain
 
 # One thread a process: two OpenMP teams on the same cores make a step tens of times slower.
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false

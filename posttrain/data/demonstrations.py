@@ -24,13 +24,24 @@ def encode_prompt(
         tokenizer: with a chat template if the prompt is messages.
         prompt: messages or text.
         chat_template_kwargs: variables of the template, as given to the trainer.
+
+    Raises:
+        DataError: messages but no chat template, or a prompt without any token.
     """
     if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])
-    encoded = tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **chat_template_kwargs
-    )
-    return list(encoded["input_ids"])
+        ids = tokenizer(prompt)["input_ids"]
+    else:
+        if tokenizer.chat_template is None:
+            raise DataError(
+                "the prompts are chat messages but the tokenizer has no chat template",
+                fix="Use an instruct model's tokenizer, or text prompts (data format: text)",
+            )
+        ids = tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **chat_template_kwargs
+        )["input_ids"]
+    if not len(ids):
+        raise DataError("a prompt has no tokens", got=prompt, fix="Remove the row")
+    return list(ids)
 
 
 def encode_demonstration(

@@ -6,9 +6,7 @@ Mixing several sources is left out.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import partial
@@ -65,22 +63,6 @@ def load_source(source: Any, *, system_prompt: str | None = None) -> Dataset:
     for index, row in enumerate(rows):
         row["prompt"] = _prompt(row["prompt"], as_text, system_prompt, where=f"row {index}")
     return Dataset.from_list(rows, features=_features(as_text))
-
-
-def fingerprint(dataset: Dataset) -> str:
-    """SHA-256 of the rows' content, in order: the same for the same rows wherever they were read from.
-
-    Args:
-        dataset: any dataset whose cells can be written as JSON; the order of its columns does not matter.
-
-    Returns:
-        64 hexadecimal digits.
-    """
-    digest = hashlib.sha256()
-    for row in dataset:
-        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
-        digest.update(b"\n")
-    return digest.hexdigest()
 
 
 def _get(source: Any, key: str, default: Any = None) -> Any:

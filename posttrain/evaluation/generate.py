@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
+from posttrain.data.demonstrations import encode_prompt
 from posttrain.errors import ConfigError, DataError, RewardError
 from posttrain.evaluation.results import EvalResult, EvalSettings, Sample, summarise, summarise_groups
 
-__all__ = ["EvalResult", "EvalSettings", "evaluate", "prompt_token_ids", "stop_token_ids"]
+__all__ = ["EvalResult", "EvalSettings", "evaluate", "stop_token_ids"]
 
 Progress = Callable[[int, int], None]
 
@@ -97,29 +98,6 @@ def stop_token_ids(tokenizer: Any, model: Any) -> list[int]:
     return sorted(found)
 
 
-def prompt_token_ids(tokenizer: Any, prompt: str | list[dict[str, Any]], **chat_template_kwargs: Any) -> list[int]:
-    """Token ids of one prompt as the rollouts see it: messages through the chat template, a string as it is.
-
-    Raises:
-        DataError: messages but no chat template, or a prompt without any token.
-    """
-    if isinstance(prompt, str):
-        ids = tokenizer(prompt)["input_ids"]
-    else:
-        if tokenizer.chat_template is None:
-            raise DataError(
-                "the prompts are chat messages but the tokenizer has no chat template",
-                where="eval data",
-                fix="Use an instruct model's tokenizer, or text prompts (data format: text)",
-            )
-        ids = tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **chat_template_kwargs
-        )["input_ids"]
-    if not len(ids):
-        raise DataError("a prompt has no tokens", where="eval data", got=prompt, fix="Remove the row")
-    return list(ids)
-
-
 class _SeededSampling(LogitsProcessor):
     """Leaves only the token that one uniform number a row and position picks; greedy decoding then samples it.
 
@@ -165,7 +143,7 @@ def _checked_prompts(
     shuffled = random.Random(settings.seed).sample(range(len(dataset)), len(dataset))
     order = shuffled[: settings.num_prompts]
     return order, {
-        index: prompt_token_ids(tokenizer, dataset[index]["prompt"], **chat_template_kwargs) for index in order
+        index: encode_prompt(tokenizer, dataset[index]["prompt"], **chat_template_kwargs) for index in order
     }
 
 

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import datasets
 import pytest
 
-from posttrain.data.sources import COLUMNS, fingerprint, load_source
+from posttrain.data.sources import COLUMNS, load_source
 from posttrain.errors import ConfigError, DataError
+from posttrain.evaluation.provenance import data_fingerprint
 
 ROWS = [
     {"question": "1+1?", "answer": "one and one\n#### 2", "target": [{"role": "assistant", "content": "two"}]},
@@ -88,12 +89,12 @@ def test_packaged_tasks_come_with_all_columns_filled():
 def test_the_fingerprint_is_of_the_content(places):
     one, other = (load_source({"path": str(places / name), "columns": MAP}) for name in ("a.jsonl", "a.parquet"))
     strip = {"column_names": "task"}
-    assert fingerprint(one.remove_columns(**strip)) == fingerprint(other.remove_columns(**strip))
-    assert fingerprint(one) != fingerprint(one.select([1, 0]))
-    assert fingerprint(one) != fingerprint(one.select([0]))
-    assert fingerprint(one) == fingerprint(one.select_columns(sorted(one.column_names)))
+    assert data_fingerprint(one.remove_columns(**strip)) == data_fingerprint(other.remove_columns(**strip))
+    assert data_fingerprint(one) != data_fingerprint(one.select([1, 0]))
+    assert data_fingerprint(one) != data_fingerprint(one.select([0]))
+    assert data_fingerprint(one) == data_fingerprint(one.select_columns(sorted(one.column_names)))
     # Frozen: a change of this number means that every recorded data fingerprint has changed.
-    assert fingerprint(datasets.Dataset.from_dict({"b": ["x"], "a": [1]})) == (
+    assert data_fingerprint(datasets.Dataset.from_dict({"b": ["x"], "a": [1]}))["sha256"] == (
         "f864aef47ea9133a545b72728144121f7aa5ec0e65379198b1e7b96f15884395"
     )
 

@@ -10,8 +10,9 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from posttrain.data.demonstrations import encode_prompt
 from posttrain.errors import ConfigError, DataError, RewardError
-from posttrain.evaluation.generate import EvalSettings, evaluate, prompt_token_ids, stop_token_ids
+from posttrain.evaluation.generate import EvalSettings, evaluate, stop_token_ids
 
 GREEDY = EvalSettings(max_new_tokens=12)
 SAMPLED = EvalSettings(max_new_tokens=12, temperature=1.0, num_generations=3, batch_size=6)
@@ -135,7 +136,7 @@ def test_fewer_prompts_are_a_part_of_more(model, tiny_tokenizer):
 def test_sampling_follows_the_model_distribution(model, tiny_tokenizer):
     row = rows(1)
     with torch.no_grad():
-        logits = model(torch.tensor([prompt_token_ids(tiny_tokenizer, row[0]["prompt"])])).logits[0, -1]
+        logits = model(torch.tensor([encode_prompt(tiny_tokenizer, row[0]["prompt"])])).logits[0, -1]
     count = 4000
     # The random model's distribution is almost flat; this temperature gives it a shape.
     settings = EvalSettings(max_new_tokens=1, temperature=0.05, num_generations=count, batch_size=count)
@@ -158,7 +159,7 @@ def test_sampling_follows_the_model_distribution(model, tiny_tokenizer):
 def test_top_p_keeps_the_smallest_set_of_likely_tokens(model, tiny_tokenizer):
     row = rows(1)
     with torch.no_grad():
-        logits = model(torch.tensor([prompt_token_ids(tiny_tokenizer, row[0]["prompt"])])).logits[0, -1]
+        logits = model(torch.tensor([encode_prompt(tiny_tokenizer, row[0]["prompt"])])).logits[0, -1]
     probabilities, order = functional.softmax(logits, dim=-1).sort(descending=True)
     kept = order[: int((probabilities.cumsum(0) < 0.2).sum()) + 1].tolist()
     settings = EvalSettings(max_new_tokens=1, temperature=1.0, top_p=0.2, num_generations=400, batch_size=400)
@@ -190,7 +191,7 @@ def test_the_models_own_generation_settings_are_neither_used_nor_changed(model, 
 
 
 def test_every_stop_token_of_tokenizer_and_model_ends_a_completion(model, tiny_tokenizer):
-    ids = prompt_token_ids(tiny_tokenizer, rows(1)[0]["prompt"])
+    ids = encode_prompt(tiny_tokenizer, rows(1)[0]["prompt"])
     made = greedy_by_hand(model, ids, 12, stops=[])
     stop = made[3]
     first = made.index(stop)
@@ -321,7 +322,7 @@ def train_with_lora(tiny_dir, tokenizer, *, with_evaluation):
     config = LoraConfig(r=4, lora_dropout=0.5, target_modules="all-linear", init_lora_weights=False)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_dir), config).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    ids = torch.tensor([prompt_token_ids(tokenizer, rows(1)[0]["prompt"])])
+    ids = torch.tensor([encode_prompt(tokenizer, rows(1)[0]["prompt"])])
     losses, results = [], []
     for _ in range(4):
         if with_evaluation:
