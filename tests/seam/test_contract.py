@@ -12,7 +12,17 @@ from trl.trainer import utils as trl_utils
 from trl.trainer.utils import add_fused_lm_head, shuffle_sequence_dict, split_tensor_dict
 
 from posttrain.seam.contract import SIGNATURES, signature_rows, version_rows
-from tests.batteries.runs import COMMON, POLICY, Recorder, build, dataset, fresh_model, marked_right, replay
+from tests.batteries.runs import (
+    COMMON,
+    POLICY,
+    Recorder,
+    build,
+    dataset,
+    fresh_model,
+    losses,
+    marked_right,
+    replay,
+)
 
 
 @pytest.mark.parametrize("row", version_rows(), ids=lambda row: row.name)
@@ -120,7 +130,12 @@ def test_per_token_advantages_are_accepted(tiny_dir, tmp_path):
             batch["advantages"] = batch["advantages"].unsqueeze(1).expand_as(batch["completion_ids"]).contiguous()
             return batch
 
-    _native(tiny_dir, tmp_path, PerToken, max_steps=1).train()
+    layout = {"max_steps": 1, "replayed": True, "shuffle_dataset": False}
+    per_token = _native(tiny_dir, tmp_path / "a", PerToken, **layout)
+    per_token.train()
+    per_row = _native(tiny_dir, tmp_path / "b", _Spy, **layout)
+    per_row.train()
+    assert losses(per_token) == losses(per_row) != [0.0]
 
 
 def test_fused_output_fields(tiny_dir):
@@ -129,7 +144,7 @@ def test_fused_output_fields(tiny_dir):
     ids = torch.randint(4, 90, (2, 5))
     out = model(input_ids=ids, labels=ids, fused_lm_head=True)
     assert out.log_probs.shape == out.entropy.shape == out.is_top1.shape == out.label_mask.shape == (2, 4)
-    assert out.logits is None if "logits" in out else True
+    assert "logits" not in out
 
 
 def test_names_the_head_exchanges_are_looked_up_at_call_time():
