@@ -25,6 +25,7 @@ from posttrain.losses.kl import k3_kl
 from posttrain.losses.reductions import LossCounts, LossOutput, token_weights
 from posttrain.losses.upge import group_advantages, upge_loss
 from posttrain.seam.batches import PolicyBatch, RolloutBatch, select_rows, trainable_mask, trim_padding
+from posttrain.seam.engine import seeded_engine
 from posttrain.seam.head import add_selective_scoring
 from posttrain.seam.hooks import ResumableTrainer
 from posttrain.seam.policy_config import PolicyConfig, verifier_index
@@ -88,7 +89,7 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
                 is_main=args.process_index == 0,
                 barrier=args.distributed_state.wait_for_everyone,
             )
-        with reference:
+        with reference, seeded_engine(args.seed):
             super().__init__(
                 model=model,
                 reward_funcs=checked_rewards(reward_funcs),
