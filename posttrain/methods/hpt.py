@@ -8,22 +8,19 @@ leave the loss. Everything else is the policy trainer with the unified estimator
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 
-from posttrain.data.demonstrations import encode_demonstration
-from posttrain.errors import ConfigError, DataError, SupportError
+from posttrain.errors import ConfigError, SupportError
 from posttrain.losses.gates import switch_to_demonstration
-from posttrain.losses.reductions import LossCounts, LossOutput, token_weights
+from posttrain.losses.reductions import LossCounts, token_weights
 from posttrain.losses.upge import UPGE_PRESETS, group_advantages, upge_loss
 from posttrain.seam.arguments import option
-from posttrain.seam.batches import PolicyBatch, RolloutBatch, select_rows, trainable_mask, widen
-from posttrain.seam.policy import PolicyConfig, PolicyTrainer
+from posttrain.seam.batches import PolicyBatch, RolloutBatch, trainable_mask
+from posttrain.seam.demonstrations import DemonstrationConfig, DemonstrationTrainer
 from posttrain.seam.rollout_metrics import group_counts
 
 # Weights of the two demonstration losses of `offline_loss: mix`; arXiv 2509.04419, table 5 (supervised, off-policy).
@@ -31,7 +28,7 @@ MIX_WEIGHTS = (0.1, 1.0)
 
 
 @dataclass
-class HPTConfig(PolicyConfig):
+class HPTConfig(DemonstrationConfig):
     """Hybrid post-training: a gate on each prompt's success rate chooses between RL and SFT on a demonstration.
 
     Paper: arXiv 2509.04419, section 4. Deviation: advantages are not divided by the deviation and the clip is on
@@ -62,11 +59,6 @@ class HPTConfig(PolicyConfig):
     offline_aggregation: Literal["seq_mean", "token_mean"] = option(
         "seq_mean", help="Demonstrations count the same each (paper, eq. 12) or by their tokens (official code)."
     )
-    demonstration_column: str = option("solution", help="Column with the demonstration text of a prompt.")
-    overlong_demonstration: Literal["error", "drop", "truncate"] = option(
-        "error",
-        help="A demonstration longer than max_completion_length: stop, go on without it (counted), or cut it.",
-    )
     skip_update_grad_norm: float | None = option(
         None, help="Leave the weights alone in a step whose gradient norm before clipping exceeds this.", gt=0.0
     )
@@ -83,14 +75,11 @@ class HPTConfig(PolicyConfig):
         if self.switch_gate == -1.0 and self.feedback_mode == "switch":
             warnings.warn("method.switch_gate is -1: demonstrations are never used", UserWarning, stacklevel=2)
         self._check_soft_tables()
-        uses_demonstrations = self.feedback_mode == "soft" or self.switch_gate >= 0
-        if self.temperature != 1.0 and uses_demonstrations:
-            raise SupportError(
-                "demonstrations would be learnt at the sampling temperature, which is another loss than SFT",
-                where="rollout.temperature",
-                got=self.temperature,
-                allowed="1.0 while demonstrations are used",
-            )
+
+    @property
+    def uses_demonstrations(self) -> bool:
+        """Whether any prompt can be trained on its demonstration."""
+        return self.feedback_mode == "soft" or self.switch_gate >= 0
 
     def _check_soft_tables(self) -> None:
         size = self.num_generations + 1
@@ -121,12 +110,12 @@ class HPTConfig(PolicyConfig):
                 )
 
 
-class HPTTrainer(PolicyTrainer):
+class HPTTrainer(DemonstrationTrainer):
     """Policy trainer in which prompts the model cannot solve are trained on their demonstration, in the same forward.
 
     `prepare_rollouts` (every rank, once per generation batch): gate on gathered verdicts, then overwrite rows (mode
     switch) or append them (mode soft). `loss_weights` (once per optimizer step, two all-reduces): global denominators.
-    `policy_loss` (per micro-batch): the estimator on rollout rows, the demonstration loss on demonstration rows.
+    `demonstration_loss` (per micro-batch): `offline_loss`; rollout rows keep the estimator.
 
     The gate has no memory; a checkpoint holds nothing of its own.
     """
@@ -150,38 +139,6 @@ class HPTTrainer(PolicyTrainer):
                 got=self.args.skip_update_grad_norm,
                 fix="Remove it, or train with DDP",
             )
-        column = self.args.demonstration_column
-        names = getattr(self.train_dataset, "column_names", None)
-        if names is not None and column in names and self._uses_demonstrations():
-            self._refuse_empty_demonstrations(column)
-        if names is not None and column not in names and self._uses_demonstrations():
-            raise DataError(
-                "the demonstration column is missing",
-                where="train dataset",
-                got=sorted(names),
-                allowed=f"a column {column!r}",
-                fix="Name it in data.train.columns, or set method.demonstration_column, or method.switch_gate: -1",
-            )
-
-    def _refuse_empty_demonstrations(self, column: str) -> None:
-        if not isinstance(self.train_dataset, Dataset):
-            return
-        empty = sum(not str(text or "").strip() for text in self.train_dataset[column])
-        if empty > len(self.train_dataset) / 2:
-            raise DataError(
-                "more than half of the rows have no demonstration",
-                where=f"train dataset, column {column!r}",
-                got=f"{empty} of {len(self.train_dataset)} empty",
-                fix="Name the right column as method.demonstration_column, or train with method grpo",
-            )
-
-    def _uses_demonstrations(self) -> bool:
-        return self.args.feedback_mode == "soft" or self.args.switch_gate >= 0
-
-    def prepare_evaluation(self, tensors: dict[str, Any]) -> None:
-        """Upstream's evaluation loss: every row is a rollout."""
-        tensors["is_demonstration"] = torch.zeros_like(tensors["advantages"], dtype=torch.bool)
-        tensors["row_weight"] = torch.ones_like(tensors["advantages"])
 
     # ---- once per generation batch ----
 
@@ -189,20 +146,20 @@ class HPTTrainer(PolicyTrainer):
         tensors, n = rollouts.tensors, rollouts.num_generations
         solved, verified = group_counts(self.verdicts(rollouts), n)
         rl_weight, demo_weight = self._group_weights(solved, verified)
-        demonstrations = self._demonstrations(rollouts, demo_weight)
-        missing = (demo_weight > 0) & ~self._on_any_rank(demonstrations, len(solved))
+        demonstrations, missing = self.find_demonstrations(rollouts, demo_weight > 0)
         rl_weight = torch.where(missing, torch.ones_like(rl_weight), rl_weight)
         demo_weight = torch.where(missing, torch.zeros_like(demo_weight), demo_weight)
         groups = torch.tensor([rollouts.group_of(i) for i in range(rollouts.num_rows)], device=solved.device)
         tensors["row_weight"] = rl_weight[groups]
         tensors["is_demonstration"] = torch.zeros(rollouts.num_rows, dtype=torch.bool, device=solved.device)
         tensors["trainable_mask"] = tensors["trainable_mask"] * (rl_weight[groups] > 0).unsqueeze(1)
-        self._log_gate(rl_weight, demo_weight, missing)
+        self.record("gate/sft_fraction", (demo_weight > 0).float().mean().item())
+        self.record("gate/rl_fraction", (rl_weight > 0).float().mean().item())
         if self.args.feedback_mode == "soft":
-            self._append_rows(rollouts)
+            self.add_rows(rollouts)
         for group, ids in demonstrations.items():
-            if demo_weight[group] > 0:
-                self._write_demonstration(rollouts, group, ids, demo_weight[group])
+            advantage = self._demonstration_advantage(rollouts, group)
+            self.write_demonstration(rollouts, group, ids, weight=demo_weight[group], advantage=advantage)
         return rollouts
 
     def _group_weights(self, solved: Tensor, verified: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,83 +170,6 @@ class HPTTrainer(PolicyTrainer):
             return torch.where(known, table[0][solved], 1.0), torch.where(known, table[1][solved], 0.0)
         switched = switch_to_demonstration(solved, self.num_generations, self.args.switch_gate) & (verified > 0)
         return (~switched).float(), switched.float()
-
-    def _demonstrations(self, rollouts: RolloutBatch, demo_weight: Tensor) -> dict[int, list[int]]:
-        """Token ids of this rank's demonstrations by prompt group; the rank of a group's first row has the group's."""
-        found: dict[int, list[int]] = {}
-        for row, example in enumerate(rollouts.rows):
-            group = rollouts.group_of(row)
-            if (rollouts.row_offset + row) % rollouts.num_generations or demo_weight[group] == 0:
-                continue
-            text = example.get(self.args.demonstration_column)
-            if not isinstance(text, str) or not text.strip():
-                continue
-            prompt = rollouts.tensors["prompt_ids"][row][rollouts.tensors["prompt_mask"][row].bool()].tolist()
-            ids = encode_demonstration(self.tokenizer, text, prompt_ids=prompt)
-            if len(ids) > self.args.max_completion_length:
-                if self.args.overlong_demonstration == "error":
-                    raise DataError(
-                        "the demonstration is longer than a completion may be",
-                        where=f"prompt {str(example['prompt'])[-80:]!r}",
-                        got=f"{len(ids)} tokens",
-                        allowed=f"at most {self.args.max_completion_length} (rollout.max_completion_length)",
-                        fix="Raise the limit, drop the row, or set method.overlong_demonstration",
-                    )
-                if self.args.overlong_demonstration == "drop":
-                    continue
-                ids = ids[: self.args.max_completion_length]
-            found[group] = ids
-        return found
-
-    def _on_any_rank(self, demonstrations: dict[int, list[int]], num_groups: int) -> Tensor:
-        present = torch.zeros(num_groups, device=self.accelerator.device)
-        present[list(demonstrations)] = 1.0
-        return self.accelerator.reduce(present, reduction="sum") > 0
-
-    def _append_rows(self, rollouts: RolloutBatch) -> None:
-        """One spare row per prompt of this rank, and as many blanks as an equal split on all ranks needs."""
-        tensors, n = rollouts.tensors, rollouts.num_generations
-        if "pixel_values" in tensors:
-            raise SupportError("rows with images cannot be added to a batch", where="method.feedback_mode", got="soft")
-        firsts = [i for i in range(rollouts.num_rows) if (rollouts.row_offset + i) % n == 0]
-        # Ranks hold at most this many first rows; a multiple of the slices keeps them equally long.
-        spare = -(-rollouts.num_rows // n)
-        spare = -(-spare // self.args.steps_per_generation) * self.args.steps_per_generation
-        source = torch.tensor([*range(rollouts.num_rows), *(firsts + [0] * spare)[:spare]])
-        grown = select_rows(tensors, source)
-        tensors.update(grown)
-        tensors["trainable_mask"] = tensors["trainable_mask"].clone()
-        tensors["trainable_mask"][rollouts.num_rows :] = 0
-        tensors["row_weight"][rollouts.num_rows :] = 0.0
-
-    def _write_demonstration(self, rollouts: RolloutBatch, group: int, ids: list[int], weight: Tensor) -> None:
-        tensors, n = rollouts.tensors, rollouts.num_generations
-        row = group * n - rollouts.row_offset
-        if self.args.feedback_mode == "soft":
-            firsts = [i for i in range(rollouts.num_rows) if (rollouts.row_offset + i) % n == 0]
-            row = rollouts.num_rows + firsts.index(row)
-        width = max(len(ids), tensors["completion_ids"].size(1))
-        fills = {
-            "completion_ids": self.tokenizer.pad_token_id,
-            "completion_mask": 0,
-            "trainable_mask": 0,
-            "tool_mask": 1,
-        }
-        fills |= dict.fromkeys(("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps"), 0.0)
-        for key, fill in fills.items():
-            if tensors.get(key) is not None:
-                tensors[key] = widen(tensors[key], width, fill)
-                tensors[key][row] = fill
-        ratio = tensors.get("importance_sampling_ratio")
-        if ratio is not None:
-            tensors["importance_sampling_ratio"] = widen(ratio, width, 1.0) if ratio.size(1) > 1 else ratio
-            tensors["importance_sampling_ratio"][row] = 1.0
-        for key, value in (("completion_ids", ids), ("completion_mask", 1), ("trainable_mask", 1)):
-            tensors[key][row, : len(ids)] = torch.as_tensor(
-                value, dtype=tensors[key].dtype, device=tensors[key].device
-            )
-        tensors["advantages"][row] = self._demonstration_advantage(rollouts, group)
-        tensors["is_demonstration"][row], tensors["row_weight"][row] = True, weight
 
     def _demonstration_advantage(self, rollouts: RolloutBatch, group: int) -> float:
         """1 for the likelihood loss; for the off-policy loss the demonstration's standing among the group's rollouts,
@@ -331,7 +211,7 @@ class HPTTrainer(PolicyTrainer):
         sft_scale = args.sft_loss_coef * (num_demos / prompts if by_token else 1.0)
         sft_reduction = "token_mean" if by_token else "seq_mean_token_mean"
         self.record("gate/rl_tokens", rl_tokens)
-        self.record("gate/sft_tokens", sft_tokens)
+        self.spend_demonstrations(num_demos, sft_tokens)
         return [
             tensors["row_weight"].unsqueeze(1)
             * (
@@ -341,33 +221,9 @@ class HPTTrainer(PolicyTrainer):
             for tensors, rl_mask, sft_mask in zip(window, rl_masks, sft_masks, strict=True)
         ]
 
-    def contributes(self, tensors: Mapping[str, Any]) -> Tensor:
-        """As in the parent; a demonstration counts by its weight alone: its loss survives a zero advantage."""
-        demonstrated = tensors["is_demonstration"] & (tensors["loss_weights"].sum(dim=1) > 0)
-        return super().contributes(tensors) | demonstrated
-
-    def entropy_mask(self, tensors: Mapping[str, Any]) -> Tensor:
-        """Rollout tokens only: a demonstration is not the policy's own choice."""
-        return super().entropy_mask(tensors) * (~tensors["is_demonstration"]).unsqueeze(1)
-
     # ---- once per micro-batch ----
 
-    def policy_loss(self, batch: PolicyBatch) -> LossOutput:
-        is_demo = batch.extras["is_demonstration"].unsqueeze(1)
-        # No rollout policy wrote a demonstration, and its divergence from the reference is not penalised.
-        batch.old_logps = torch.where(is_demo, batch.logps.detach(), batch.old_logps)
-        if batch.ref_logps is not None:
-            batch.ref_logps = torch.where(is_demo, batch.logps.detach(), batch.ref_logps)
-        output = upge_loss(batch.logps, batch.old_logps, batch.advantages, batch.mask, config=self.args.upge)
-        output.values = torch.where(is_demo, self._demonstration_loss(batch), output.values)
-        weights = batch.extras.get("loss_weights")
-        if weights is not None:
-            shares = output.values.detach() * weights * self.args.gradient_accumulation_steps
-            output.metrics["sft/loss"] = self._over_ranks((shares * is_demo).sum())
-            output.metrics["rl/loss"] = self._over_ranks((shares * ~is_demo).sum())
-        return output
-
-    def _demonstration_loss(self, batch: PolicyBatch) -> Tensor:
+    def demonstration_loss(self, batch: PolicyBatch) -> Tensor:
         likelihood = -batch.logps
         if self.args.offline_loss == "sft":
             return likelihood
@@ -387,13 +243,3 @@ class HPTTrainer(PolicyTrainer):
         if skipped:  # parameters without a gradient are passed over by the optimizer, moments and decay included
             for parameter in self.model.parameters():
                 parameter.grad = None
-
-    # ---- numbers ----
-
-    def _over_ranks(self, value: Tensor) -> float:
-        return float(self.accelerator.reduce(value, reduction="sum"))
-
-    def _log_gate(self, rl_weight: Tensor, demo_weight: Tensor, missing: Tensor) -> None:
-        self.record("gate/sft_fraction", (demo_weight > 0).float().mean().item())
-        self.record("gate/rl_fraction", (rl_weight > 0).float().mean().item())
-        self.record("gate/missing_demonstration_fraction", missing.float().mean().item())

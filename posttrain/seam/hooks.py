@@ -38,6 +38,7 @@ class ResumableTrainer:
     _tr_loss: Any = None
     _globalstep_last_logged: int = 0
     _logged: tuple[Any, int] | None = None
+    _costs: dict[str, float] | None = None
 
     # trl 1.16 reads these three for the model card.
     @property
@@ -60,6 +61,18 @@ class ResumableTrainer:
     def record(self, name: str, value: float) -> None:
         """Add a number to the training log; several between two log lines are averaged, NaN is left out."""
         self._metrics["train"][name].append(value)  # type: ignore[attr-defined]
+
+    def spend(self, name: str, amount: float) -> None:
+        """Add to a total over the whole run, interruptions included, that is logged as `cost/<name>`.
+
+        Args:
+            name: prompts (drawn for generation), generated_tokens, demonstrations (rows trained, each time they are),
+                demonstration_tokens.
+            amount: of all ranks together.
+        """
+        self._costs = self._costs or {}
+        self._costs[name] = self._costs.get(name, 0.0) + amount
+        self._metrics["train"][f"cost/{name}"] = [self._costs[name]]  # type: ignore[attr-defined]
 
     # ---- for methods ----
 
@@ -122,6 +135,7 @@ class ResumableTrainer:
         own = {
             "loss_since_log": self._tr_loss,
             "logged_step": self._globalstep_last_logged,
+            "costs": self._costs,
             "method": self.rank_state(),
         }
         checkpoint.save_rank_state(folder, args.process_index, own)
@@ -157,7 +171,7 @@ class ResumableTrainer:
         self.load_method_state(checkpoint.join_tensors(saved["method"], tensors, self.args.device))  # type: ignore[attr-defined]
         rank = self.args.process_index  # type: ignore[attr-defined]
         own = checkpoint.load_rank_state(folder, rank, self.args.device)  # type: ignore[attr-defined]
-        self._logged = own["loss_since_log"], own["logged_step"]
+        self._logged, self._costs = (own["loss_since_log"], own["logged_step"]), own["costs"]
         self.load_rank_state(own["method"])
 
     # ---- layout ----

@@ -245,6 +245,9 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
             self.completion_budget(self.state.global_step) if training else self.args.max_completion_length
         )
         result = super()._generate(prompts)
+        if training:
+            tokens = torch.tensor(sum(map(len, result[1])), device=self.accelerator.device)
+            self.spend("generated_tokens", int(self.accelerator.reduce(tokens, reduction="sum")))
         ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
         flags = [not ids or ids[-1] not in ends for ids in result[1]]
         self._last_truncated = self.accelerator.gather(torch.tensor(flags, device=self.accelerator.device))
@@ -279,6 +282,7 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         self._rollout_rows = inputs
         log_rollouts(self._metrics["train"], rollouts, self.verdicts(rollouts))
         log_lengths(self._metrics["train"], tensors, self.accelerator)
+        self.spend("prompts", len(rollouts.rewards) / self.num_generations)
         return self.prepare_rollouts(rollouts).tensors
 
     def verdicts(self, rollouts: RolloutBatch) -> Tensor:

@@ -196,6 +196,8 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
             samples[-1]["labels"][max(0, own) :] = -100
         # transformers 5.17 calls this once per optimizer step with all its micro-batches: the place to count.
         self._counts = self._count([batch["labels"] for batch in samples], device)
+        self.spend("demonstrations", self._counts.rows)
+        self.spend("demonstration_tokens", self._counts.tokens)
         return samples, num_items
 
     def _count(self, labels: list[Tensor], device: torch.device) -> LossCounts:

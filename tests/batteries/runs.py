@@ -110,6 +110,11 @@ def losses(trainer: Any) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
+def costs(trainer: Any) -> dict[str, float]:
+    """The last logged value of every running total."""
+    return {name: value for entry in trainer.state.log_history for name, value in entry.items() if "cost/" in name}
+
+
 def fresh_model(tiny_dir: Path) -> Any:
     """The tiny model in float32."""
     return AutoModelForCausalLM.from_pretrained(tiny_dir, dtype=torch.float32)

@@ -10,7 +10,7 @@ import torch
 from posttrain.errors import ResumeError
 from posttrain.registry import METHODS
 from posttrain.seam.hooks import NonFiniteError
-from tests.batteries.runs import Recorder, build, losses, weights
+from tests.batteries.runs import Recorder, build, costs, losses, weights
 
 POLICY_KEYS = [key for key, entry in METHODS.items() if entry.kind == "policy"]
 ALL_KEYS = list(METHODS)
@@ -39,6 +39,7 @@ def _assert_equal(whole, rest, stop):
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(rest)[name]), name
     assert losses(rest) == losses(whole)
+    assert costs(rest) == costs(whole) != {}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
