@@ -134,7 +134,8 @@ def _explain(
     kind, value = detail["type"], detail["input"]
     if kind == "extra_forbidden":
         key = (*key, detail["loc"][-1])
-        return key, unknown_key(key, list(owner.model_fields), source, specs)
+        blocks = [block for block in BLOCKS if block in root.model_fields]
+        return key, unknown_key(key, list(owner.model_fields), source, specs, blocks=blocks)
     where = source.where(key)
     if kind == "missing":
         allowed = _spec(key, info).allowed if info and not _model_of(info.annotation) else None
@@ -273,7 +274,12 @@ def _fixed_keys(block: str) -> list[str]:
 
 
 def unknown_key(
-    key: Key, known: list[str], source: SourceMap, specs: dict[str, FieldSpec] | None = None
+    key: Key,
+    known: list[str],
+    source: SourceMap,
+    specs: dict[str, FieldSpec] | None = None,
+    *,
+    blocks: Iterable[str] = BLOCKS,
 ) -> ConfigError:
     """Error for a key that the block does not have: where it belongs, or the nearest key there is.
 
@@ -282,9 +288,10 @@ def unknown_key(
         known: names the block accepts.
         source: for the line.
         specs: fields of the method's config class, if known.
+        blocks: where else the key may belong; none for a file that is not a recipe.
     """
     name = str(key[-1])
-    homes = [block for block in BLOCKS if name in _fixed_keys_of(block) and (block,) != key[:-1]]
+    homes = [block for block in blocks if name in _fixed_keys_of(block) and (block,) != key[:-1]]
     spec = (specs or {}).get(name)
     if spec is not None and spec.set_by is not None:
         return _decided_elsewhere(spec, key, source)
