@@ -2,7 +2,7 @@
 
 The model and the random number generators are left exactly as found. Every completion is sampled from a stream of its
 own, so its text depends neither on the batch size nor on the number of processes.
-Left out: pass@k, and engines other than `model.generate`.
+Left out: engines other than `model.generate`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import numpy
@@ -329,7 +328,7 @@ def _gathered(items: list[Any], world: int) -> list[Any]:
 def _result(samples: list[Sample], *, num_done: int, num_requested: int, started: float) -> EvalResult:
     samples = sorted(samples, key=lambda sample: (sample["index"], sample["sample"]))
     return EvalResult(
-        **asdict(summarise(samples)),
+        **vars(summarise(samples)),
         num_requested=num_requested,
         num_tokens=sum(sample["length"] for sample in samples),
         seconds=time.monotonic() - started,

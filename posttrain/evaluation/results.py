@@ -1,14 +1,14 @@
-"""What an evaluation is asked for and what it returns: settings, statistics over prompts, paired comparison.
+"""What an evaluation is asked for and what it returns: settings, statistics over prompts, pass@k, paired comparison.
 
 Needs neither torch nor transformers, so that recipes can be checked and reports read without them.
-pass@k is left out; the samples carry what it needs.
+pass@k: arXiv 2107.03374, section 2.1, equation 1.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from posttrain.errors import ConfigError
@@ -60,6 +60,16 @@ class EvalSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PassAtK:
+    """Estimate of the share of prompts that at least one of k completions solves."""
+
+    value: float  # in [0, 1]; NaN if every prompt was left out
+    stderr: float  # over prompts, see `mean_and_stderr`
+    num_prompts: int  # prompts in the mean: those with at least k verdicts
+    num_left_out: int  # prompts with fewer than k verdicts, because the verifier gave none on the others
+
+
+@dataclass(frozen=True, kw_only=True)
 class Score:
     """Statistics of a set of completions; NaN where nothing was scored or a spread needs two prompts."""
 
@@ -71,6 +81,8 @@ class Score:
     accuracy_stderr: float  # see `mean_and_stderr`
     mean_length: float  # tokens, the stop token included
     truncated_fraction: float  # completions that reached max_new_tokens without a stop token
+    # k -> pass@k for the powers of two up to the completions per prompt, and that number; empty with one per prompt.
+    pass_at_k: dict[int, PassAtK] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +102,8 @@ class EvalResult(Score):
         Args:
             with_samples: False leaves out `samples`, which hold every prompt and completion.
         """
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        samples = values.pop("samples")
-        values["per_group"] = {name: _finite(asdict(score)) for name, score in self.per_group.items()}
-        values = _finite(values)
-        return {**values, "samples": [dict(sample) for sample in samples]} if with_samples else values
+        values = _plain({item.name: getattr(self, item.name) for item in fields(self) if item.name != "samples"})
+        return {**values, "samples": [dict(sample) for sample in self.samples]} if with_samples else values
 
 
 def mean_and_stderr(values: Sequence[float]) -> tuple[float, float]:
@@ -114,6 +123,64 @@ def mean_and_stderr(values: Sequence[float]) -> tuple[float, float]:
     if count == 1:
         return mean, math.nan
     return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count * (count - 1)))
+
+
+def pass_at_k(num_samples: int, num_correct: int, *, k: int) -> float:
+    """Chance that k of a prompt's completions, drawn without replacement, hold a correct one.
+
+    1 - C(n - c, k) / C(n, k), which is an unbiased estimate of the chance for k new completions.
+
+    Args:
+        num_samples: n, completions of the prompt with a verdict.
+        num_correct: c, those among them that are correct.
+        k: completions drawn, from 1 to n.
+
+    Returns:
+        In [0, 1], from exact integers; 1 if fewer than k completions are wrong.
+
+    Raises:
+        ValueError: if not 1 <= k <= n, or not 0 <= c <= n.
+
+    Source: arXiv 2107.03374, equation 1.
+    """
+    if not 1 <= k <= num_samples or not 0 <= num_correct <= num_samples:
+        raise ValueError(f"needs 1 <= k <= n and 0 <= c <= n, got k = {k}, n = {num_samples}, c = {num_correct}")
+    draws = math.comb(num_samples, k)
+    return (draws - math.comb(num_samples - num_correct, k)) / draws
+
+
+def pass_at_k_sizes(num_generations: int) -> list[int]:
+    """The k that are reported for n completions per prompt: powers of two up to n, and n; none for n = 1."""
+    if num_generations < 2:
+        return []
+    powers = [1 << exponent for exponent in range(num_generations.bit_length())]
+    return [*powers, *([num_generations] if powers[-1] != num_generations else [])]
+
+
+def pass_at_k_scores(samples: Iterable[Sample]) -> dict[int, PassAtK]:
+    """pass@k over prompts with its standard error, for each k of `pass_at_k_sizes`.
+
+    A completion without a verdict is taken as never drawn: its prompt counts with the n completions that have one. A
+    prompt with fewer than k of them says nothing about k; it is left out of that mean and counted. So pass@1 is the
+    accuracy, and means of different k may be over different prompts.
+
+    Args:
+        samples: completions; n is the largest number of them that a prompt has, scored or not.
+    """
+    counts: dict[int, list[int]] = {}  # row index -> [completions, with a verdict, correct]
+    for sample in samples:
+        count = counts.setdefault(sample["index"], [0, 0, 0])
+        count[0] += 1
+        count[1] += sample["correct"] is not None
+        count[2] += bool(sample["correct"])
+    scores = {}
+    for k in pass_at_k_sizes(max((count[0] for count in counts.values()), default=0)):
+        values = [pass_at_k(scored, correct, k=k) for _, scored, correct in counts.values() if scored >= k]
+        value, stderr = mean_and_stderr(values)
+        scores[k] = PassAtK(
+            value=value, stderr=stderr, num_prompts=len(values), num_left_out=len(counts) - len(values)
+        )
+    return scores
 
 
 def prompt_accuracies(samples: Iterable[Sample]) -> dict[int, float]:
@@ -138,6 +205,7 @@ def summarise(samples: Sequence[Sample]) -> Score:
         accuracy_stderr=stderr,
         mean_length=mean_and_stderr([sample["length"] for sample in samples])[0],
         truncated_fraction=mean_and_stderr([float(sample["truncated"]) for sample in samples])[0],
+        pass_at_k=pass_at_k_scores(samples),
     )
 
 
@@ -160,8 +228,10 @@ def paired_difference(before: Iterable[Sample], after: Iterable[Sample]) -> tupl
     return (*mean_and_stderr(differences), len(differences))
 
 
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in values.items()
-    }
+def _plain(value: Any) -> Any:
+    """JSON's types: a dataclass becomes a dict, keys become text, NaN and infinity None."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {item.name: getattr(value, item.name) for item in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -21,6 +21,8 @@ EXAMPLES_A_KIND = 2
 READING = """\
 - *Accuracy* is the share of evaluation prompts that the verifier accepts; with several completions per prompt, their
   mean is taken first. Only the verifier's verdict counts, not format or length rewards.
+- *pass@k* estimates the share of prompts that at least one of k completions solves, from the n that were sampled:
+  1 - C(n - c, k) / C(n, k) for c correct ones (the mean over every choice of k among the n).
 - *±* is one standard error over the n prompts, sqrt(Σ(x − mean)² / (n(n − 1))): repeated draws of prompts would fall
   within it about two times in three. It does not cover the spread between training seeds.
 - *Change* compares the same prompts before and after one by one, which makes its error smaller than that of two
@@ -57,11 +59,13 @@ def headline(before: Evaluation | None, after: Evaluation | None, difference: tu
 
 
 def result_table(evaluations: Sequence[tuple[str, Evaluation]]) -> str:
-    """One row an evaluation."""
+    """One row an evaluation; pass@k has columns where some evaluation had several completions per prompt."""
+    sizes = pass_at_k_columns([item for _, item in evaluations])
     rows = [
         [
             escape(name),
             percent(item["accuracy"], item["accuracy_stderr"]),
+            *pass_at_k_cells(item, sizes),
             _prompts(item),
             number(item["num_samples"]),
             number(item["mean_length"]),
@@ -70,7 +74,19 @@ def result_table(evaluations: Sequence[tuple[str, Evaluation]]) -> str:
         ]
         for name, item in evaluations
     ]
-    return table(["", "accuracy", "prompts", "completions", "mean length (tokens)", "cut off", "not scored"], rows)
+    head = ["", "accuracy", *[f"pass@{k}" for k in sizes], "prompts", "completions", "mean length (tokens)"]
+    return table([*head, "cut off", "not scored"], rows)
+
+
+def pass_at_k_columns(scores: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The k above 1 that any of these evaluations or groups reports (pass@1 is the accuracy), in order."""
+    return sorted({int(k) for score in scores for k in score.get("pass_at_k") or {}} - {1})
+
+
+def pass_at_k_cells(score: Mapping[str, Any], sizes: Sequence[int]) -> list[str]:
+    """A table cell "56.2 ± 3.1 %" for each k; what the score does not report is marked as missing."""
+    found = [(score.get("pass_at_k") or {}).get(str(k)) for k in sizes]
+    return [percent(item["value"], item["stderr"]) if item else MISSING for item in found]
 
 
 def remarks(evaluations: Sequence[tuple[str, Evaluation]]) -> list[str]:
@@ -89,6 +105,10 @@ def remarks(evaluations: Sequence[tuple[str, Evaluation]]) -> list[str]:
             )
         if item["unscored"]:
             lines.append(f"{escape(name)}: the verifier gave no verdict on {item['unscored']} completions.")
+        left_out = {k: score["num_left_out"] for k, score in (item.get("pass_at_k") or {}).items()}
+        if any(left_out.values()):
+            shown = ", ".join(f"{count} for pass@{k}" for k, count in left_out.items() if count)
+            lines.append(f"{escape(name)}: prompts with fewer than k verdicts are left out of pass@k: {shown}.")
     return lines
 
 
