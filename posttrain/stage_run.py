@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +57,6 @@ def merged(parent: Path, folder: Path) -> str:
         AutoPeftModelForCausalLM.from_pretrained(parent, dtype="auto").merge_and_unload().save_pretrained(whole)
         AutoTokenizer.from_pretrained(parent).save_pretrained(whole)
     return str(whole)
-
-
-def template_variables(args: Any) -> dict[str, Any]:
-    """Variables of the chat template that the trainer uses; SFT on demonstrations has none."""
-    given = getattr(args, "chat_template_kwargs", None)
-    return dict(given) if isinstance(given, dict) else {}
 
 
 class Stage:
@@ -125,6 +118,7 @@ class Stage:
         from posttrain.callbacks.progress import RichProgress, replace_printing
         from posttrain.config.build import build_args
         from posttrain.data.sources import load_source
+        from posttrain.evaluating import template_variables
         from posttrain.models.loading import load_model, load_tokenizer, peft_config, resolve_model_path
         from posttrain.rewards import load_reward
 
@@ -145,7 +139,7 @@ class Stage:
         trainer = self.entry.load_trainer()(
             model=load_model(config.model, path=path),
             args=args,
-            train_dataset=self.trainable(data["train"], tokenizer, template_variables(args)),
+            train_dataset=self.trainable(data["train"], tokenizer, template_variables(config)),
             processing_class=tokenizer,
             peft_config=peft_config(config.model),
             **extra,
@@ -198,30 +192,11 @@ class Stage:
 
     def evaluator(self, trainer: Any, data: dict[str, Any]) -> tuple[Any, Any] | None:
         """(evaluate(model), settings), or None without evaluation data or verifier."""
-        from posttrain.evaluation.generate import EvalSettings, evaluate
-        from posttrain.rewards import load_reward
+        from posttrain.evaluating import recipe_evaluator
 
-        config = self.config
-        verifier = config.eval.verifier if config.eval is not None else None
-        if verifier is None and config.rollout is not None:
-            verifier = config.rollout.verifier or config.rollout.rewards[0].name
-        if "eval" not in data or verifier is None:
-            return None
-        given = config.eval.settings() if config.eval is not None else {}
-        if given.get("max_new_tokens") is None:
-            given["max_new_tokens"] = getattr(trainer.args, "max_completion_length", 256)
-        settings = EvalSettings(**given)
-        call = partial(
-            evaluate,
-            tokenizer=trainer.processing_class,
-            dataset=data["eval"],
-            verifier=load_reward(verifier, Path(config.source.file).parent),
-            settings=settings,
-            accelerator=trainer.accelerator,
-            success_threshold=getattr(trainer.args, "success_threshold", 1.0),
-            chat_template_kwargs=template_variables(trainer.args),
+        return recipe_evaluator(
+            self.config, tokenizer=trainer.processing_class, rows=data.get("eval"), accelerator=trainer.accelerator
         )
-        return call, settings
 
     def evaluate(self, trainer: Any, data: dict[str, Any], name: str) -> None:
         """Evaluate the model as it is and record the result under `name`."""
