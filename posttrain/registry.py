@@ -76,6 +76,28 @@ METHODS: dict[str, Entry] = {
             paper=Paper("Towards a Unified View of Large Language Model Post-Training", "2509.04419", 2025),
             supports=frozenset({"ddp", "peft", "vllm", "resume"}),
         ),
+        Entry(
+            key="luffy",
+            kind="policy",
+            summary="each prompt's demonstration in the group of its rollouts, learnt off-policy",
+            config="posttrain.methods.luffy:LUFFYConfig",
+            trainer="posttrain.methods.luffy:LUFFYTrainer",
+            paper=Paper("Learning to Reason under Off-Policy Guidance", "2504.14945", 2025),
+            supports=frozenset({"ddp", "peft", "vllm", "resume"}),
+        ),
+        Entry(
+            key="srft",
+            kind="policy",
+            summary="supervised and policy losses in every step, weighted by entropy",
+            config="posttrain.methods.srft:SRFTConfig",
+            trainer="posttrain.methods.srft:SRFTTrainer",
+            paper=Paper(
+                "SRFT: A Single-Stage Method with Supervised and Reinforcement Fine-Tuning for Reasoning",
+                "2506.19767",
+                2025,
+            ),
+            supports=frozenset({"ddp", "peft", "vllm", "resume"}),
+        ),
     )
 }
 

@@ -48,8 +48,9 @@ def uses_demonstrations(cfg: RunConfig, entry: Entry) -> bool:
     """Whether the method trains on the demonstration column."""
     if entry.kind == "supervised":
         return True
-    gate = getattr(cfg.method, "switch_gate", None)
-    return gate is not None and (gate >= 0 or getattr(cfg.method, "feedback_mode", "switch") == "soft")
+    if not hasattr(cfg.method, "demonstration_column"):
+        return False
+    return getattr(cfg.method, "switch_gate", 0.0) >= 0 or getattr(cfg.method, "feedback_mode", "switch") == "soft"
 
 
 def rows_text(indices: Iterable[int]) -> str:

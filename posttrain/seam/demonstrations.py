@@ -18,11 +18,11 @@ from torch import Tensor
 
 from posttrain.data.demonstrations import encode_demonstration
 from posttrain.errors import DataError, SupportError
-from posttrain.losses.reductions import LossOutput
+from posttrain.losses.reductions import LossCounts, LossOutput
 from posttrain.losses.upge import group_advantages, upge_loss
 from posttrain.losses.upge_config import UPGEConfig
 from posttrain.seam.arguments import option
-from posttrain.seam.batches import PolicyBatch, RolloutBatch, select_rows, widen
+from posttrain.seam.batches import PolicyBatch, RolloutBatch, select_rows, trainable_mask, widen
 from posttrain.seam.policy import PolicyConfig, PolicyTrainer
 
 
@@ -234,6 +234,48 @@ class DemonstrationTrainer(PolicyTrainer):
 
     def _over_ranks(self, value: Tensor) -> float:
         return float(self.accelerator.reduce(value, reduction="sum"))
+
+
+class GroupedDemonstrationTrainer(DemonstrationTrainer):
+    """Every prompt's demonstration is one more row of its group, beside all of its rollouts; base of LUFFY and SRFT.
+
+    Rollouts and demonstration are compared within that group, see `union_advantages`. The demonstration's reward is
+    full marks, 1 from every reward function. A prompt without demonstration keeps its rollouts and is counted.
+    """
+
+    def prepare_rollouts(self, rollouts: RolloutBatch) -> RolloutBatch:
+        tensors, n = rollouts.tensors, rollouts.num_generations
+        totals = self.total_rewards(rollouts.rewards)
+        demonstrations, missing = self.find_demonstrations(rollouts, torch.ones_like(totals[::n], dtype=torch.bool))
+        full_marks = self.reward_weights.sum().to(totals)
+        advantages, of_demonstrations = union_advantages(
+            totals,
+            torch.where(missing, torch.nan, full_marks),
+            config=self.args.upge,
+            num_generations=n,
+        )
+        tensors["advantages"] = rollouts.local(advantages)
+        tensors["row_weight"] = torch.ones_like(tensors["advantages"])
+        tensors["is_demonstration"] = torch.zeros_like(tensors["advantages"], dtype=torch.bool)
+        self.record("gate/sft_fraction", 1.0 - missing.float().mean().item())
+        self.add_rows(rollouts)
+        for group, ids in demonstrations.items():
+            self.write_demonstration(rollouts, group, ids, weight=1.0, advantage=of_demonstrations[group])
+        return rollouts
+
+    def count_rows(self, window: list[dict[str, Any]]) -> tuple[LossCounts, LossCounts]:
+        """Counts of rollouts and of demonstrations in an optimizer step over all ranks; one all-reduce."""
+        sums = []
+        for tensors in window:
+            is_row, tokens = tensors["row_weight"] > 0, trainable_mask(tensors).sum(dim=1)
+            for kind in (is_row & ~tensors["is_demonstration"], is_row & tensors["is_demonstration"]):
+                sums.append(torch.stack([kind.sum(), tokens[kind].sum()]).double())
+        local = torch.stack(sums).view(len(window), 2, 2).sum(dim=0)
+        (rows, tokens), (demo_rows, demo_tokens) = self.accelerator.reduce(local, reduction="sum").tolist()
+        self.record("gate/rl_tokens", tokens)
+        self.spend_demonstrations(demo_rows, demo_tokens)
+        length = self.args.max_completion_length
+        return LossCounts(rows, tokens, length), LossCounts(demo_rows, demo_tokens, length)
 
 
 def first_rows(rollouts: RolloutBatch) -> list[int]:

@@ -29,7 +29,7 @@ from posttrain.seam.engine import seeded_engine
 from posttrain.seam.head import add_selective_scoring
 from posttrain.seam.hooks import ResumableTrainer
 from posttrain.seam.policy_config import PolicyConfig, verifier_index
-from posttrain.seam.reward_outcomes import checked_rewards
+from posttrain.seam.reward_outcomes import RewardRecorder, leave_out, refuse_out_of_range
 from posttrain.seam.rollout_metrics import log_lengths, log_rollouts, log_update
 from posttrain.seam.sampling import EpochRepeatSampler
 from posttrain.seam.state import REFERENCE_FILE, read_tensors, save_file
@@ -89,10 +89,11 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
                 is_main=args.process_index == 0,
                 barrier=args.distributed_state.wait_for_everyone,
             )
+        self.reward_recorder = RewardRecorder(reward_funcs, max_failed_fraction=args.max_failed_fraction)
         with reference, seeded_engine(args.seed):
             super().__init__(
                 model=model,
-                reward_funcs=checked_rewards(reward_funcs),
+                reward_funcs=self.reward_recorder.functions,
                 args=args,
                 train_dataset=train_dataset,
                 peft_config=peft_config,
@@ -225,19 +226,12 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        verdicts = rewards[:, self.verifier_index]
-        outside = torch.isinf(rewards).any(dim=1) | (verdicts < 0) | (verdicts > 1)
-        if outside.any():
-            row = int(outside.nonzero()[0])
-            name = self.reward_func_names[self.verifier_index]
-            raise RewardError(
-                f"reward {name!r} is the verifier and must return values in [0, 1] or None; others must be finite",
-                where=f"rollout {row} of the generation batch",
-                got=rewards[row].tolist(),
-                fix="Name another function as rollout.verifier, or scale this one",
-            )
-        self._last_rewards = rewards
-        return rewards
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        self._last_failed = self.reward_recorder.settle(metrics, num_rows=len(prompts), device=rewards.device)
+        refuse_out_of_range(rewards, names=self.reward_func_names, verifier=self.verifier_index)
+        self._last_verdicts = rewards[:, self.verifier_index]
+        self._last_rewards = rewards.masked_fill(self._last_failed.unsqueeze(1), torch.nan)
+        return self._last_rewards
 
     def _generate(self, prompts: Any) -> Any:
         training = self.model.training
@@ -272,6 +266,7 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
             tensors=tensors,
             rows=inputs,
             rewards=self._last_rewards,
+            verdict_values=self._last_verdicts,
             is_truncated=self._last_truncated,
             row_offset=self.args.process_index * len(inputs),
             num_generations=self.num_generations,
@@ -287,15 +282,18 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
 
     def verdicts(self, rollouts: RolloutBatch) -> Tensor:
         """(W*B,) 1 = solved, 0 = not, NaN = not verified. A truncated rollout is never solved."""
-        value = rollouts.rewards[:, self.verifier_index]
+        value = rollouts.verdict_values
         solved = (value >= self.args.success_threshold) & ~rollouts.is_truncated
         return torch.where(value.isnan(), value, solved.to(value.dtype))
 
+    def total_rewards(self, rewards: Tensor) -> Tensor:
+        """(W*B,) weighted sum over the reward functions that scored a row; NaN where none did."""
+        weighted = rewards * self.reward_weights.to(rewards.device)
+        return torch.where(rewards.isnan().all(dim=1), torch.nan, weighted.nansum(dim=1))
+
     def _group_advantages(self, rewards: Tensor) -> Tensor:
         """(W*B,) advantages of the weighted reward sum; rows no function scored get 0 and leave the baseline alone."""
-        weighted = rewards * self.reward_weights.to(rewards.device)
-        total = torch.where(rewards.isnan().all(dim=1), torch.nan, weighted.nansum(dim=1))
-        return group_advantages(total, self.num_generations, config=self.args.upge)
+        return group_advantages(self.total_rewards(rewards), self.num_generations, config=self.args.upge)
 
     # ---- one optimizer step ----
 
