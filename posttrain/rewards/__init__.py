@@ -1,7 +1,8 @@
 """Rewards, one a file, and how a recipe's reward name becomes a function.
 
 Every reward is called as `reward(prompts, completions, *, answer=..., entry=..., task=..., **kwargs)` with the data
-set's columns as keywords, and returns one float or None (does not apply to this row) for each completion.
+set's columns as keywords, and returns one float or None (does not apply to this row) for each completion. A reward
+that cannot do its work raises; `scorer.RewardScorer` turns that, a hang and a crash into failed rows.
 """
 
 from __future__ import annotations
@@ -43,9 +44,19 @@ def load_reward(name: str, base_dir: str | Path = ".") -> Reward:
         ConfigError: for an unknown name, a missing file or function, or a name that is not a function.
         RewardError: if the user's file cannot be executed.
     """
+    place, function = locate_reward(name, base_dir)
+    return getattr(import_module(place), function) if isinstance(place, str) else _from_file(place, function)
+
+
+def locate_reward(name: str, base_dir: str | Path = ".") -> tuple[str | Path, str]:
+    """Where a reward stands, without running anything: (module name or file, function name).
+
+    Raises:
+        ConfigError: for an unknown name or a missing file.
+    """
     if name in REWARDS:
         module, function = REWARDS[name].split(":")
-        return getattr(import_module(module), function)
+        return module, function
     file, separator, function = name.rpartition(":")
     if not separator or not file.endswith(".py"):
         near = get_close_matches(name, REWARDS, n=1)
@@ -56,12 +67,13 @@ def load_reward(name: str, base_dir: str | Path = ".") -> Reward:
             allowed=f"one of: {', '.join(REWARDS)}, or file.py:function",
             fix=f"Perhaps you mean {near[0]!r}" if near else None,
         )
-    return _from_file(Path(base_dir) / file, function)
+    path = Path(base_dir) / file
+    if not path.is_file():
+        raise ConfigError("no such file", where="rollout.rewards", got=str(path))
+    return path, function
 
 
 def _from_file(path: Path, function: str) -> Reward:
-    if not path.is_file():
-        raise ConfigError("no such file", where="rollout.rewards", got=str(path))
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
     loader = SourceFileLoader(f"posttrain_reward_{path.stem}_{digest}", str(path))
     module = ModuleType(loader.name)
@@ -70,7 +82,7 @@ def _from_file(path: Path, function: str) -> Reward:
     sys.modules[loader.name] = module
     try:
         loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RewardError(f"cannot be imported: {type(error).__name__}: {error}", where=str(path)) from error
     found = getattr(module, function, None)
     if not callable(found):
@@ -85,7 +97,7 @@ def check_scores(scores: Any, *, name: str, count: int) -> list[float | None]:
     """The values a reward returned, as floats and None, or an error that says what is wrong with them.
 
     Args:
-        scores: what the reward returned.
+        scores: what the reward returned: a list, a tuple, or a one-dimensional array or tensor.
         name: of the reward, for the message.
         count: number of completions it was given.
 
@@ -96,7 +108,8 @@ def check_scores(scores: Any, *, name: str, count: int) -> list[float | None]:
         RewardError: for a wrong number of values, or a value that is neither a finite number nor None.
     """
     where = f"reward {name!r}"
-    values = list(scores) if isinstance(scores, Sequence) and not isinstance(scores, str) else None
+    scores = scores.tolist() if hasattr(scores, "tolist") else scores  # a numpy array or a tensor
+    values = list(scores) if isinstance(scores, Sequence) and not isinstance(scores, str | bytes) else None
     if values is None:
         raise RewardError("must return a list", where=where, got=scores, allowed="one float or None per completion")
     if len(values) != count:

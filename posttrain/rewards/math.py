@@ -50,6 +50,11 @@ def math(
     return [score_one(text, reference) for text, reference in zip(completions, references, strict=True)]
 
 
+def warm_up() -> None:
+    """Load what the first comparison would load, which takes seconds."""
+    score_one("Answer: \\frac{1}{2}", "0.5")
+
+
 def score_one(completion: Any, answer: str | None) -> float | None:
     """Verdict on one completion, see `math`. Safe in any thread; pure but for a cache of parsed references."""
     if answer is None or not answer.strip():

@@ -61,6 +61,11 @@ def reasoning_gym(
     return [score_one(text, stored) for text, stored in zip(completions, entries, strict=True)]
 
 
+def warm_up() -> None:
+    """Load the package, which takes seconds."""
+    import_package()
+
+
 def score_one(completion: Any, entry: str | None) -> float | None:
     """Score of one completion, see `reasoning_gym`."""
     if not entry:

@@ -23,10 +23,12 @@ class RolloutBatch:
             masks, `advantages (B,)`, and optional `old_per_token_logps (B, T)` and so on. A method may overwrite rows,
             widen T and add row-aligned keys; `trainable_mask (B, T)` (1 = the token enters the loss) is always there.
         rows: the raw dataset rows, one per rollout (a prompt's row appears G times).
-        rewards: (W*B, F) float32, gathered over ranks in dataset order; NaN where a function returned None.
+        rewards: (W*B, F) float32, gathered over ranks in dataset order; NaN where a function returned None, and in the
+            whole row where any function failed.
         is_truncated: (W*B,) bool, gathered: the completion hit the length limit without an end token.
         row_offset: index of this rank's first row among the W*B rows.
         num_generations: G. Rows k*G ... k*G+G-1 of `rewards` belong to one prompt.
+        verdict_values: (W*B,) what the verifier returned; NaN for None, or if the verifier itself failed.
     """
 
     tensors: dict[str, Any]
@@ -35,6 +37,7 @@ class RolloutBatch:
     is_truncated: Tensor
     row_offset: int
     num_generations: int
+    verdict_values: Tensor
 
     @property
     def num_rows(self) -> int:
@@ -84,6 +87,13 @@ def trainable_mask(tensors: Mapping[str, Any]) -> Tensor:
         if tensors.get(key) is not None:
             mask = mask * tensors[key].float()
     return mask
+
+
+def is_left_out(tensors: Mapping[str, Any]) -> Tensor:
+    """(B,) bool: a reward failed on the row, so it enters no count; False again once a method has written a
+    demonstration over it.
+    """
+    return tensors["is_failed"] & (trainable_mask(tensors).sum(dim=1) == 0)
 
 
 def select_rows(tensors: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:

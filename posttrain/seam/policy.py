@@ -9,7 +9,7 @@ micro-batch. Left out on purpose: TRL's entropy-quantile and off-policy masks an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
-from posttrain.errors import ConfigError, RewardError, SupportError
+from posttrain.errors import ConfigError, SupportError
 from posttrain.losses.kl import k3_kl
 from posttrain.losses.reductions import LossCounts, LossOutput, token_weights
 from posttrain.losses.upge import group_advantages, upge_loss
-from posttrain.seam.batches import PolicyBatch, RolloutBatch, select_rows, trainable_mask, trim_padding
+from posttrain.seam.batches import PolicyBatch, RolloutBatch, is_left_out, select_rows, trainable_mask, trim_padding
 from posttrain.seam.engine import seeded_engine
 from posttrain.seam.head import add_selective_scoring
 from posttrain.seam.hooks import ResumableTrainer
@@ -142,7 +142,7 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         configured aggregation with counts over the whole step.
         """
         masks = [trainable_mask(tensors) for tensors in window]
-        counts = self.count_window(masks)
+        counts = self.count_window(masks, left_out=[is_left_out(tensors) for tensors in window])
         return [token_weights(mask, reduction=self.args.upge.loss_aggregation, counts=counts) for mask in masks]
 
     def contributes(self, tensors: Mapping[str, Any]) -> Tensor:
@@ -168,9 +168,10 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         """
         return self.args.max_completion_length
 
-    def count_window(self, masks: list[Tensor]) -> LossCounts:
-        """Rows and trained tokens of an optimizer step over all ranks; one all-reduce."""
-        rows = masks[0].new_tensor(sum(mask.size(0) for mask in masks), dtype=torch.float64)
+    def count_window(self, masks: list[Tensor], *, left_out: Iterable[Tensor] = ()) -> LossCounts:
+        """Rows, without those marked in `left_out`, and trained tokens of a step over all ranks; one all-reduce."""
+        without = sum(int(rows.sum()) for rows in left_out)
+        rows = masks[0].new_tensor(sum(mask.size(0) for mask in masks) - without, dtype=torch.float64)
         local = torch.stack([rows, torch.stack([mask.double().sum() for mask in masks]).sum()])
         rows, tokens = self.accelerator.reduce(local, reduction="sum").tolist()
         return LossCounts(rows=rows, tokens=tokens, max_completion_length=self.args.max_completion_length)
@@ -259,7 +260,10 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         tensors = super()._generate_and_score_completions(inputs)
         tensors["trainable_mask"] = torch.ones_like(tensors["completion_mask"])
+        first = self.args.process_index * len(inputs)
+        is_failed = self._last_failed[first : first + len(inputs)]
         if not self.model.training:
+            leave_out(tensors, is_failed)
             self.prepare_evaluation(tensors)
             return tensors
         rollouts = RolloutBatch(
@@ -268,7 +272,7 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
             rewards=self._last_rewards,
             verdict_values=self._last_verdicts,
             is_truncated=self._last_truncated,
-            row_offset=self.args.process_index * len(inputs),
+            row_offset=first,
             num_generations=self.num_generations,
         )
         if self.args.upge.advantage_estimator != "external":
@@ -277,6 +281,7 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         self._rollout_rows = inputs
         log_rollouts(self._metrics["train"], rollouts, self.verdicts(rollouts))
         log_lengths(self._metrics["train"], tensors, self.accelerator)
+        leave_out(tensors, is_failed)
         self.spend("prompts", len(rollouts.rewards) / self.num_generations)
         return self.prepare_rollouts(rollouts).tensors
 

