@@ -1,4 +1,4 @@
-"""The command line: train, check, methods, doctor. Each verb is a thin call; help imports neither torch nor trl."""
+"""The command line: one function a verb. Each verb is a thin call; help imports neither torch nor trl."""
 
 from __future__ import annotations
 
@@ -81,6 +81,39 @@ def doctor() -> None:
         table.add_row(row.name, row.expected, row.found, "ok" if row.ok else "differs", row.note)
     _console().print(table)
     if not all(row.ok for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def reproduce(
+    key: Annotated[str | None, typer.Argument(help="Method, as of `posttrain methods`.", show_default=False)] = None,
+    overrides: Overrides = None,
+    study: Annotated[str | None, typer.Option(help="Study, if there are several: claims_<study>.yaml.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds instead of those of claims.yaml, e.g. 0,1.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Seeds trained at once; default one a CPU core.")] = None,
+    output: Annotated[str | None, typer.Option(help="Folder; default runs/reproduce/<key>/<study>.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and stop.")] = False,
+    ledger: Annotated[bool, typer.Option("--ledger", help="Bring the README's ledger up to date, and stop.")] = False,
+) -> None:
+    """Test a paper's claim at small scale against its baselines, or continue; a result goes to RESULTS.json."""
+    from posttrain.reproduce import command
+
+    if ledger:
+        command.refresh_ledger(_console())
+        return
+    if key is None:
+        raise typer.BadParameter("name a method, e.g. posttrain reproduce hpt")
+    done = command.reproduce(
+        key,
+        overrides or [],
+        study=study,
+        seeds=None if seeds is None else command.parse_seeds(seeds),
+        jobs=jobs,
+        output=output,
+        dry_run=dry_run,
+        console=_console(),
+    )
+    if not done:
         raise typer.Exit(1)
 
 

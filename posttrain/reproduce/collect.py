@@ -1,0 +1,253 @@
+"""From the folders of finished runs to the results of a study."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from posttrain import registry
+from posttrain.errors import DataError, ResumeError
+from posttrain.evaluation.provenance import without_secrets
+from posttrain.evaluation.records import json_value, training_seconds
+from posttrain.evaluation.report import RunFolder
+from posttrain.reproduce.claims import MAIN, ChangeClaim, Study
+from posttrain.reproduce.decision import ends
+from posttrain.reproduce.plan import ArmPlan, Plan, SeedRun
+from posttrain.reproduce.results import (
+    ArmResult,
+    ClaimResult,
+    Ends,
+    Environment,
+    GroupScore,
+    Minutes,
+    SeedResult,
+    StudyResult,
+    decision_of,
+    recipe_hash,
+    spread_of,
+)
+from posttrain.reproduce.runner import Times, num_cores
+
+_COSTS = {
+    "trained_prompts": "cost/prompts",
+    "generated_tokens": "cost/generated_tokens",
+    "demonstrations": "cost/demonstrations",
+    "demonstration_tokens": "cost/demonstration_tokens",
+}
+
+
+def collect(plan: Plan, *, jobs: int, device: str) -> StudyResult:
+    """The results of a study whose runs are all finished.
+
+    Args:
+        plan: the study.
+        jobs: seeds trained at once, for the record.
+        device: what they ran on.
+
+    Raises:
+        DataError: an evaluation lacks a metric, or is only a part of what was asked; a metric was never logged.
+        ResumeError: a run in the folder was evaluated with other settings.
+    """
+    study, times = plan.study, Times(plan.output)
+    arms = [_arm(plan, arm) for arm in plan.arms]
+    by_stage = {arm.stage: arm for arm in arms}
+    paper = registry.get(plan.key).paper
+    return StudyResult(
+        study=study.name,
+        paper={"title": paper.title, "arxiv": paper.arxiv, "year": paper.year},
+        paper_claim=study.block.paper_claim,
+        setting=study.block.setting,
+        notes=study.block.notes,
+        metric=study.block.metric,
+        seeds=[run.seed for run in plan.runs],
+        seeds_reach=plan.seeds_reach(),
+        command=command_of(plan),
+        changed=changes(plan),
+        date=datetime.now(UTC).date().isoformat(),
+        environments=_environments(plan),
+        hardware={"cpu": cpu_model(), "cores": num_cores(), "device": device},
+        minutes=Minutes(
+            wall=round(times.wall / 60, 2),
+            summed=round(math.fsum(times.seeds.values()) / 60, 2),
+            limit=study.block.minutes_limit,
+            jobs=jobs,
+        ),
+        recipe=study.recipe.name,
+        recipe_sha256=recipe_hash(study.recipe),
+        preparation=list(plan.preparation),
+        arms=arms,
+        claims=[
+            ClaimResult(definition=claim.model_dump(), decision=decision_of(claim, by_stage, study.block.metric))
+            for claim in study.claims
+        ],
+    )
+
+
+def command_of(plan: Plan) -> str:
+    """The command that repeats the study, from the root of the source tree."""
+    parts = ["posttrain reproduce", plan.key]
+    parts += ["--study", plan.study.name] if plan.study.name != MAIN else []
+    seeds = [run.seed for run in plan.runs]
+    parts += ["--seeds", ",".join(map(str, seeds))] if seeds != list(plan.study.block.seeds) else []
+    return " ".join([*parts, *(without_secrets(text) for text in plan.overrides)])
+
+
+def changes(plan: Plan) -> list[str]:
+    """In what the runs differ from the shipped study; its results are then not those of the repository."""
+    found = [text for text in plan.overrides if text.partition("=")[0].strip() != "trainer.resume"]
+    seeds = [run.seed for run in plan.runs]
+    return [*found, *([f"seeds {seeds}"] if seeds != list(plan.study.block.seeds) else [])]
+
+
+def cpu_model() -> str:
+    """Name of the processor; its architecture where the system does not tell."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    if platform.system() == "Darwin":
+        asked = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
+        )
+        if asked.returncode == 0:
+            return asked.stdout.strip()
+    return platform.machine()
+
+
+# ---- arms ----
+
+
+def _arm(plan: Plan, arm: ArmPlan) -> ArmResult:
+    seeds = [_seed(plan.study, run, arm) for run in plan.runs]
+    return ArmResult(
+        stage=arm.stage,
+        label=arm.label,
+        trainer=_method(plan.runs[0], arm.stage),
+        stages=list(arm.own),
+        steps=arm.steps,
+        prompts=float(arm.amount[1]),
+        unequal=plan.study.block.unequal.get(arm.stage),
+        seeds=seeds,
+        spread=spread_of(seeds, plan.study.block.metric),
+    )
+
+
+def _method(run: SeedRun, stage: str) -> str:
+    return next(config.method.name for name, _, config in run.stages if name == stage)
+
+
+def _seed(study: Study, run: SeedRun, arm: ArmPlan) -> SeedResult:
+    folder = RunFolder(run.stage_folder(arm.stage))
+    after = _after(folder, run, arm.stage)
+    own = [RunFolder(run.stage_folder(record.name)) for record in arm.own]
+    return SeedResult(
+        seed=run.seed,
+        values={metric: metric_value(after, metric, folder) for metric in study.metrics()},
+        accuracy_stderr=after.get("accuracy_stderr"),
+        num_prompts=after["num_prompts"],
+        per_group={
+            name: GroupScore(**{key: score.get(key) for key in GroupScore.model_fields})
+            for name, score in (after.get("per_group") or {}).items()
+        },
+        changes={
+            claim.name: _ends(claim, folder)
+            for claim in study.claims
+            if isinstance(claim, ChangeClaim) and claim.arm == arm.stage
+        },
+        **_costs(own),
+        seconds=round(math.fsum(training_seconds(stage.metrics_path) for stage in own), 1),
+        run_sha256=hashlib.sha256(folder.run_path.read_bytes()).hexdigest(),
+    )
+
+
+def _after(folder: RunFolder, run: SeedRun, stage: str) -> dict[str, Any]:
+    """The evaluation after training, made with the settings the recipe has now."""
+    after = folder.read_evals().get("after")
+    if after is None:
+        raise DataError("the evaluation after training is missing", where=str(folder.path), fix="Delete the folder")
+    if after["partial"]:
+        what = f"only {after['num_prompts']} of {after['num_requested']} prompts were evaluated"
+        raise DataError(what, where=str(folder.path), fix="Remove eval.time_budget_seconds, and delete the folder")
+    config = next(config for name, _, config in run.stages if name == stage)
+    recorded, wanted = folder.read_run()["config"], without_secrets(json_value(config.values))
+    for block in ("eval", "data"):
+        # The settings of an evaluation do not make it another run, so a finished one is not repeated for them.
+        if recorded.get(block) != wanted.get(block):
+            raise ResumeError(
+                f"the {block} block was changed after this run was finished",
+                where=str(folder.path),
+                fix="Delete the folder, or choose another with --output",
+            )
+    return after
+
+
+def metric_value(after: Mapping[str, Any], metric: str, folder: RunFolder) -> float:
+    """A number of an evaluation by its path; a group's name may hold dots: "per_group.<group>.accuracy"."""
+    value: Any = after
+    first, _, rest = metric.partition(".")
+    group, _, last = rest.rpartition(".")
+    for key in [key for key in (first, group, last) if key]:
+        if not isinstance(value, Mapping) or key not in value:
+            known = list(value) if isinstance(value, Mapping) else []
+            close = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+            fix = f"Perhaps you mean {close[0]!r}" if close else None
+            allowed = ", ".join(known[:24])
+            where = f"{folder.eval_path}: after"
+            raise DataError(f"the evaluation has no {metric}", where=where, allowed=allowed, fix=fix)
+        value = value[key]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DataError(f"{metric} is no number", where=f"{folder.eval_path}: after", got=value)
+    return float(value)
+
+
+def _ends(claim: ChangeClaim, folder: RunFolder) -> Ends:
+    events = folder.read_metrics()
+    values = [event[claim.metric] for event in events if isinstance(event.get(claim.metric), int | float)]
+    values = [float(value) for value in values if math.isfinite(value)]
+    if len(values) < 2:
+        names = sorted({name for event in events for name in event})
+        close = difflib.get_close_matches(claim.metric, names, n=1, cutoff=0.4)
+        fix = f"Perhaps you mean {close[0]!r}" if close and close[0] != claim.metric else "Lower trainer.logging_steps"
+        what = f"the claim {claim.name} needs two logged values of {claim.metric}, there are {len(values)}"
+        raise DataError(what, where=str(folder.metrics_path), fix=fix)
+    first, last = ends(values, claim.first_fraction, claim.last_fraction)
+    return Ends(first=first, last=last, num_values=len(values))
+
+
+def _costs(stages: list[RunFolder]) -> dict[str, float | None]:
+    """Totals over an arm's stages; None where one of them did not count."""
+    totals: dict[str, float | None] = {}
+    for name, metric in _COSTS.items():
+        logged = [
+            [event[metric] for event in stage.read_metrics() if isinstance(event.get(metric), int | float)]
+            for stage in stages
+        ]
+        totals[name] = math.fsum(values[-1] for values in logged) if all(logged) else None
+    return totals
+
+
+# ---- how it was made ----
+
+
+def _environments(plan: Plan) -> list[Environment]:
+    """Versions and commits of all runs, each kind once."""
+    found: dict[str, Environment] = {}
+    stages = {arm.stage for arm in plan.arms}
+    for run in plan.runs:
+        for stage in sorted(stages):
+            record = RunFolder(run.stage_folder(stage)).read_run()
+            facts = {key: record[key] for key in ("versions", "git", "world")}
+            name = json.dumps(facts, sort_keys=True)
+            count = found[name].num_runs if name in found else 0
+            found[name] = Environment(**facts, num_runs=count + 1)
+    return list(found.values())

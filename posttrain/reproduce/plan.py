@@ -1,0 +1,327 @@
+"""From a claims file to the runs of a study, checked before anything runs.
+
+Found out here: stages that do not exist, arms that are trained or evaluated unequally, metrics no evaluation has, and
+finished runs of other settings in the output folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from posttrain import registry
+from posttrain.config.build import build_args
+from posttrain.config.loader import load
+from posttrain.config.run_config import RunConfig
+from posttrain.config.source import read_recipe
+from posttrain.config.stages import resolve_stages
+from posttrain.config.validation import raise_all
+from posttrain.errors import ConfigError, PosttrainError
+from posttrain.evaluating import evaluation_settings, verifier_name
+from posttrain.reproduce.claims import Study, load_claims, studies_in, study_file
+from posttrain.reproduce.results import StageRecord
+from posttrain.resuming import is_finished
+from posttrain.stage_run import MODEL_FOLDER
+
+Stages = list[tuple[str, str | None, RunConfig]]
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """One run of the whole recipe. `overrides` are complete: the user's, the seed, the folder."""
+
+    seed: int
+    folder: Path
+    overrides: tuple[str, ...]
+    stages: Stages
+
+    def finished(self) -> list[str]:
+        """Names of the stages that are done.
+
+        Raises:
+            ResumeError: a run with other settings was finished in this folder.
+        """
+        done: list[str] = []
+        for name, parent, config in self.stages:
+            start = self.stage_folder(parent) / MODEL_FOLDER if parent else None
+            # A stage whose parent is missing is trained again after it.
+            ready = parent is None or parent in done
+            if ready and is_finished(self.stage_folder(name), config, parent=start):
+                done.append(name)
+        return done
+
+    def stage_folder(self, name: str) -> Path:
+        """Folder of one stage's run."""
+        return self.folder / name
+
+
+@dataclass(frozen=True)
+class ArmPlan:
+    """One arm: its own stages in order, without what all arms share."""
+
+    stage: str
+    label: str
+    own: tuple[StageRecord, ...]
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of its own stages."""
+        return sum(record.steps for record in self.own)
+
+    @property
+    def amount(self) -> tuple[int, float, tuple[float, ...]]:
+        """What must be equal: steps, prompts, and prompts of a step."""
+        prompts = sum(record.steps * record.prompts_per_step for record in self.own)
+        return self.steps, prompts, tuple(sorted({record.prompts_per_step for record in self.own}))
+
+    def amount_text(self) -> str:
+        """ "200 steps of 16 prompts", stage by stage."""
+        parts = [f"{record.steps} steps of {record.prompts_per_step:g} prompts" for record in self.own]
+        return " + ".join(parts) or "no steps of its own"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a study."""
+
+    key: str
+    study: Study
+    output: Path
+    runs: tuple[SeedRun, ...]
+    arms: tuple[ArmPlan, ...]
+    preparation: tuple[StageRecord, ...]
+    overrides: tuple[str, ...]
+
+    @cached_property
+    def steps(self) -> dict[str, int]:
+        """Optimizer steps of every stage."""
+        return {record.name: record.steps for record in _records(self.runs[0].stages)}
+
+    def seeds_reach(self) -> str:
+        """What a seed decides, for the reader of the results."""
+        tiny = [config.model.tiny is not None for _, parent, config in self.runs[0].stages if parent is None]
+        weights = "and the weights the model starts with" if all(tiny) else "but not the weights the model starts with"
+        return f"A seed decides the order of the prompts, every sampled token and dropout, {weights}."
+
+
+def find_study(key: str, study: str | None, root: Path) -> Path:
+    """The claims file of a study.
+
+    Raises:
+        ConfigError: an unknown method, one without a study, or an unknown study.
+    """
+    registry.get(key, where="reproduce")
+    folder = root / "recipes" / key
+    names = studies_in(folder)
+    if not names:
+        where = _relative(folder)
+        raise ConfigError("nothing to reproduce: there is no claims.yaml", where=where, fix="Choose another method")
+    name = study or names[0]
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+        fix = f"Perhaps you mean {close[0]!r}" if close else None
+        raise ConfigError("no such study", where=f"reproduce {key}", got=name, allowed=", ".join(names), fix=fix)
+    return Path(_relative(folder / study_file(name)))
+
+
+def make_plan(
+    key: str, claims: Path, *, seeds: Sequence[int] | None = None, output: Path, overrides: Sequence[str] = ()
+) -> Plan:
+    """Read claims and recipe for every seed and check that the comparison is a fair one.
+
+    Args:
+        key: the method.
+        claims: the claims file.
+        seeds: default: those of the claims file.
+        output: folder of the study; seed `s` runs in `seed-<s>` below it.
+        overrides: dotted overrides of the recipe, the same for every seed.
+
+    Raises:
+        ConfigError: one mistake; RecipeError: several.
+    """
+    study = load_claims(claims)
+    for text in overrides:
+        if text.partition("=")[0].strip() == "trainer.output_dir":
+            raise ConfigError("decided by the study", where=f"override {text}", fix="Use --output FOLDER")
+    chosen = list(study.block.seeds if seeds is None else seeds)
+    runs = tuple(_seed_run(study, seed, output / f"seed-{seed}", list(overrides)) for seed in chosen)
+    stages = runs[0].stages
+    _check_arms_exist(study, stages)
+    arms, preparation = _split(study, stages)
+    plan = Plan(key, study, output, runs, arms, preparation, tuple(overrides))
+    raise_all([*_unequal_training(plan), *_unequal_evaluation(plan), *_unknown_metrics(study)])
+    return plan
+
+
+def _seed_run(study: Study, seed: int, folder: Path, overrides: list[str]) -> SeedRun:
+    """The recipe with a seed in every stage's trainer and in every model made from its configuration."""
+    values, source = read_recipe(study.recipe, overrides)
+    stages = values.get("stages")
+    if not isinstance(stages, list):
+        raise ConfigError(
+            "a reproduction needs a recipe with stages", where=source.file, fix="Write one stage for each arm"
+        )
+    own = [(f"stages.{index}.", stage) for index, stage in enumerate(stages) if isinstance(stage, dict)]
+    trained = [prefix for prefix, stage in own if "trainer" in stage]
+    prefixes = ["", *trained] if len(trained) < len(stages) else trained
+    seeds = [f"{prefix}trainer.seed={seed}" for prefix in prefixes]
+    for prefix, block in [("", values), *own]:
+        model = block.get("model")
+        if isinstance(model, dict) and isinstance(model.get("tiny"), dict):
+            seeds.append(f"{prefix}model.tiny.seed={seed}")
+    complete = (*overrides, *seeds, f"trainer.output_dir={folder.as_posix()}")
+    config = load(study.recipe, complete)
+    return SeedRun(seed, folder, complete, resolve_stages(config))
+
+
+# ---- arms ----
+
+
+def _check_arms_exist(study: Study, stages: Stages) -> None:
+    names = [name for name, _, _ in stages]
+    errors: list[PosttrainError] = []
+    for index, arm in enumerate(study.block.arms):
+        if arm.stage not in names:
+            close = difflib.get_close_matches(arm.stage, names, n=1, cutoff=0.5)
+            fix = f"Perhaps you mean {close[0]!r}" if close else f"Add the stage to {study.recipe.name}"
+            where = study.source.where(("arms", index))
+            what = f"not a stage of {study.recipe.name}"
+            errors.append(ConfigError(what, where=where, got=arm.stage, allowed=", ".join(names), fix=fix))
+    raise_all(errors)
+
+
+def _split(study: Study, stages: Stages) -> tuple[tuple[ArmPlan, ...], tuple[StageRecord, ...]]:
+    """Each arm's own stages, and those that all arms begin with."""
+    parents = {name: parent for name, parent, _ in stages}
+    chains: dict[str, list[str]] = {}
+    for arm in study.arms:
+        chain: list[str] = []
+        name: str | None = arm
+        while name is not None:
+            chain.insert(0, name)
+            name = parents[name]
+        chains[arm] = chain
+    shared = set.intersection(*(set(chain) for chain in chains.values())) if len(chains) > 1 else set()
+    needed = set().union(*chains.values())
+    records = {record.name: record for record in _records([item for item in stages if item[0] in needed])}
+    arms = tuple(
+        ArmPlan(arm, label, tuple(records[name] for name in chains[arm] if name not in shared))
+        for arm, label in study.arms.items()
+    )
+    return arms, tuple(record for name, record in records.items() if name in shared)
+
+
+def _records(stages: Stages) -> list[StageRecord]:
+    return [_record(name, config) for name, _, config in stages]
+
+
+def _record(name: str, config: RunConfig) -> StageRecord:
+    """Steps and prompts of one stage, from the arguments its trainer will get. One process."""
+    args = build_args(config, output_dir=str(config.trainer.output_dir))
+    if args.max_steps < 1:
+        where = config.where("trainer", "max_steps")
+        fix = "Write trainer.max_steps, so that arms can be compared before they run"
+        raise ConfigError(f"the steps of {name} are not known beforehand", where=where, fix=fix)
+    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    if registry.get(config.method.name).kind == "policy":
+        # Rows are rollouts, and a batch of them is used num_iterations times.
+        rows = rows / args.num_generations / args.num_iterations
+    return StageRecord(name=name, trainer=config.method.name, steps=args.max_steps, prompts_per_step=float(rows))
+
+
+# ---- fairness ----
+
+
+def _unequal_training(plan: Plan) -> list[PosttrainError]:
+    study = plan.study
+    if len(plan.arms) < 2:
+        return []
+    usual = Counter(arm.amount for arm in plan.arms if arm.stage not in study.block.unequal).most_common(1)
+    reference = usual[0][0] if usual else plan.arms[0].amount
+    like = next(arm for arm in plan.arms if arm.amount == reference)
+    errors: list[PosttrainError] = []
+    for arm in plan.arms:
+        stated = arm.stage in study.block.unequal
+        if arm.amount != reference and not stated:
+            errors.append(
+                ConfigError(
+                    f"the arm {arm.stage} is not trained like {like.stage}: {arm.amount_text()}, not "
+                    f"{like.amount_text()}",
+                    where=study.source.where(("arms", list(study.arms).index(arm.stage))),
+                    fix=f"Make them equal in {study.recipe.name}, or say why not: unequal: {{{arm.stage}: reason}}",
+                )
+            )
+        if arm.amount == reference and stated and usual:
+            where = study.source.where(("unequal", arm.stage))
+            what = f"this arm is trained like the others: {arm.amount_text()}"
+            errors.append(ConfigError(what, where=where, fix="Remove the line"))
+    return errors
+
+
+def _unequal_evaluation(plan: Plan) -> list[PosttrainError]:
+    configs = {name: config for name, _, config in plan.runs[0].stages}
+    study = plan.study
+    errors: list[PosttrainError] = []
+    settings: dict[str, dict[str, Any]] = {}
+    for index, arm in enumerate(study.arms):
+        found = _evaluation(configs[arm])
+        if found is None:
+            where = study.source.where(("arms", index))
+            fix = f"Write data.eval and an eval block in {study.recipe.name}"
+            errors.append(ConfigError("this arm is not evaluated", where=where, got=arm, fix=fix))
+            continue
+        settings[arm] = found
+        first, others = next(iter(settings.items()))
+        differ = sorted(key for key in found if found[key] != others[key])
+        if differ:
+            what = f"the arm {arm} is not evaluated like {first}: {', '.join(differ)} differ"
+            where = study.source.where(("arms", index))
+            errors.append(ConfigError(what, where=where, fix=f"Make them equal in {study.recipe.name}"))
+    return errors
+
+
+def _evaluation(config: RunConfig) -> dict[str, Any] | None:
+    """Everything the final evaluation depends on, with what the rollout block fills in; None without one."""
+    verifier = verifier_name(config)
+    if config.eval is None or config.data.eval is None or verifier is None:
+        return None
+    settings = evaluation_settings(config)
+    free = ("at_start", "every_steps", "batch_size")
+    return {
+        **{key: value for key, value in settings.items() if key not in free},
+        "verifier": verifier,
+        "success_threshold": getattr(config.method, "success_threshold", 1.0),
+        "data.eval": config.data.eval.model_dump(),
+        "data.system_prompt": config.data.system_prompt,
+    }
+
+
+def _unknown_metrics(study: Study) -> list[PosttrainError]:
+    """Metrics that no evaluation has, by their first part: which groups there are is known afterwards."""
+    from posttrain.evaluation.results import EvalResult
+
+    known = [item.name for item in fields(EvalResult) if item.name != "samples"]
+    errors: list[PosttrainError] = []
+    for metric in study.metrics():
+        if metric.split(".")[0] not in known:
+            close = difflib.get_close_matches(metric, known, n=1, cutoff=0.5)
+            fix = f"Perhaps you mean {close[0]!r}" if close else None
+            allowed = ", ".join(known)
+            where = f"{study.source.file} metric"
+            errors.append(
+                ConfigError("an evaluation has no such number", where=where, got=metric, allowed=allowed, fix=fix)
+            )
+    return errors
+
+
+def _relative(path: Path) -> str:
+    """The path as seen from here, if it lies below: results and messages then name no machine."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

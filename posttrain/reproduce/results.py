@@ -1,0 +1,308 @@
+"""`recipes/<key>/RESULTS.json`: what the studies of a method measured, and what follows from it.
+
+Per arm and seed it holds what was measured. Means, differences, intervals and verdicts are derived from that by
+`derived`, and `problems` says where a file disagrees with its own numbers, with claims.yaml or with the recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from posttrain.config.run_config import Block
+from posttrain.config.source import read_recipe
+from posttrain.errors import DataError
+from posttrain.evaluation.results import mean_and_stderr
+from posttrain.reproduce.claims import ChangeClaim, Claim, DifferenceClaim, Study, load_claims, study_file
+from posttrain.reproduce.decision import Decision, change, decide, difference, scale_of
+
+SCHEMA_VERSION: Literal[1] = 1
+FILE = "RESULTS.json"
+# Recomputed numbers may differ from stored ones by the last digits of scipy's t distribution on another machine.
+TOLERANCE = 1e-6
+
+
+class GroupScore(Block):
+    """One group of evaluation prompts."""
+
+    accuracy: float | None
+    accuracy_stderr: float | None
+    num_prompts: int
+
+
+class Ends(Block):
+    """Mean of a training metric at the beginning and at the end, for a change claim."""
+
+    first: float
+    last: float
+    num_values: int
+
+
+class SeedResult(Block):
+    """What one arm did on one seed. Costs are those of the arm's own stages, without shared preparation."""
+
+    seed: int
+    values: dict[str, float] = Field(description="metric of the evaluation -> value")
+    accuracy_stderr: float | None = Field(description="over prompts")
+    num_prompts: int = Field(description="evaluation prompts")
+    per_group: dict[str, GroupScore]
+    changes: dict[str, Ends] = Field(description="name of a change claim -> the two ends of its curve")
+    trained_prompts: float | None = Field(description="prompts drawn in training, as counted; null = not counted")
+    generated_tokens: float | None = Field(description="tokens sampled in training; null = not counted")
+    demonstrations: float | None = Field(description="demonstrations trained on; null = not counted")
+    demonstration_tokens: float | None
+    seconds: float = Field(description="in training, on this machine, beside other jobs")
+    run_sha256: str = Field(description="of the file run.json of the arm's last stage, as stored")
+
+
+class StageRecord(Block):
+    """One stage of an arm."""
+
+    name: str
+    trainer: str = Field(description="key in the registry")
+    steps: int
+    prompts_per_step: float
+
+
+class Spread(Block):
+    """A metric over seeds."""
+
+    mean: float
+    stderr: float | None
+    min: float
+    max: float
+
+
+class ArmResult(Block):
+    """One arm on all seeds. `spread` is that of the study's metric."""
+
+    stage: str
+    label: str
+    trainer: str
+    stages: list[StageRecord] = Field(description="its own, without shared preparation")
+    steps: int
+    prompts: float
+    unequal: str | None = Field(description="why its steps or prompts differ from the others'")
+    seeds: list[SeedResult]
+    spread: Spread
+
+
+class ClaimResult(Block):
+    """A claim as it was written, and what became of it."""
+
+    definition: dict[str, Any]
+    decision: Decision
+
+
+class Environment(Block):
+    """Versions and commit under which some of the runs were made."""
+
+    versions: dict[str, str | None]
+    git: dict[str, Any] | None
+    world: dict[str, Any]
+    num_runs: int
+
+
+class Minutes(Block):
+    """`wall`: as a user waits, interruptions left out; `summed`: over seeds, as if done one after the other."""
+
+    wall: float
+    summed: float
+    limit: int
+    jobs: int
+
+
+class StudyResult(Block):
+    """One study."""
+
+    study: str
+    paper: dict[str, Any]
+    paper_claim: str
+    setting: str
+    notes: str | None
+    metric: str
+    seeds: list[int]
+    seeds_reach: str
+    command: str
+    changed: list[str] = Field(description="what differs from the shipped study; empty in the repository")
+    date: str
+    environments: list[Environment]
+    hardware: dict[str, Any]
+    minutes: Minutes
+    recipe: str
+    recipe_sha256: str = Field(description="of the recipe's values, comments left out")
+    preparation: list[StageRecord] = Field(description="stages that all arms share")
+    arms: list[ArmResult]
+    claims: list[ClaimResult]
+
+
+class ResultsFile(Block):
+    """The whole file."""
+
+    schema_version: Literal[1]
+    key: str
+    studies: dict[str, StudyResult]
+
+
+def read_results(path: str | Path) -> ResultsFile | None:
+    """A results file; None if there is none.
+
+    Raises:
+        DataError: the file is not JSON, or violates the schema; the first place is named.
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    try:
+        return ResultsFile.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as problem:
+        first = problem.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        fix = "Run `posttrain reproduce` again; the file is not written by hand"
+        raise DataError(f"{place}: {first['msg'].lower()}", where=str(path), fix=fix) from None
+
+
+def write_results(path: str | Path, key: str, result: StudyResult) -> Path:
+    """Put one study into a method's results file; its other studies stay as they are."""
+    from posttrain.evaluation.records import write_json
+
+    before = read_results(path)
+    studies = {**(before.studies if before else {}), result.study: result}
+    whole = ResultsFile(schema_version=SCHEMA_VERSION, key=key, studies=studies)
+    return write_json(path, whole.model_dump())
+
+
+def recipe_hash(path: str | Path) -> str:
+    """SHA-256 of a recipe's values: equal for two files that differ in comments and layout only."""
+    values, _ = read_recipe(path)
+    return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+# ---- what follows from the measured numbers ----
+
+
+def spread_of(seeds: list[SeedResult], metric: str) -> Spread:
+    """Mean, standard error over seeds and range of a metric."""
+    values = [seed.values[metric] for seed in seeds]
+    mean, stderr = mean_and_stderr(values)
+    return Spread(mean=mean, stderr=stderr if math.isfinite(stderr) else None, min=min(values), max=max(values))
+
+
+def decision_of(claim: Claim, arms: Mapping[str, ArmResult], metric: str) -> Decision:
+    """Decide a claim from the values of its arms.
+
+    Args:
+        claim: as written in claims.yaml.
+        arms: by stage.
+        metric: the study's; a claim about a difference may name its own.
+    """
+    labels = {name: arm.label for name, arm in arms.items()}
+    if isinstance(claim, ChangeClaim):
+        ends = [seed.changes[claim.name] for seed in arms[claim.arm].seeds]
+        rows = [change([pair.last - pair.first for pair in ends])]
+        return decide(claim, rows, scale="", labels=labels)
+    metric = claim.metric or metric
+
+    def values(arm: str) -> dict[int, float]:
+        return {seed.seed: seed.values[metric] for seed in arms[arm].seeds}
+
+    rows = [difference(baseline, values(baseline), values(claim.treatment)) for baseline in claim.baselines]
+    return decide(claim, rows, scale=scale_of(metric), labels=labels)
+
+
+def claim_of(definition: Mapping[str, Any]) -> Claim:
+    """The claim of a results file as it was written."""
+    kind = ChangeClaim if definition.get("kind") == "change" else DifferenceClaim
+    return kind.model_validate(dict(definition))
+
+
+def derived(result: StudyResult) -> StudyResult:
+    """The same study with every derived number computed anew from its per-seed values."""
+    arms = [
+        arm.model_copy(
+            update={
+                "steps": sum(stage.steps for stage in arm.stages),
+                "prompts": math.fsum(stage.steps * stage.prompts_per_step for stage in arm.stages),
+                "spread": spread_of(arm.seeds, result.metric),
+            }
+        )
+        for arm in result.arms
+    ]
+    by_stage = {arm.stage: arm for arm in arms}
+    claims = [
+        item.model_copy(update={"decision": decision_of(claim_of(item.definition), by_stage, result.metric)})
+        for item in result.claims
+    ]
+    return result.model_copy(update={"arms": arms, "claims": claims})
+
+
+# ---- what is wrong with a file ----
+
+
+def problems(path: Path) -> list[str]:
+    """Every way in which a results file disagrees with its own numbers, its claims file or its recipe; empty if none.
+
+    Args:
+        path: `recipes/<key>/RESULTS.json`.
+    """
+    try:
+        whole = read_results(path)
+    except DataError as error:
+        return [str(error)]
+    if whole is None:
+        return [f"{path} does not exist"]
+    found = [] if whole.key == path.parent.name else [f"key {whole.key!r} in the folder {path.parent.name!r}"]
+    for name, result in whole.studies.items():
+        lines = [*_differences(result.model_dump(), derived(result).model_dump(), ""), *_outdated(path, name, result)]
+        found += [f"study {name}: {line}" for line in lines]
+    return found
+
+
+def _outdated(path: Path, name: str, result: StudyResult) -> list[str]:
+    """What changed in claims.yaml and the recipe since the study was run."""
+    claims = path.parent / study_file(name)
+    if not claims.exists():
+        return [f"there is no {claims.name}"]
+    study: Study = load_claims(claims)
+    written = {
+        "seeds": list(study.block.seeds),
+        "metric": study.block.metric,
+        "paper_claim": study.block.paper_claim,
+        "setting": study.block.setting,
+        "notes": study.block.notes,
+        "claims": [claim.model_dump() for claim in study.claims],
+        "arms": list(study.arms.items()),
+    }
+    stored = {key: getattr(result, key) for key in ("seeds", "metric", "paper_claim", "setting", "notes")}
+    stored |= {"claims": [item.definition for item in result.claims]}
+    stored |= {"arms": [(arm.stage, arm.label) for arm in result.arms]}
+    found = [f"{key} is not that of {claims.name}" for key in written if written[key] != stored[key]]
+    if recipe_hash(study.recipe) != result.recipe_sha256:
+        found.append(f"{study.recipe.name} was changed after the study was run")
+    if result.changed:
+        found.append(f"it was run with changes: {', '.join(result.changed)}")
+    for arm in result.arms:
+        if [seed.seed for seed in arm.seeds] != result.seeds:
+            found.append(f"arm {arm.stage} lacks seeds")
+    return found
+
+
+def _differences(stored: Any, computed: Any, place: str) -> list[str]:
+    if isinstance(stored, dict) and isinstance(computed, dict):
+        keys = {**stored, **computed}
+        return [line for key in keys for line in _differences(stored.get(key), computed.get(key), f"{place}.{key}")]
+    if isinstance(stored, list) and isinstance(computed, list) and len(stored) == len(computed):
+        pairs = enumerate(zip(stored, computed, strict=True))
+        return [line for index, (old, new) in pairs for line in _differences(old, new, f"{place}.{index}")]
+    numbers = [item for item in (stored, computed) if isinstance(item, int | float) and not isinstance(item, bool)]
+    if len(numbers) == 2 and math.isclose(stored, computed, rel_tol=TOLERANCE, abs_tol=TOLERANCE**2):
+        return []
+    if type(stored) is type(computed) and stored == computed:
+        return []
+    return [f"{place.strip('.')} says {stored!r}, its per-seed values give {computed!r}"]
