@@ -57,6 +57,41 @@ def keywords(cfg: RunConfig, specs: dict[str, FieldSpec]) -> dict[str, Any]:
     return keys
 
 
+def reward_scorer(cfg: RunConfig, name: str) -> Any:
+    """A reward of a recipe, under the limits of its rollout block or the default ones.
+
+    Args:
+        cfg: one run, without stages.
+        name: packaged reward, or file.py:function beside the recipe.
+
+    Returns:
+        A `posttrain.rewards.scorer.RewardScorer`.
+
+    Raises:
+        ConfigError: unknown name, or no such file.
+    """
+    from posttrain.rewards.scorer import RewardScorer
+
+    accepted = {} if cfg.rollout is None else {"max_failed_fraction": cfg.rollout.max_failed_fraction}
+    return RewardScorer(name, base_dir=Path(cfg.source.file).parent, limits=reward_limits(cfg), **accepted)
+
+
+def reward_limits(cfg: RunConfig) -> Any:
+    """The `posttrain.rewards.limits.RewardLimits` of a recipe; the default ones without a rollout block."""
+    from posttrain.rewards.limits import RewardLimits
+
+    block = cfg.rollout
+    if block is None:
+        return RewardLimits()
+    return RewardLimits(
+        workers=block.reward_workers,
+        timeout_seconds=block.reward_timeout_seconds,
+        memory_bytes=block.reward_memory_bytes,
+        network=block.reward_network,
+        environment=tuple(block.reward_environment),
+    )
+
+
 def function_name(reward: str) -> str:
     """Name of the function behind a reward of a recipe; the trainers know rewards by it."""
     from posttrain.rewards import REWARDS

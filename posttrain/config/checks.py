@@ -11,12 +11,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from posttrain import registry
 from posttrain.config import checks_data, checks_model, checks_rewards, checks_run, checks_template
-from posttrain.config.build import build_args
+from posttrain.config.build import build_args, reward_scorer
 from posttrain.config.checks_data import Rows
 from posttrain.config.checks_template import PromptEncoder
 from posttrain.config.preview import preview
@@ -262,8 +261,6 @@ class _Check:
 
     def rewards(self, rows: Rows) -> None:
         """Call each reward function once."""
-        from posttrain.rewards import load_reward
-
         calls: list[tuple[str, str, bool]] = []
         rollout, settings = self.cfg.rollout, self.cfg.eval
         if rollout is not None:
@@ -275,9 +272,10 @@ class _Check:
         threshold = float(getattr(self.cfg.method, "success_threshold", 1.0))
         for name, where, is_verifier in calls:
             try:
-                reward = load_reward(name, Path(self.cfg.source.file).parent)
+                reward = reward_scorer(self.cfg, name)
+                reward.load()
             except PosttrainError as error:
-                self.report.errors.append(type(error)(error.what, where=where, allowed=error.allowed, fix=error.fix))
+                self.report.errors.append(checks_rewards.placed(error, where))
                 continue
             for stops, finding in checks_rewards.reward_findings(
                 rows, name=name, where=where, reward=reward, is_verifier=is_verifier, threshold=threshold

@@ -1,29 +1,23 @@
-"""Every reward function is called once on real rows before the first step.
+"""Every reward function is called once on real rows before the first step, under the limits of the run.
 
-Looked at: type, number and range of what it returns, and whether it can tell a right answer from a wrong one.
+Looked at: whether it fails, the range of what it returns, and whether it can tell a right answer from a wrong one.
 """
 
 from __future__ import annotations
 
-import inspect
-import math
-import queue
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from posttrain.config.checks_data import Rows
 from posttrain.errors import PosttrainError, RewardError
 
 ROWS = 32
-DEADLINE_SECONDS = 60.0
 _WRONG = "I do not know."
 Finding = tuple[bool, PosttrainError]
 
 
 def reward_findings(
-    rows: Rows, *, name: str, where: str, reward: Callable[..., Any], is_verifier: bool, threshold: float
+    rows: Rows, *, name: str, where: str, reward: Any, is_verifier: bool, threshold: float
 ) -> Iterator[Finding]:
     """(whether it stops the run, finding) of one reward function on real rows.
 
@@ -31,7 +25,7 @@ def reward_findings(
         rows: training rows.
         name: of the reward in the recipe.
         where: its place in the recipe.
-        reward: the function.
+        reward: a `RewardScorer`.
         is_verifier: whether its value is the verdict, which must lie in [0, 1].
         threshold: a value from here on counts as solved.
     """
@@ -43,17 +37,40 @@ def reward_findings(
     values: dict[str, list[float | None]] = {}
     for told, texts in batches.items():
         try:
-            result = _call(reward, rows, indices, texts)
-        except RewardError as problem:
-            yield True, RewardError(problem.what, where=where, got=problem.got, fix=problem.fix)
+            values[told] = _call(reward, rows, indices, texts)
+        except PosttrainError as problem:
+            yield True, placed(problem, where)
             return
-        fault = _fault(result, len(indices), is_verifier=is_verifier)
-        if fault is not None:
-            what, got, allowed = fault
-            yield True, RewardError(f"reward {name!r} on {told}: {what}", where=where, got=got, allowed=allowed)
-            return
-        values[told] = [None if value is None else float(value) for value in result]
+        failures = [outcome.reason for outcome in reward.outcomes if outcome.is_failed]
+        if failures:
+            stops = len(failures) > reward.max_failed_fraction * len(indices)
+            yield stops, _failed(name, where, told, texts[0], failures, len(indices))
+            if stops:
+                return
+        for index, value in enumerate(values[told]):
+            if is_verifier and value is not None and not 0 <= value <= 1:
+                what = f"reward {name!r} on {told}: value {index} is outside the range of a verdict"
+                yield True, RewardError(what, where=where, got=value, allowed="0 to 1")
+                return
     yield from _sense(name, where, values, is_verifier=is_verifier, threshold=threshold, has_good=bool(good))
+
+
+def placed(error: PosttrainError, where: str) -> PosttrainError:
+    """The same error with the place in the recipe."""
+    facts = {"got": error.got} if "(got " in str(error) else {}
+    what = f"{error.where}: {error.what}" if isinstance(error, RewardError) and error.where else error.what
+    return type(error)(what, where=where, allowed=error.allowed, fix=error.fix, **facts)
+
+
+def _failed(name: str, where: str, told: str, text: str, reasons: list[str], count: int) -> RewardError:
+    if reasons[0].startswith("timed out"):
+        fix = "Make it faster, or raise rollout.reward_timeout_seconds"
+    elif "reward_memory_bytes" in reasons[0] or "lack of memory" in reasons[0]:
+        fix = "Raise rollout.reward_memory_bytes"
+    else:
+        fix = "Return None for a row it cannot judge; it takes (prompts, completions, **columns)"
+    what = f"reward {name!r} on {told}: it failed on {len(reasons)} of {count} rows, first: {reasons[0]}"
+    return RewardError(what, where=where, got=text, fix=fix)
 
 
 def _completions(rows: Rows) -> dict[int, str]:
@@ -69,77 +86,15 @@ def _completions(rows: Rows) -> dict[int, str]:
     return found
 
 
-def _call(reward: Callable[..., Any], rows: Rows, indices: list[int], texts: list[str]) -> Any:
-    """One call with the arguments the trainers give; an exception or a call without end becomes a `RewardError`."""
+def _call(reward: Any, rows: Rows, indices: list[int], texts: list[str]) -> list[float | None]:
+    """One call with the arguments the trainers give."""
     prompts = [rows.prompts[index] for index in indices]
     completions = [
         text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
         for prompt, text in zip(prompts, texts, strict=True)
     ]
     columns = {name: [rows.dataset[index][name] for index in indices] for name in rows.columns if name != "prompt"}
-    answers: queue.Queue[tuple[str, Any]] = queue.Queue()
-
-    def work() -> None:
-        try:
-            result = reward(prompts=prompts, completions=completions, **columns)
-            if inspect.iscoroutine(result):
-                import asyncio
-
-                result = asyncio.run(result)
-            answers.put(("value", result))
-        except (Exception, SystemExit) as problem:  # noqa: BLE001 - a user's function may raise anything; reported below
-            answers.put(("error", problem))
-
-    started = time.monotonic()
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        kind, result = answers.get(timeout=DEADLINE_SECONDS)
-    except queue.Empty:
-        seconds = time.monotonic() - started
-        raise RewardError(
-            f"the reward function did not return within {seconds:.0f} s for {len(indices)} rows",
-            fix="Give it a time limit of its own",
-        ) from None
-    if kind == "error":
-        raise RewardError(
-            f"the reward function raised {type(result).__name__}: {' '.join(str(result).split())[:200]}",
-            got=texts[0],
-            fix="Return None for a row it cannot judge; it takes (prompts, completions, **columns)",
-        )
-    return result
-
-
-def _fault(result: Any, count: int, *, is_verifier: bool) -> tuple[str, Any, str] | None:
-    """(what, got, allowed) of the first thing wrong with a returned list."""
-    try:
-        values = None if isinstance(result, (str, bytes, dict)) else list(result)
-    except TypeError:
-        values = None
-    wanted = f"a list of {count} numbers or None"
-    if values is None:
-        return "it did not return a list", type(result).__name__, wanted
-    if len(values) != count:
-        return f"it returned {len(values)} values for {count} completions", len(values), wanted
-    for index, value in enumerate(values):
-        if value is None:
-            continue
-        number = _number(value)
-        if number is None:
-            return f"value {index} is not a number", value, wanted
-        if math.isnan(number) or math.isinf(number):
-            return f"value {index} is not finite", number, "a finite number, or None for a row it cannot judge"
-        if is_verifier and not 0 <= number <= 1:
-            return f"value {index} is outside the range of a verdict", number, "0 to 1"
-    return None
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, (str, bytes)):
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
+    return reward(prompts, completions, **columns)
 
 
 def _sense(

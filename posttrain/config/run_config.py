@@ -171,6 +171,21 @@ class RolloutBlock(OpenBlock):
         list[Annotated[RewardEntry, BeforeValidator(_named)]], Field(min_length=1), AfterValidator(_distinct)
     ] = Field(description="reward functions; their weighted sum is the reward")
     verifier: Name | None = Field(default=None, description="reward whose value is the verdict; null = the first")
+    reward_workers: Annotated[int, Field(ge=0)] = Field(
+        default=2, description="processes that score, for each training process; 0 = inside it, without limits"
+    )
+    reward_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=30.0,
+        description="most time of one call of a reward; then its process is replaced",
+        allow_inf_nan=False,
+    )
+    reward_memory_bytes: Annotated[int, Field(ge=2**28)] | None = Field(
+        default=4 * 2**30, description="address space of a reward process; null = not limited"
+    )
+    reward_network: bool = Field(default=False, description="let rewards open connections")
+    reward_environment: list[Name] = Field(
+        default_factory=list, description="secret environment variables that rewards need; others are taken away"
+    )
 
 
 class TrainerBlock(OpenBlock):

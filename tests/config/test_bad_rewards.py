@@ -6,22 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.errors import RewardError
+from posttrain.config.run_config import RolloutBlock
+from posttrain.errors import ConfigError, RewardError
+from posttrain.rewards.limits import RewardLimits
 from tests.config.recipes import checked, numbered, rows_file, told
 
 REWARDS = {
-    "raising": ("raise KeyError('answer')", "the reward function raised KeyError: 'answer'"),
-    "short": ("return [1.0]", "it returned 1 values for"),
-    "text": ("return 'good'", "it did not return a list"),
-    "number": ("return 1.0", "it did not return a list"),
-    "words": ("return ['good'] * len(completions)", "value 0 is not a number (got 'good'"),
-    "nan": ("return [float('nan')] * len(completions)", "value 0 is not finite"),
-    "infinite": ("return [float('inf')] * len(completions)", "value 0 is not finite"),
+    "raising": ("raise KeyError('answer')", "it failed on 32 of 32 rows, first: KeyError: 'answer'"),
+    "short": ("return [1.0]", "returned the wrong number of values (got 1; allowed: "),
+    "text": ("return 'good'", "must return a list (got 'good'"),
+    "number": ("return 1.0", "must return a list (got 1.0"),
+    "words": ("return ['good'] * len(completions)", "value 0 is not a finite number (got 'good'"),
+    "nan": ("return [float('nan')] * len(completions)", "value 0 is not a finite number (got nan)"),
+    "infinite": ("return [float('inf')] * len(completions)", "value 0 is not a finite number (got inf)"),
     "percent": ("return [100.0] * len(completions)", "value 0 is outside the range of a verdict (got 100.0"),
     "nothing": ("return [None] * len(completions)", "returned None for every row"),
     "generous": ("return [1.0] * len(completions)", "accepts 'I do not know.' in"),
-    "leaving": ("raise SystemExit(3)", "the reward function raised SystemExit"),
-    "unfit": ("return undefined_name", "the reward function raised NameError"),
+    "leaving": ("raise SystemExit(3)", "first: SystemExit: 3"),
+    "unfit": ("return undefined_name", "first: NameError: name"),
 }
 
 
@@ -50,11 +52,54 @@ def test_a_reward_file_that_cannot_be_used(tmp_path: Path, reward: str, text: st
     assert "rollout.rewards.0" in str(report.errors[0])
 
 
-def test_a_reward_that_never_returns_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("posttrain.config.checks_rewards.DEADLINE_SECONDS", 0.2)
-    (tmp_path / "mine.py").write_text("import time\ndef slow(prompts, completions, **_):\n    time.sleep(3)\n")
-    assert "did not return within" in told(
-        checked(tmp_path, "grpo", {"rollout.rewards": ["mine.py:slow"]}), RewardError
+@pytest.mark.parametrize(
+    ("body", "words", "fix"),
+    [
+        ("import time; time.sleep(60)", "timed out: no answer within 1 s", "raise rollout.reward_timeout_seconds"),
+        ("bytearray(2**40)", "MemoryError", "Raise rollout.reward_memory_bytes"),
+        ("import os; os.abort()", "worker died: ended by SIGABRT", "Raise rollout.reward_memory_bytes"),
+        ("import os; os._exit(7)", "its process with exit code 7", "Return None for a row it cannot judge"),
+        ("import socket; socket.socket()", "rewards have no network", "Return None for a row it cannot judge"),
+    ],
+)
+def test_a_reward_that_hits_a_limit_is_told_within_seconds(tmp_path: Path, body: str, words: str, fix: str):
+    (tmp_path / "mine.py").write_text(f"def worn(prompts, completions, **_):\n    {body}\n    return [0.0]\n")
+    changes = {"rollout.rewards": ["exact", "mine.py:worn"], "rollout.reward_timeout_seconds": 1.0}
+    message = told(checked(tmp_path, "grpo", changes), RewardError)
+    assert "rollout.rewards.1" in message and words in message and fix in message
+
+
+def test_a_reward_that_wants_the_live_trainer_is_told_to_stay_inside(tmp_path: Path):
+    (tmp_path / "mine.py").write_text("def f(prompts, completions, trainer_state, **_):\n    return [0.0] * 8\n")
+    message = told(checked(tmp_path, "grpo", {"rollout.rewards": ["exact", "mine.py:f"]}), RewardError)
+    assert "takes 'trainer_state', which does not reach a worker process" in message
+    assert "set rollout.reward_workers: 0" in message
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("reward_workers", -1, "reward_workers"),
+        ("reward_timeout_seconds", 0, "reward_timeout_seconds"),
+        ("reward_memory_bytes", 1000, "reward_memory_bytes"),
+        ("reward_network", "yes", "reward_network"),
+        ("max_failed_fraction", 1.5, "max_failed_fraction"),
+    ],
+)
+def test_limits_out_of_range_are_refused(tmp_path: Path, setting: str, value: object, words: str):
+    with pytest.raises(ConfigError, match=words):
+        report = checked(tmp_path, "grpo", {f"rollout.{setting}": value})
+        report.raise_if_failed()
+
+
+def test_the_limits_of_a_recipe_are_those_of_the_python_interface_by_default():
+    block = RolloutBlock(rewards=["exact"])
+    assert RewardLimits() == RewardLimits(
+        workers=block.reward_workers,
+        timeout_seconds=block.reward_timeout_seconds,
+        memory_bytes=block.reward_memory_bytes,
+        network=block.reward_network,
+        environment=tuple(block.reward_environment),
     )
 
 
