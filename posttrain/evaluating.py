@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 # A supervised method has no length of completions to take over.
@@ -24,14 +23,14 @@ def recipe_evaluator(
     Returns:
         (evaluate(model, progress=None) -> EvalResult, its `EvalSettings`), or None without rows or verifier.
     """
+    from posttrain.config.build import reward_scorer
     from posttrain.evaluation.generate import EvalSettings, evaluate
-    from posttrain.rewards import load_reward
 
     name = verifier_name(config)
     if rows is None or name is None:
         return None
     settings = EvalSettings(**evaluation_settings(config))
-    verifier = load_reward(name, Path(config.source.file).parent)
+    verifier = reward_scorer(config, name)
 
     def call(model: Any, progress: Callable[[int, int], None] | None = None) -> Any:
         # accelerate wraps a model that is being trained in this very context, and no other.

@@ -116,13 +116,12 @@ class Stage:
 
         from posttrain.callbacks.metrics import MetricsWriter
         from posttrain.callbacks.progress import RichProgress, replace_printing
-        from posttrain.config.build import build_args
+        from posttrain.config.build import build_args, reward_scorer
         from posttrain.data.sources import load_source
         from posttrain.evaluating import template_variables
         from posttrain.models.loading import load_model, load_tokenizer, peft_config, resolve_model_path
-        from posttrain.rewards import load_reward
 
-        config, base = self.config, Path(self.config.source.file).parent
+        config = self.config
         args = build_args(config, output_dir=self.folder.path)
         with PartialState().main_process_first():
             initial = self.folder.path / "initial"
@@ -134,7 +133,7 @@ class Stage:
             }
         extra: dict[str, Any] = {}
         if config.rollout is not None:
-            extra["reward_funcs"] = [load_reward(entry.name, base) for entry in config.rollout.rewards]
+            extra["reward_funcs"] = [reward_scorer(config, entry.name) for entry in config.rollout.rewards]
         tokenizer = load_tokenizer(config.model, path=path)
         trainer = self.entry.load_trainer()(
             model=load_model(config.model, path=path),
@@ -177,15 +176,19 @@ class Stage:
 
     def describe(self, trainer: Any, fingerprints: dict[str, Any]) -> None:
         """Write `run.json`."""
+        from posttrain.config.build import reward_limits
         from posttrain.evaluation.provenance import world_layout
 
         args = trainer.args
+        chosen = {**args.device_defaults, "dtype": str(trainer.model.dtype).removeprefix("torch.")}
+        if self.config.rollout is not None:
+            chosen["rewards"] = reward_limits(self.config).describe()
         self.folder.write_run(
             self.record(),
             data=fingerprints,
             seeds={"trainer": args.seed, "data": args.data_seed if args.data_seed is not None else args.seed},
             world=world_layout(trainer.accelerator),
-            defaults={**args.device_defaults, "dtype": str(trainer.model.dtype).removeprefix("torch.")},
+            defaults=chosen,
         )
 
     # ---- evaluation ----
