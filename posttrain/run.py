@@ -84,7 +84,9 @@ def _show_own(error: PosttrainError) -> None:
 def _compare(config: Any, done: dict[str, Outcome]) -> None:
     """Report on the stages that were evaluated, those with the same parent beside each other."""
     from posttrain.config.stages import resolve_stages
-    from posttrain.evaluation.report import Arm, write_comparison
+    from posttrain.evaluation.arms import Arm
+    from posttrain.evaluation.comparison import Comparison
+    from posttrain.evaluation.comparison_report import write_comparison
 
     parents = {name: parent for name, parent, _ in resolve_stages(config)}
     groups: dict[str | None, list[str]] = {}
@@ -93,8 +95,9 @@ def _compare(config: Any, done: dict[str, Outcome]) -> None:
             groups.setdefault(parents[name], []).append(name)
     compared = max(groups.values(), key=len, default=[])
     if len(compared) > 1:
-        path = write_comparison(str(config.trainer.output_dir), [Arm(name, done[name].folder) for name in compared])
-        say(f"report: {path}")
+        arms = tuple(Arm.of(name, done[name].folder) for name in compared)
+        page = write_comparison(str(config.trainer.output_dir), Comparison(arms))
+        say(f"report: {page.with_name('REPORT.md')}, and the same as one page: {page}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,8 +22,7 @@ def escape(text: Any) -> str:
 
     Safe in a paragraph, a heading and a table cell, whatever the text holds.
     """
-    shown = str(text).replace("\r\n", "\n").replace("\t", "    ")
-    shown = _INVISIBLE.sub(lambda match: f"\\u{ord(match[0]):04x}", shown)
+    shown = visible(text)
     shown = _ACTIVE.sub(lambda match: f"&#{ord(match[0])};", shown)
     shown = _LINK.sub(lambda match: f"&#{ord(match[0])};", shown)
     shown = _MARKER.sub(lambda match: f"{match[1]}&#{ord(match[2][0])};{match[2][1:]}", shown)
@@ -31,6 +30,12 @@ def escape(text: Any) -> str:
         re.sub(r"^ +| {2,}", lambda match: "&nbsp;" * len(match[0]), line.rstrip(" ")) for line in shown.split("\n")
     ]
     return "<br>".join(lines)
+
+
+def visible(text: Any) -> str:
+    """The text with tabs as spaces, and control and invisible characters as their code, for any form of report."""
+    shown = str(text).replace("\r\n", "\n").replace("\t", "    ")
+    return _INVISIBLE.sub(lambda match: f"\\u{ord(match[0]):04x}", shown)
 
 
 def cell(text: Any, *, limit: int = 500) -> str:

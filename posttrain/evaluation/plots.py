@@ -17,8 +17,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 Events = Sequence[Mapping[str, Any]]
-# (step, accuracy, standard error), the last NaN if unknown
-Point = tuple[int, float, float]
+# (step or cost, value, standard error), the last NaN if unknown
+Point = tuple[float, float, float]
+Seed = tuple[Sequence[float], Sequence[float]]  # places on the horizontal axis, values
+STEP = "optimizer step"
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
@@ -55,31 +57,42 @@ PANELS = (
           (0, None)),
     Panel("truncated", "Rollouts cut off at the length limit", "fraction of completions (0 to 1)",
           (("rollout/truncated_fraction", "truncated"),), FRACTION),
+    Panel("entropy", "Entropy of the next token in training", "nats per token", (("entropy", "entropy"),), (0, None)),
     Panel("grad_norm", "Gradient norm before clipping", "global L2 norm", (("grad_norm", "norm"),), (0, None)),
 )  # fmt: skip
 
 
-def curves(runs: Mapping[str, Events], panels: Sequence[Panel] = PANELS) -> dict[str, bytes]:
+@dataclass(frozen=True)
+class Plot:
+    """A drawn plot: PNG bytes, and in words what it shows for who cannot see it."""
+
+    png: bytes
+    alt: str
+
+
+def curves(arms: Mapping[str, Sequence[Events]], panels: Sequence[Panel] = PANELS) -> dict[str, Plot]:
     """Draw every panel that has data.
 
     Args:
-        runs: log events by the name that the legend shows; one run is drawn without its name.
+        arms: log events of each seed, by the name that the legend shows; a single arm is drawn without its name.
+            Several seeds are drawn thin, with their mean as a line and their range as a band.
         panels: what to draw.
 
     Returns:
-        PNG bytes by panel name, in the order of the panels; a panel without a finite number is left out.
+        Plots by panel name, in the order of the panels; a panel without a finite number is left out.
     """
     drawn = {}
     for panel in panels:
         lines = []
-        for number, (run, events) in enumerate(runs.items()):
+        for number, (arm, runs) in enumerate(arms.items()):
             for place, (metric, legend) in enumerate(panel.metrics):
-                steps, values = series(events, metric)
-                if not steps or _says_nothing(metric, events):
+                found = [series(events, metric) for events in runs if not _says_nothing(metric, events)]
+                found = [(steps, values) for steps, values in found if steps]
+                if not found:
                     continue
                 many = len(panel.metrics) > 1
-                label = legend if len(runs) == 1 else f"{run}: {legend}" if many else run
-                lines.append((label, steps, values, _style(*_look(len(runs) == 1, not many, number, place))))
+                label = legend if len(arms) == 1 else f"{arm}: {legend}" if many else arm
+                lines.append(_Line(label, found, _style(*_look(len(arms) == 1, not many, number, place))))
         if lines:
             drawn[panel.name] = _draw_curves(panel, lines)
     return drawn
@@ -100,39 +113,60 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
     return means
 
 
-def evaluation_points(runs: Mapping[str, Sequence[Point]]) -> bytes | None:
-    """Accuracy of the evaluations over optimizer steps, with bars of one standard error.
+def evaluation_points(
+    arms: Mapping[str, Sequence[Sequence[Point]]],
+    *,
+    title: str = "Accuracy on the evaluation prompts",
+    ylabel: str = "fraction solved",
+    xlabel: str = STEP,
+    is_fraction: bool = True,
+) -> Plot | None:
+    """A number of the evaluations over optimizer steps or over a cost.
+
+    One seed has bars of one standard error over prompts; several are drawn thin, with their mean and range.
 
     Args:
-        runs: (step, accuracy, standard error) of each evaluation, by the name that the legend shows.
+        arms: (step or cost, value, standard error) of each evaluation of each seed, by the name that the legend shows.
+        title: of the plot.
+        ylabel: what the value is.
+        xlabel: what the first number of a point is.
+        is_fraction: whether the values lie in [0, 1], which the axis then does not leave.
 
     Returns:
-        PNG bytes; None if no run has a finite accuracy.
+        None if no arm has a finite value.
     """
-    runs = {name: [point for point in points if math.isfinite(point[1])] for name, points in runs.items()}
-    if not any(runs.values()):
+    found = {
+        name: [kept for points in runs if (kept := [point for point in points if math.isfinite(point[1])])]
+        for name, runs in arms.items()
+    }
+    points = [point for runs in found.values() for run in runs for point in run]
+    if not points:
         return None
 
     def draw(axes: Axes) -> None:
-        widest = max(step for points in runs.values() for step, _, _ in points)
-        for number, (name, points) in enumerate(runs.items()):
+        widest = max(place for place, _, _ in points)
+        for number, (name, runs) in enumerate(found.items()):
             # Arms that end at the same step would hide each other's bars.
-            shift = (number - (len(runs) - 1) / 2) * 0.012 * max(widest, 1)
-            axes.errorbar(
-                [step + shift for step, _, _ in points],
-                [accuracy for _, accuracy, _ in points],
-                yerr=[0.0 if math.isnan(error) else error for _, _, error in points],
-                label=name,
-                capsize=4,
-                **_style(number, number),
-            )
-        highest = max(
-            accuracy + (error if error > 0 else 0) for points in runs.values() for _, accuracy, error in points
-        )
-        axes.set_ylim(FRACTION[0] * highest, min(FRACTION[1], highest * 1.15 + 0.01))
+            shift = (number - (len(found) - 1) / 2) * 0.012 * max(widest, 1) if xlabel == STEP else 0.0
+            if len(runs) == 1:
+                _draw_with_bars(axes, runs[0], shift, name, _style(number, number))
+            elif runs:
+                _draw_seeds(axes, [([p + shift for p, _, _ in run], [v for _, v, _ in run]) for run in runs],
+                            name, _style(number, number), by_place=True)  # fmt: skip
+        highest = max(value + (error if error > 0 else 0) for _, value, error in points)
+        lowest = min(value for _, value, _ in points)
+        if is_fraction:
+            axes.set_ylim(FRACTION[0] * highest, min(FRACTION[1], highest * 1.15 + 0.01))
+        elif lowest >= 0:
+            axes.set_ylim(0, highest * 1.15 or 1)
 
-    label = "fraction solved ± 1 standard error"
-    return _figure("Accuracy on the evaluation prompts", label, draw, legend=len(runs) > 1)
+    several = any(len(runs) > 1 for runs in found.values())
+    bars = "mean and range over seeds" if several else "± 1 standard error"
+    ends = [
+        f"{name or 'it'} ends at {_mean([run[-1][1] for run in runs]):.3g}" for name, runs in found.items() if runs
+    ]
+    png = _figure(title, f"{ylabel}, {bars}", draw, legend=len(found) > 1, xlabel=xlabel)
+    return Plot(png, f"{title}, over {xlabel}: {'; '.join(ends)}.")
 
 
 def _says_nothing(metric: str, events: Events) -> bool:
@@ -142,30 +176,109 @@ def _says_nothing(metric: str, events: Events) -> bool:
     return metric == "reward" and series(events, metric) == series(events, "rollout/accuracy")
 
 
-def _draw_curves(panel: Panel, lines: list[tuple[str, list[int], list[float], dict[str, Any]]]) -> bytes:
-    longest = max(len(values) for _, _, values, _ in lines)
+@dataclass(frozen=True)
+class _Line:
+    label: str
+    seeds: list[tuple[list[int], list[float]]]  # as `Seed`
+    style: dict[str, Any]
+
+
+def _draw_curves(panel: Panel, lines: list[_Line]) -> Plot:
+    longest = max(len(values) for line in lines for _, values in line.seeds)
     window = math.ceil(longest / 20) if longest > NOISY_POINTS else 1
 
     def draw(axes: Axes) -> None:
-        for label, steps, values, style in lines:
-            if window > 1:
-                axes.plot(steps, values, color=style["color"], alpha=0.25, linewidth=0.8)
-                axes.plot(steps, running_mean(values, window), label=label, **{**style, "marker": None})
+        for line in lines:
+            style = line.style if window == 1 else {**line.style, "marker": None}
+            if window > 1 and len(line.seeds) == 1:
+                axes.plot(*line.seeds[0], color=style["color"], alpha=0.25, linewidth=0.8)
+            smooth = [(steps, running_mean(values, window)) for steps, values in line.seeds]
+            if len(smooth) == 1:
+                axes.plot(*smooth[0], label=line.label, markersize=3, **style)
             else:
-                axes.plot(steps, values, label=label, markersize=3, **style)
+                _draw_seeds(axes, smooth, line.label, style, with_spread=len(panel.metrics) == 1)
         axes.set_ylim(*panel.limits)
 
-    note = f"running mean of {window} logs" if window > 1 else None
-    return _figure(panel.title, panel.ylabel, draw, legend=len(lines) > 1 or window > 1, note=note)
+    notes = [f"running mean of {window} logs"] if window > 1 else []
+    if any(len(line.seeds) > 1 for line in lines):
+        notes.append("line: mean over seeds" + (", band: their range" if len(panel.metrics) == 1 else ""))
+    legend = len(lines) > 1 or bool(notes)
+    last = {line.label: _aligned(line.seeds)[1][-1:] for line in lines}
+    ends = [f"{label} ends at {_mean(values[0]):.3g}" for label, values in last.items() if values]
+    png = _figure(panel.title, panel.ylabel, draw, legend=legend, note="; ".join(notes) or None)
+    return Plot(png, f"{panel.title}, over {STEP}: {'; '.join(ends)}.")
 
 
-def _figure(title: str, ylabel: str, draw: Callable[[Axes], None], *, legend: bool, note: str | None = None) -> bytes:
+def _draw_seeds(
+    axes: Axes,
+    seeds: Sequence[Seed],
+    label: str,
+    style: dict[str, Any],
+    *,
+    with_spread: bool = True,
+    by_place: bool = False,
+) -> None:
+    """Each seed thin, their mean as a line, their range as a band.
+
+    Args:
+        axes: to draw on.
+        seeds: places on the horizontal axis and values of each.
+        label: of the mean in the legend.
+        style: colour, line and marker.
+        with_spread: whether single seeds and their range are drawn; False where too many lines would overlap.
+        by_place: seeds are matched by their position in the sequence, and the mean stands at the mean place (costs
+            differ between seeds); otherwise by equal place, where places that one seed lacks are left out.
+    """
+    places, columns = _aligned(seeds, by_place=by_place)
+    if with_spread:
+        for steps, values in seeds:
+            axes.plot(steps, values, color=style["color"], alpha=0.35, linewidth=0.7)
+        lowest, highest = [min(column) for column in columns], [max(column) for column in columns]
+        axes.fill_between(places, lowest, highest, color=style["color"], alpha=0.15, linewidth=0)
+    axes.plot(places, [_mean(column) for column in columns], label=label, markersize=3, **style)
+
+
+def _aligned(seeds: Sequence[Seed], *, by_place: bool = False) -> tuple[list[float], list[list[float]]]:
+    """Places and the values of all seeds at each, see `_draw_seeds`."""
+    if by_place:
+        count = min(len(values) for _, values in seeds)
+        places = [_mean([steps[i] for steps, _ in seeds]) for i in range(count)]
+        return places, [[values[i] for _, values in seeds] for i in range(count)]
+    by_step = [dict(zip(steps, values, strict=True)) for steps, values in seeds]
+    common = sorted(set.intersection(*[set(found) for found in by_step]))
+    return list(common), [[found[place] for found in by_step] for place in common]
+
+
+def _draw_with_bars(axes: Axes, points: Sequence[Point], shift: float, label: str, style: dict[str, Any]) -> None:
+    axes.errorbar(
+        [place + shift for place, _, _ in points],
+        [value for _, value, _ in points],
+        yerr=[0.0 if math.isnan(error) else error for _, _, error in points],
+        label=label,
+        capsize=4,
+        **style,
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _figure(
+    title: str,
+    ylabel: str,
+    draw: Callable[[Axes], None],
+    *,
+    legend: bool,
+    note: str | None = None,
+    xlabel: str = STEP,
+) -> bytes:
     figure = Figure(figsize=(6.4, 3.6), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     draw(axes)
     axes.set_title(title, fontsize=11)
-    axes.set_xlabel("optimizer step")
+    axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel, fontsize=9)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

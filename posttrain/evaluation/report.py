@@ -3,6 +3,7 @@
     run.json             resolved config, versions, commit, data fingerprints, seeds, world layout, command
     metrics.jsonl        one line for each logging event (callbacks/metrics.py)
     eval.json            every evaluation by name: before, after, step-000100
+    health.json          warnings of the health checks (callbacks/health.py)
     completions/         the prompts and completions of each evaluation, one JSON object a line
     plots/, REPORT.md    written from the files above, so they can be written again at any time
 
@@ -15,7 +16,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class RunFolder:
         self.run_path = self.path / "run.json"
         self.metrics_path = self.path / "metrics.jsonl"
         self.eval_path = self.path / "eval.json"
+        self.health_path = self.path / "health.json"
         self.report_path = self.path / "REPORT.md"
 
     def write_run(
@@ -118,6 +120,10 @@ class RunFolder:
         """`eval.json`: evaluations by name, in the order in which they were first written; empty if there are none."""
         return _read_json(self.eval_path)
 
+    def read_health(self) -> dict[str, Any]:
+        """`health.json`: what the health checks of the training found; empty if they did not run."""
+        return _read_json(self.health_path)
+
     def read_samples(self, name: str) -> list[Sample]:
         """Completions of the named evaluation; empty if there are none."""
         path = self._samples_path(name)
@@ -132,10 +138,18 @@ class RunFolder:
     def costs(self) -> dict[str, Any]:
         """Steps, tokens and time, as far as the files tell."""
         events, evals = self.read_metrics(), self.read_evals()
-        tokens = [event["num_tokens"] for event in events if isinstance(event.get("num_tokens"), int | float)]
+
+        def total(counter: str) -> float | None:
+            """The last value of a cumulative number of the log."""
+            values = [event[counter] for event in events if isinstance(event.get(counter), int | float)]
+            return values[-1] if values else None
+
         found = {
             "optimizer steps": events[-1]["step"] if events else None,
-            "tokens processed in training": tokens[-1] if tokens else None,
+            "prompts": total("cost/prompts"),
+            "generated tokens": total("cost/generated_tokens"),
+            "demonstrations": total("cost/demonstrations"),
+            "tokens processed in training": total("num_tokens"),
             "training time": training_seconds(self.metrics_path) if events else None,
             "evaluation time": sum(item["seconds"] for item in evals.values()) if evals else None,
         }
@@ -164,8 +178,10 @@ class RunFolder:
             parts += _bullets(sections.remarks(named))
             parts += _section("By group", sections.group_table([item for item in named if item[0] in (BEFORE, AFTER)]))
         parts += _section("Cost", sections.cost_table([("", {**self.costs(), **(cost or {})})]))
-        drawn = plots.curves({"": self.read_metrics()})
-        parts += _section("Curves", _images(self.path, drawn, plots.evaluation_points({"": self.evaluation_points()})))
+        drawn = plots.curves({"": [self.read_metrics()]})
+        evaluated = plots.evaluation_points({"": [self.evaluation_points()]})
+        parts += _section("Warnings", _warnings(self.read_health()))
+        parts += _section("Curves", _images(self.path, drawn, evaluated))
         parts += _section("Completions", sections.completions_table(samples), _CHOICE)
         parts += _section("How it was made", _provenance_table(self.read_run()))
         parts += ["", "## How to read this", "", sections.READING]
@@ -173,57 +189,6 @@ class RunFolder:
 
     def _samples_path(self, name: str) -> Path:
         return self.path / "completions" / f"{name}.jsonl"
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One run of a comparison."""
-
-    name: str
-    folder: RunFolder | str | Path
-    cost: Mapping[str, Any] = field(default_factory=dict)  # as in `RunFolder.write_report`
-
-    def run(self) -> RunFolder:
-        """Its files."""
-        return self.folder if isinstance(self.folder, RunFolder) else RunFolder(self.folder)
-
-
-def write_comparison(output_dir: str | Path, arms: Sequence[Arm], *, title: str | None = None) -> Path:
-    """Write `REPORT.md` and overlay plots that set runs from the same starting model beside each other.
-
-    Args:
-        output_dir: folder of the report; the arms' folders may lie anywhere.
-        arms: the baseline first; their names must differ.
-        title: default "Comparison of <names>".
-    """
-    folder = Path(output_dir)
-    runs = {arm.name: arm.run() for arm in arms}
-    if len(runs) < len(arms):
-        raise ValueError(f"two arms have the same name: {[arm.name for arm in arms]}")
-    evals = {name: run.read_evals() for name, run in runs.items()}
-    samples = {name: {kind: run.read_samples(kind) for kind in (BEFORE, AFTER)} for name, run in runs.items()}
-    entries = [
-        (f"{name}, {kind}", evals[name][kind]) for name in runs for kind in (BEFORE, AFTER) if kind in evals[name]
-    ]
-    costs = {arm.name: {**arm.run().costs(), **arm.cost} for arm in arms}
-    changes = {name: sections.change(found[BEFORE], found[AFTER]) for name, found in samples.items()}
-    parts = [f"# {escape(title or 'Comparison of ' + ', '.join(runs))}", ""]
-    for name, found in evals.items():
-        parts.append(f"- **{escape(name)}**: {sections.headline(found.get(BEFORE), found.get(AFTER), changes[name])}")
-    parts += ["", "## Result", "", sections.arms_table(evals, changes, costs)]
-    parts += _bullets(sections.remarks(entries))
-    afters = {name: found[AFTER] for name, found in samples.items()}
-    parts += _section("Against the first", sections.differences_table(afters), "After training, on the same prompts.")
-    parts += _section("By group", sections.group_table(entries))
-    drawn = plots.curves({name: run.read_metrics() for name, run in runs.items()})
-    evaluated = plots.evaluation_points({name: run.evaluation_points() for name, run in runs.items()})
-    parts += _section("Curves", _images(folder, drawn, evaluated))
-    parts += _section("Every evaluation", sections.result_table(entries) if entries else None)
-    start = next((found[BEFORE] for found in samples.values() if found[BEFORE]), [])
-    columns = [("before", start), *[(f"after {name}", found) for name, found in afters.items()]]
-    parts += _section("Completions", sections.completions_table(columns), _CHOICE)
-    parts += ["", "## How to read this", "", sections.READING]
-    return write_atomic(folder / "REPORT.md", "\n".join(parts).rstrip() + "\n")
 
 
 _CHOICE = (
@@ -241,13 +206,21 @@ def _bullets(lines: Sequence[str]) -> list[str]:
     return ["", *[f"- {line}" for line in lines]] if lines else []
 
 
-def _images(folder: Path, drawn: Mapping[str, bytes], evaluated: bytes | None) -> str | None:
+def _warnings(health: Mapping[str, Any]) -> str | None:
+    """What the health checks of the training found, see `callbacks/health.py`; None if they did not run."""
+    if not health:
+        return None
+    lines = [f"step {item['step']}: {item['text']}" for item in health["warnings"]]
+    return "\n".join(f"- {escape(line)}" for line in lines) if lines else "None."
+
+
+def _images(folder: Path, drawn: Mapping[str, plots.Plot], evaluated: plots.Plot | None) -> str | None:
     """Write the plots and return the Markdown that shows them; None without any."""
     images = {**({"evaluation": evaluated} if evaluated is not None else {}), **drawn}
     lines = []
-    for name, content in images.items():
-        write_atomic(folder / "plots" / f"{name}.png", content)
-        lines.append(f"![{name.replace('_', ' ')}](plots/{name}.png)")
+    for name, plot in images.items():
+        write_atomic(folder / "plots" / f"{name}.png", plot.png)
+        lines.append(f"![{escape(plot.alt)}](plots/{name}.png)")
     return "\n".join(lines) if lines else None
 
 

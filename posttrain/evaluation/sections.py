@@ -133,38 +133,6 @@ def cost_table(costs: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     return table(["", *[escape(run) or "this run" for run, _ in costs]], rows)
 
 
-def arms_table(
-    evals: Mapping[str, Mapping[str, Evaluation]],
-    changes: Mapping[str, tuple[float | None, float | None, int]],
-    costs: Mapping[str, Mapping[str, Any]],
-) -> str:
-    """One row an arm: accuracy before and after, the change, and a column for each cost that any arm names."""
-    names = list(dict.fromkeys(name for cost in costs.values() for name in cost))
-    rows = []
-    for arm, found in evals.items():
-        accuracies = [found.get(kind) for kind in ("before", "after")]
-        rows.append(
-            [
-                escape(arm),
-                *[percent(item["accuracy"], item["accuracy_stderr"]) if item else MISSING for item in accuracies],
-                points(*changes[arm][:2]),
-                *[_cost(name, costs[arm].get(name)) for name in names],
-            ]
-        )
-    return table(["", "before", "after", "change (points)", *[escape(name) for name in names]], rows)
-
-
-def differences_table(afters: Mapping[str, Samples]) -> str | None:
-    """Each arm's accuracy less that of the first, on the prompts that both answered; None with fewer than two."""
-    (first, baseline), *others = afters.items()
-    rows = []
-    for arm, samples in others:
-        value, stderr, count = change(baseline, samples)
-        if value is not None:
-            rows.append([f"{escape(arm)} minus {escape(first)}", points(value, stderr), number(count)])
-    return table(["", "difference (points)", "prompts"], rows) if rows else None
-
-
 def completions_table(columns: Sequence[tuple[str, Samples]], *, limit: int = 500) -> str | None:
     """A few prompts with the completions of each evaluation side by side; None without completions.
 
@@ -180,7 +148,7 @@ def completions_table(columns: Sequence[tuple[str, Samples]], *, limit: int = 50
     if not found:
         return None
     rows = []
-    for key in _examples(found[0][1], found[-1][1]):
+    for key in examples(found[0][1], found[-1][1]):
         first = found[0][1].get(key) or found[-1][1][key]
         asked = cell(prompt_text(first["prompt"]), limit=limit)
         if first.get("answer") not in (None, ""):
@@ -198,7 +166,14 @@ def prompt_text(prompt: Any) -> str:
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
-def _examples(first: Mapping[Key, Sample], last: Mapping[Key, Sample]) -> list[Key]:
+def verdict(sample: Sample) -> str:
+    """ "correct", "wrong" or "not scored", and whether the completion was cut off."""
+    word = {True: "correct", False: "wrong", None: "not scored"}[sample["correct"]]
+    return f"{word}, cut off" if sample["truncated"] else word
+
+
+def examples(first: Mapping[Key, Sample], last: Mapping[Key, Sample]) -> list[Key]:
+    """(index, sample) of the completions worth showing: up to two of each pair of verdicts, in data order."""
     kinds: dict[tuple[Any, Any], list[Key]] = {}
     for key in sorted(set(first) & set(last)):
         kinds.setdefault((first[key]["correct"], last[key]["correct"]), []).append(key)
@@ -210,9 +185,7 @@ def _examples(first: Mapping[Key, Sample], last: Mapping[Key, Sample]) -> list[K
 def _completion(sample: Sample | None, limit: int) -> str:
     if sample is None:
         return MISSING
-    verdict = {True: "correct", False: "wrong", None: "not scored"}[sample["correct"]]
-    cut = ", cut off" if sample["truncated"] else ""
-    return f"**{verdict}{cut}**<br>{cell(sample['completion'], limit=limit)}"
+    return f"**{verdict(sample)}**<br>{cell(sample['completion'], limit=limit)}"
 
 
 def _prompts(item: Evaluation) -> str:

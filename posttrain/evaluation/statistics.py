@@ -8,6 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+Key = TypeVar("Key", bound=Hashable)  # what two results are paired by: a seed, a prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +59,7 @@ def t_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval
     return _interval(mean, half, stderr, p_value, count, confidence)
 
 
-def paired_interval(
-    first: Mapping[Hashable, float], second: Mapping[Hashable, float], *, confidence: float = 0.95
-) -> Interval:
+def paired_interval(first: Mapping[Key, float], second: Mapping[Key, float], *, confidence: float = 0.95) -> Interval:
     """`t_interval` of second minus first over the keys (seeds) that both have and that are finite in both."""
     shared = [key for key in first if key in second and math.isfinite(first[key]) and math.isfinite(second[key])]
     return t_interval([second[key] - first[key] for key in shared], confidence=confidence)

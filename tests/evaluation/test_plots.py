@@ -10,13 +10,13 @@ from matplotlib import colors, image
 from posttrain.evaluation import plots
 
 
-def pixels(png):
-    return image.imread(io.BytesIO(png))[:, :, :3]
+def pixels(plot):
+    return image.imread(io.BytesIO(plot.png))[:, :, :3]
 
 
-def share_of(png, colour):
+def share_of(plot, colour):
     """Fraction of pixels in (nearly) this colour."""
-    distance = numpy.abs(pixels(png) - numpy.array(colors.to_rgb(colour))).max(axis=2)
+    distance = numpy.abs(pixels(plot) - numpy.array(colors.to_rgb(colour))).max(axis=2)
     return float((distance < 0.06).mean())
 
 
@@ -39,31 +39,31 @@ def test_a_policy_run_has_its_plots_and_no_loss():
             "grad_norm": [1.0, 0.5, 0.2],
         }
     )
-    drawn = plots.curves({"": run})
+    drawn = plots.curves({"": [run]})
     assert list(drawn) == ["accuracy", "reward", "gate", "groups", "length", "grad_norm"]
-    assert all(share_of(png, plots.COLOURS[0]) > 0.0005 for png in drawn.values())
+    assert all(share_of(plot, plots.COLOURS[0]) > 0.0005 for plot in drawn.values())
     # Three outcomes, three colours.
     assert all(share_of(drawn["groups"], colour) > 0.0005 for colour in plots.COLOURS[:3])
     assert share_of(drawn["gate"], plots.COLOURS[1]) == 0
 
 
 def test_a_supervised_run_shows_its_loss():
-    assert list(plots.curves({"": events(loss=[3.0, 2.0, 1.5], grad_norm=[1.0, 1.0, 1.0])})) == ["loss", "grad_norm"]
+    assert list(plots.curves({"": [events(loss=[3.0, 2.0, 1.5], grad_norm=[1.0, 1.0, 1.0])]})) == ["loss", "grad_norm"]
 
 
 def test_a_reward_that_is_the_verdict_is_drawn_once():
     run = events(**{"reward": [0.1, 0.4], "rollout/accuracy": [0.1, 0.4]})
-    assert list(plots.curves({"": run})) == ["accuracy"]
+    assert list(plots.curves({"": [run]})) == ["accuracy"]
 
 
 def test_metrics_without_a_finite_number_are_not_drawn():
-    assert plots.curves({"": events(reward=[None, math.nan, math.inf])}) == {}
-    assert plots.curves({"": []}) == {}
+    assert plots.curves({"": [events(reward=[None, math.nan, math.inf])]}) == {}
+    assert plots.curves({"": [[]]}) == {}
     assert plots.series(events(reward=[None, 0.5, math.nan, True, "x"]), "reward") == ([2], [0.5])
 
 
 def test_runs_are_overlaid_in_colours_of_their_own():
-    runs = {"grpo": events(reward=[0.1, 0.2, 0.3]), "hpt": events(reward=[0.1, 0.5, 0.9])}
+    runs = {"grpo": [events(reward=[0.1, 0.2, 0.3])], "hpt": [events(reward=[0.1, 0.5, 0.9])]}
     both, alone = plots.curves(runs)["reward"], plots.curves({"grpo": runs["grpo"]})["reward"]
     assert share_of(both, plots.COLOURS[0]) > 0.0005 and share_of(both, plots.COLOURS[1]) > 0.0005
     assert share_of(alone, plots.COLOURS[1]) == 0
@@ -83,22 +83,22 @@ def test_long_curves_get_a_running_mean_and_short_ones_do_not():
     values = [0.5] * 2 + [float(i % 2) for i in range(plots.NOISY_POINTS - 1)]
     assert len(values) == plots.NOISY_POINTS + 1
 
-    def height(png):
-        distance = numpy.abs(pixels(png) - numpy.array(colors.to_rgb(plots.COLOURS[0]))).max(axis=2)
+    def height(plot):
+        distance = numpy.abs(pixels(plot) - numpy.array(colors.to_rgb(plots.COLOURS[0]))).max(axis=2)
         middle = distance[:280, 200:600] < 0.06
         rows = middle.any(axis=1).nonzero()[0]
         return int(rows[-1] - rows[0])
 
     # Both axes span the raw curve: the pale line is in the long plot as well.
-    long = height(plots.curves({"": events(reward=values)})["reward"])
-    short = height(plots.curves({"": events(reward=values[1:])})["reward"])
+    long = height(plots.curves({"": [events(reward=values)]})["reward"])
+    short = height(plots.curves({"": [events(reward=values[1:])]})["reward"])
     assert short > 200 and 0.25 < long / short < 0.5
 
 
 def test_error_bars_are_drawn_to_scale():
     def height(error):
-        png = plots.evaluation_points({"": [(0, 0.5, error), (10, 0.5, 0.25)]})
-        distance = numpy.abs(pixels(png) - numpy.array(colors.to_rgb(plots.COLOURS[0]))).max(axis=2)
+        plot = plots.evaluation_points({"": [[(0, 0.5, error), (10, 0.5, 0.25)]]})
+        distance = numpy.abs(pixels(plot) - numpy.array(colors.to_rgb(plots.COLOURS[0]))).max(axis=2)
         left = distance[:, : distance.shape[1] // 2] < 0.06
         return int(left.any(axis=1).sum())
 
@@ -106,11 +106,34 @@ def test_error_bars_are_drawn_to_scale():
 
 
 def test_evaluations_without_a_verdict_are_no_plot():
-    assert plots.evaluation_points({"": []}) is None
-    assert plots.evaluation_points({"a": [(0, math.nan, math.nan)]}) is None
-    assert plots.evaluation_points({"a": [(0, 0.0, math.nan)]}) is not None
+    assert plots.evaluation_points({"": []}) is None and plots.evaluation_points({"": [[]]}) is None
+    assert plots.evaluation_points({"a": [[(0, math.nan, math.nan)]]}) is None
+    assert plots.evaluation_points({"a": [[(0, 0.0, math.nan)]]}) is not None
 
 
 def test_the_same_data_gives_the_same_file():
-    run = {"": events(reward=[0.1, 0.2])}
+    run = {"": [events(reward=[0.1, 0.2])]}
     assert plots.curves(run) == plots.curves(run)
+
+
+def test_seeds_are_drawn_with_their_mean_and_range():
+    """Of 0.2 and 0.8: the band reaches from one to the other, the thick line lies halfway between."""
+    low, high = (events(reward=[value] * 30) for value in (0.2, 0.8))
+    frame = [events(reward=[0.0] * 15 + [1.0] * 15)]
+    drawn = plots.curves({"both": [low, high], "frame": frame})["reward"]
+    column = pixels(drawn)[:280, 300]  # between two marks, above the legend
+    line = numpy.abs(column - numpy.array(colors.to_rgb(plots.COLOURS[0]))).max(axis=1) < 0.06
+    bluish = column[:, 2] - column[:, 0] > 0.08
+    assert line.any() and abs(numpy.flatnonzero(line).mean() - numpy.flatnonzero(bluish).mean()) < 4
+    assert bluish.sum() > 0.4 * len(column)
+    assert drawn.alt == "Reward of the training rollouts, over optimizer step: both ends at 0.5; frame ends at 1."
+
+
+def test_the_mean_covers_the_steps_that_every_seed_has():
+    stopped, finished = events(reward=[1.0, 1.0]), events(reward=[0.0, 0.0, 0.0, 0.9])
+    assert "a ends at 0.5; b ends at 0.9" in plots.curves({"a": [stopped, finished], "b": [finished]})["reward"].alt
+
+
+def test_a_cost_may_take_the_place_of_the_steps():
+    plot = plots.evaluation_points({"a": [[(0, 0.1, 0.01), (2e6, 0.5, 0.02)]]}, xlabel="tokens generated in training")
+    assert plot.alt == "Accuracy on the evaluation prompts, over tokens generated in training: a ends at 0.5."

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from posttrain.evaluation.generate import EvalSettings, evaluate
 from posttrain.evaluation.provenance import data_fingerprint, world_layout
-from posttrain.evaluation.report import Arm, RunFolder, write_comparison
+from posttrain.evaluation.report import RunFolder
 from posttrain.evaluation.results import paired_difference
 
 ROWS = [
@@ -211,23 +211,21 @@ def test_a_change_within_its_error_is_called_chance(tmp_path, arms):
     )
 
 
-def test_comparison_sets_arms_beside_each_other(tmp_path, arms):
-    listed = [Arm("some", arms["some"]), Arm("all", arms["all"].path, cost={"rollouts": 5})]
-    report = write_comparison(tmp_path, listed).read_text()
-    result = section(report, "Result")
-    assert re.search(
-        r"^\| all \| 0\.0 ± 0\.0 % \| 100\.0 ± 0\.0 % \| \+100\.0 ± 0\.0 \| 60 \|.*\| 5 \|$", result, re.MULTILINE
-    )
-    assert re.search(r"^\| some \|.*\| – \|$", result, re.MULTILINE)
-    value, stderr, _ = paired_difference(arms["some"].read_samples("after"), arms["all"].read_samples("after"))
-    assert f"| all minus some | +{100 * value:.1f} ± {100 * stderr:.1f} | 12 |" in section(report, "Against the first")
-    assert "| group | prompts | some, before | some, after | all, before | all, after |" in section(report, "By group")
-    assert "| prompt | before | after some | after all |" in section(report, "Completions")
-    for name in re.findall(r"\((plots/[^)]+)\)", report):
-        assert (tmp_path / name).stat().st_size > 5000
-    assert "plots/loss.png" in report and "plots/evaluation.png" in report
+def test_warnings_of_the_training_are_shown_and_their_absence_too(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert "## Warnings" not in folder.write_report().read_text()
+    folder.health_path.write_text(json.dumps({"warnings": [], "checks": {}}))
+    assert section(folder.write_report().read_text(), "Warnings").strip() == "None."
+    folder.health_path.write_text(json.dumps({"warnings": [{"step": 40, "text": "cut <off>"}], "checks": {}}))
+    assert section(folder.write_report().read_text(), "Warnings").strip() == "- step 40: cut &#60;off&#62;"
 
 
-def test_arms_of_the_same_name_are_refused(tmp_path, arms):
-    with pytest.raises(ValueError, match="same name"):
-        write_comparison(tmp_path, [Arm("x", arms["some"]), Arm("x", arms["all"])])
+def test_costs_that_the_training_counts_are_shown(tmp_path):
+    folder = RunFolder(tmp_path)
+    stamp = {"event": "log", "epoch": 0.0, "wall_time": 0.0, "elapsed_seconds": 3.0}
+    events = [
+        {**stamp, "step": step, "cost/prompts": 8 * step, "cost/generated_tokens": 100 * step} for step in (1, 2)
+    ]
+    folder.metrics_path.write_text("".join(json.dumps(event) + "\n" for event in [*events, {**stamp, "step": 2}]))
+    assert folder.costs() == {"optimizer steps": 2, "prompts": 16, "generated tokens": 200, "training time": 3.0}
+    assert "| generated tokens | 200 |" in folder.write_report().read_text()
