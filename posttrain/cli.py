@@ -55,6 +55,41 @@ def check(
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folder of a run, of stages, or of runs; NAME=FOLDER names it.", metavar="RUN...", show_default=False
+        ),
+    ],
+    output: Annotated[str, typer.Option(help="Folder for REPORT.md, report.html and the plots.")] = "comparison",
+    metric: Annotated[
+        str, typer.Option(help="Number of the evaluation: accuracy, pass@4, mean_length, per_group.NAME.accuracy.")
+    ] = "accuracy",
+    baseline: Annotated[
+        str | None, typer.Option(help="Arm the others are tested against. Default: the first.", show_default=False)
+    ] = None,
+    group: Annotated[
+        bool, typer.Option(help="Put runs together that differ only in their seeds, or show each by itself.")
+    ] = True,
+) -> None:
+    """Set runs beside each other: results over seeds, a paired test, curves, cost; one page to pass on."""
+    from posttrain.evaluation.arms import find_runs, sort_into_arms
+    from posttrain.evaluation.comparison import Comparison
+    from posttrain.evaluation.comparison_report import describe, write_document
+    from posttrain.evaluation.document import show
+    from posttrain.evaluation.measure import Measure
+
+    arms = sort_into_arms(find_runs(runs), group=group)
+    for arm in arms:
+        typer.echo(f"{arm.name}: {', '.join(f'{run.folder.path} ({arm.label(run)})' for run in arm.runs)}")
+    document = describe(Comparison(tuple(arms), Measure(metric), baseline))
+    page = write_document(document, output)
+    show(document, _console(), titles=("Warnings", "Result", "Test", "Cost"))
+    typer.echo(f"{page}\n{page.with_name('REPORT.md')}")
+
+
+@app.command()
 def methods() -> None:
     """List the methods, their papers and where they are supported."""
     from rich.table import Table
