@@ -139,7 +139,8 @@ def _explain(
     where = source.where(key)
     if kind == "missing":
         allowed = _spec(key, info).allowed if info and not _model_of(info.annotation) else None
-        needed = f"the block {key[-1]} is missing" if len(key) == 1 else f"the key {key[-1]} is missing"
+        is_block = len(key) == 1 and info is not None and _model_of(info.annotation) is not None
+        needed = f"the {'block' if is_block else 'key'} {key[-1]} is missing"
         fix = info.description if info else None
         return key, ConfigError(needed, where=where, allowed=allowed, fix=fix and f"It says: {fix}")
     model = _model_of(info.annotation) if info else None

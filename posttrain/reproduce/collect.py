@@ -225,15 +225,19 @@ def _ends(claim: ChangeClaim, folder: RunFolder) -> Ends:
 
 
 def _costs(stages: list[RunFolder]) -> dict[str, float | None]:
-    """Totals over an arm's stages; None where one of them did not count."""
-    totals: dict[str, float | None] = {}
-    for name, metric in _COSTS.items():
-        logged = [
-            [event[metric] for event in stage.read_metrics() if isinstance(event.get(metric), int | float)]
-            for stage in stages
-        ]
-        totals[name] = math.fsum(values[-1] for values in logged) if all(logged) else None
-    return totals
+    """Totals over an arm's stages; None where a stage counted nothing at all. What it did not log it did not spend."""
+    logged = [_totals(stage) for stage in stages]
+    if not all(logged):
+        return dict.fromkeys(_COSTS)
+    return {name: math.fsum(totals.get(metric, 0.0) for totals in logged) for name, metric in _COSTS.items()}
+
+
+def _totals(stage: RunFolder) -> dict[str, float]:
+    """The last logged value of every counter."""
+    found: dict[str, float] = {}
+    for event in stage.read_metrics():
+        found |= {name: float(event[name]) for name in _COSTS.values() if isinstance(event.get(name), int | float)}
+    return found
 
 
 # ---- how it was made ----

@@ -159,7 +159,8 @@ def _finish(plan: Plan, *, root: Path, jobs: int, device: str, console: Console)
         say(console, f"run with changes ({', '.join(result.changed)}), so the results are in {own} alone")
         return
     shipped = write_results(root / "recipes" / plan.key / FILE, plan.key, result)
-    say(console, f"results: {shipped}; `posttrain reproduce --ledger` brings them into the README")
+    where = shipped.relative_to(root) if root == Path.cwd() else shipped
+    say(console, f"results: {where}; `posttrain reproduce --ledger` brings them into the README")
 
 
 def _say_time(result: StudyResult, console: Console) -> None:

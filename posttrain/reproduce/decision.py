@@ -139,7 +139,8 @@ def _arms(claim: Claim) -> list[str]:
 
 
 def _sentence(claim: Claim, held: Held, row: Comparison, scale: str, labels: Mapping[str, str]) -> str:
-    start = {True: "Held", False: "Not held", "undecided": f"Not shown with {row.num_seeds} seeds"}[held]
+    seeds = f"{row.num_seeds} seed{'' if row.num_seeds == 1 else 's'}"
+    start = {True: "Held", False: "Not held", "undecided": f"Not shown with {seeds}"}[held]
     if isinstance(claim, ChangeClaim):
         what = f"{claim.metric} of {labels[claim.arm]} changed by"
     else:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from posttrain.evaluation import plots
 from posttrain.evaluation.results import mean_and_stderr
@@ -23,7 +24,7 @@ def scale_for(claim: Claim, result: StudyResult) -> str:
 
 
 def forest(result: StudyResult) -> bytes:
-    """Paired differences with their intervals, a line each; the claimed side is shaded."""
+    """Paired differences with their intervals, a line each, coloured by what became of the claim."""
     labels = {arm.stage: arm.label for arm in result.arms}
     rows: list[tuple[str, Comparison, ClaimResult, float]] = []
     for item in result.claims:
@@ -35,7 +36,7 @@ def forest(result: StudyResult) -> bytes:
             else:
                 text = f"{labels[claim.treatment]} − {labels[str(row.baseline)]}"
             rows.append((text, row, item, factor))
-    by_unit = {factor: [entry for entry in rows if entry[3] == factor] for factor in sorted({r[3] for r in rows})}
+    by_unit = {factor: [entry for entry in rows if entry[3] == factor] for factor in dict.fromkeys(r[3] for r in rows)}
     figure = Figure(figsize=(7.6, 0.9 * len(by_unit) + 0.34 * len(rows) + 0.6), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     heights = [len(entries) + 1.6 for entries in by_unit.values()]
@@ -65,7 +66,9 @@ def _forest_panel(axes: Axes, factor: float, entries: list[tuple[str, Comparison
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right", "left"]].set_visible(False)
     unit = "percentage points" if factor == 100.0 else "unit of the metric"
-    axes.set_xlabel(f"difference, {unit}, with 95 % interval over seeds (dotted: margin)", fontsize=8)
+    axes.set_xlabel(f"difference ({unit}), 95 % interval; dotted: margin", fontsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=8)
 
 
 def overlay(lines: Mapping[str, Sequence[Mapping[float, float]]], ylabel: str) -> bytes | None:
@@ -100,6 +103,7 @@ def overlay(lines: Mapping[str, Sequence[Mapping[float, float]]], ylabel: str) -
         return None
     axes.set_xlabel("optimizer step of the arm's last stage")
     axes.set_ylabel(ylabel, fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     note = "mean over seeds; band: lowest to highest"

@@ -36,14 +36,13 @@ def write_report(plan: Plan, result: StudyResult) -> Path:
     parts = [
         f"# Reproduction of {escape(plan.key)}, study {escape(result.study)}",
         "",
-        f"Paper: {escape(paper['title'])} ({paper['year']}), arXiv {escape(paper['arxiv'])}.",
-        f"It says: {escape(result.paper_claim)}",
-        f"Here: {escape(result.setting)}",
+        f"- Paper: {escape(paper['title'])} ({paper['year']}), arXiv {escape(paper['arxiv'])}.",
+        f"- It says: {escape(result.paper_claim)}",
+        f"- Here: {escape(result.setting)}",
         "",
     ]
-    parts += [f"**Run with changes, so not the shipped study:** {escape(', '.join(result.changed))}", ""] * bool(
-        result.changed
-    )
+    if result.changed:
+        parts += [f"**Run with changes, so not the shipped study:** {escape(', '.join(result.changed))}", ""]
     parts += ["## Claims", "", *[_claim_text(item) for item in result.claims]]
     images = {"differences": forest(result), **_curves(plan, result)}
     for name, content in images.items():
