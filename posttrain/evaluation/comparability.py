@@ -10,6 +10,7 @@ from typing import Any
 from posttrain.evaluation.arms import SEEDS, Arm, Run
 from posttrain.evaluation.comparison import Comparison, run_costs
 from posttrain.evaluation.markdown import MISSING, number, percent
+from posttrain.evaluation.results import missing_verdicts
 
 # Of the evaluation settings, those that change neither which completions are judged nor how.
 _HARMLESS = {"batch_size", "at_start", "every_steps", "time_budget_seconds"}
@@ -111,7 +112,7 @@ def _evaluations(comparison: Comparison) -> Iterator[str]:
                     counted = f"{item['num_prompts']} of {item['num_requested']} prompts"
                     yield f"{name}, {kind}: partial evaluation, the time budget ended it after {counted}."
                 if item.get("unscored"):
-                    yield f"{name}, {kind}: the verifier gave no verdict on {item['unscored']} completions."
+                    yield f"{name}, {kind}: {missing_verdicts(item)}"
                 if (item.get("truncated_fraction") or 0) > MANY_TRUNCATED:
                     cut = percent(item["truncated_fraction"])
                     yield f"{name}, {kind}: {cut} of the completions were cut off at the token limit."

@@ -8,6 +8,7 @@ Left out: engines other than `model.generate`.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import numbers
 import random
@@ -24,10 +25,12 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from posttrain.data.demonstrations import encode_prompt
 from posttrain.errors import ConfigError, DataError, RewardError
 from posttrain.evaluation.results import EvalResult, EvalSettings, Sample, summarise, summarise_groups
+from posttrain.rewards.scorer import RewardScorer
 
 __all__ = ["EvalResult", "EvalSettings", "evaluate", "stop_token_ids"]
 
 Progress = Callable[[int, int], None]
+_logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -48,7 +51,8 @@ def evaluate(
         model: causal LM; also PEFT, or wrapped by DDP. Under several processes every rank must call this.
         tokenizer: with a chat template if prompts are messages; its padding side does not matter.
         dataset: rows (Dataset or list of dict) with `prompt` (messages or str), optionally `answer`, `group`.
-        verifier: reward function `(prompts, completions, **columns) -> list`; None or NaN means no verdict.
+        verifier: reward function `(prompts, completions, **columns) -> list`; None or NaN means no verdict. Where a
+            `RewardScorer` fails, the row has no verdict and is counted as failed; any other function may not raise.
         settings: the `eval` block, with `max_new_tokens`. Repetition penalty, top-k and the like are off.
         progress: called on the main process with (prompts done, prompts in all) after each batch.
         accelerator: `accelerate.Accelerator`; ranks share the prompts and all return the same. None = one process.
@@ -85,7 +89,13 @@ def evaluate(
                 progress(done, len(order))
             if _any_rank_stops(_is_spent(settings, started), error, world):
                 break
-    return _result(_gathered(samples, world), num_done=done, num_requested=len(order), started=started)
+    result = _result(_gathered(samples, world), num_done=done, num_requested=len(order), started=started)
+    if rank == 0 and result.failed:
+        first = next(sample["failed"] for sample in result.samples if sample["failed"] is not None)
+        _logger.warning(
+            "the verifier failed on %d of %d completions, first: %s", result.failed, result.num_samples, first
+        )
+    return result
 
 
 def stop_token_ids(tokenizer: Any, model: Any) -> list[int]:
@@ -238,6 +248,9 @@ def _with_verdicts(
             where="eval",
             fix="Return None for a completion that cannot be judged",
         ) from problem
+    # Only a scorer knows why it failed on a row; a plain function that raises stops the evaluation above.
+    outcomes = verifier.outcomes if isinstance(verifier, RewardScorer) else []
+    reasons = [outcome.reason for outcome in outcomes] or [None] * len(batch)
     return [
         {
             "index": sample["index"],
@@ -247,11 +260,12 @@ def _with_verdicts(
             "answer": row.get("answer"),
             "completion": sample["completion"],
             "value": value,
+            "failed": reason,
             "correct": None if value is None else value >= success_threshold,
             "length": len(sample["completion_ids"]),
             "truncated": sample["truncated"],
         }
-        for sample, row, value in zip(batch, rows, _checked(values, len(batch)), strict=True)
+        for sample, row, value, reason in zip(batch, rows, _checked(values, len(batch)), reasons, strict=True)
     ]
 
 

@@ -76,7 +76,8 @@ class Score:
     num_prompts: int  # prompts evaluated
     num_samples: int  # completions generated
     num_scored_prompts: int  # prompts with at least one verdict: the n of accuracy and its standard error
-    unscored: int  # completions the verifier gave no verdict on; left out of the accuracy
+    unscored: int  # completions without a verdict, left out of the accuracy: not applicable, or the verifier failed
+    failed: int = 0  # of the unscored, those on which the verifier itself raised, hung or died
     accuracy: float  # mean over prompts of the prompt's mean verdict, in [0, 1]
     accuracy_stderr: float  # see `mean_and_stderr`
     mean_length: float  # tokens, the stop token included
@@ -192,6 +193,19 @@ def prompt_accuracies(samples: Iterable[Sample]) -> dict[int, float]:
     return {index: math.fsum(values) / len(values) for index, values in verdicts.items()}
 
 
+def missing_verdicts(item: Mapping[str, Any]) -> str:
+    """One sentence about completions without a verdict, for reports; "" if there are none.
+
+    Args:
+        item: a `Score` as it is recorded.
+    """
+    unscored, failed = int(item.get("unscored") or 0), int(item.get("failed") or 0)
+    if not unscored:
+        return ""
+    why = f": it failed on {failed} and did not apply to {unscored - failed}" if failed else ""
+    return f"the verifier gave no verdict on {unscored} completions{why}."
+
+
 def summarise(samples: Sequence[Sample]) -> Score:
     """Statistics of completions; the unit of accuracy and of its standard error is the prompt, not the completion."""
     accuracies = prompt_accuracies(samples)
@@ -201,6 +215,7 @@ def summarise(samples: Sequence[Sample]) -> Score:
         num_samples=len(samples),
         num_scored_prompts=len(accuracies),
         unscored=sum(sample["correct"] is None for sample in samples),
+        failed=sum(sample.get("failed") is not None for sample in samples),
         accuracy=accuracy,
         accuracy_stderr=stderr,
         mean_length=mean_and_stderr([sample["length"] for sample in samples])[0],

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posttrain.evaluation.markdown import MISSING, cell, duration, escape, number, percent, points, table
-from posttrain.evaluation.results import Sample, paired_difference
+from posttrain.evaluation.results import Sample, missing_verdicts, paired_difference
 
 Evaluation = Mapping[str, Any]  # one entry of eval.json
 Samples = Sequence[Sample]
@@ -104,7 +104,7 @@ def remarks(evaluations: Sequence[tuple[str, Evaluation]]) -> list[str]:
                 "limit and could not finish; a larger `eval.max_new_tokens` may show a higher accuracy."
             )
         if item["unscored"]:
-            lines.append(f"{escape(name)}: the verifier gave no verdict on {item['unscored']} completions.")
+            lines.append(f"{escape(name)}: {missing_verdicts(item)}")
         left_out = {k: score["num_left_out"] for k, score in (item.get("pass_at_k") or {}).items()}
         if any(left_out.values()):
             shown = ", ".join(f"{count} for pass@{k}" for k, count in left_out.items() if count)

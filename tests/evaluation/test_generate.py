@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from posttrain.data.demonstrations import encode_prompt
 from posttrain.errors import ConfigError, DataError, RewardError
 from posttrain.evaluation.generate import EvalSettings, evaluate, stop_token_ids
+from posttrain.evaluation.results import missing_verdicts
+from posttrain.rewards.scorer import RewardScorer
 
 GREEDY = EvalSettings(max_new_tokens=12)
 SAMPLED = EvalSettings(max_new_tokens=12, temperature=1.0, num_generations=3, batch_size=6)
@@ -254,6 +256,20 @@ def test_missing_verdicts_are_counted_and_left_out(model, tiny_tokenizer):
     assert result.accuracy == pytest.approx(2 / 3)
     lower = evaluate(model, tiny_tokenizer, rows(5), sometimes, settings=GREEDY, success_threshold=0.5)
     assert lower.accuracy == 1.0
+
+
+def test_completions_the_verifier_fails_on_are_counted_apart_with_their_reason(model, tiny_tokenizer, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def sometimes(prompts, completions, *, answer, **_):\n"
+        "    return [{'0': None, '1': 0.0, '2': 1.0}[item] for item in answer]\n"
+    )
+    scorer = RewardScorer("mine.py:sometimes", base_dir=tmp_path)
+    result = evaluate(model, tiny_tokenizer, rows(5), scorer, settings=GREEDY)
+    assert [sample["correct"] for sample in result.samples] == [None, False, True, None, None]
+    assert [sample["failed"] for sample in result.samples] == [None, None, None, "KeyError: '3'", "KeyError: '4'"]
+    assert (result.unscored, result.failed, result.accuracy) == (3, 2, 0.5)
+    told = "the verifier gave no verdict on 3 completions: it failed on 2 and did not apply to 1."
+    assert missing_verdicts(result.to_dict()) == told
 
 
 def test_a_spent_time_budget_gives_a_partial_result_of_whole_prompts(model, tiny_tokenizer):
