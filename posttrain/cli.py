@@ -54,6 +54,58 @@ def check(
         raise typer.Exit(2)
 
 
+@app.command("eval")
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="Model, run, checkpoint-N or adapter folder, or a Hub id.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    recipe: Annotated[str | None, typer.Option(help="Evaluate as this recipe does in training.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Stage of the recipe; default the last.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
+    output: Annotated[str | None, typer.Option(help="Folder of the result; default in the run, or runs/eval.")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="lm-eval tasks by name, a,b,c, or a task file or folder; extra: eval.")
+    ] = None,
+    include: Annotated[
+        str | None, typer.Option(help="Folder of further lm-eval tasks; Python code in it is run.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="First documents of each task of the suite.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the suite; with a recipe: eval.seed=N.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch of the suite; with a recipe: eval.batch_size=N.")] = 8,
+    apply_chat_template: Annotated[
+        bool, typer.Option("--apply-chat-template", help="Ask the suite's questions as chat messages.")
+    ] = False,
+    against: Annotated[str | None, typer.Option(help="Folder of an earlier suite result to compare with.")] = None,
+) -> None:
+    """Evaluate a saved model: --recipe as in training, with pass@k; --suite on lm-eval tasks."""
+    if (recipe is None) == (suite is None):
+        raise typer.BadParameter("give either --recipe or --suite")
+    if recipe is not None:
+        named = {"--include": include, "--limit": limit, "--against": against}
+        ignored = [name for name, value in named.items() if value is not None]
+        ignored += ["--apply-chat-template"] if apply_chat_template else []
+        if ignored:
+            raise typer.BadParameter(f"{', '.join(ignored)} goes with --suite")
+        from posttrain.evaluating import evaluate_model
+
+        evaluate_model(model, recipe=recipe, overrides=overrides or [], revision=revision, stage=stage, output=output)
+        return
+    from posttrain.suites import SuiteOptions, evaluate_suite
+
+    options = SuiteOptions(
+        tasks=str(suite),
+        include=include,
+        limit=limit,
+        seed=seed,
+        batch_size=batch_size,
+        apply_chat_template=apply_chat_template,
+    )
+    evaluate_suite(
+        model, options=options, overrides=overrides or [], revision=revision, output=output, against=against
+    )
+
+
 @app.command()
 def compare(
     runs: Annotated[

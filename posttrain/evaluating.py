@@ -1,34 +1,49 @@
-"""`posttrain eval`: the evaluation of a recipe on any saved model, by the code that evaluates in training."""
+"""`posttrain eval`: the evaluation of a recipe on any saved model, by the code that evaluates in training.
+
+Several processes: accelerate launch -m posttrain.evaluating MODEL --recipe RECIPE.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+from posttrain.errors import ConfigError
 
 # A supervised method has no length of completions to take over.
 DEFAULT_NEW_TOKENS = 256
 
 
-def recipe_evaluator(
-    config: Any, *, tokenizer: Any, rows: Any, accelerator: Any
-) -> tuple[Callable[..., Any], Any] | None:
+def recipe_evaluator(config: Any, *, tokenizer: Any, rows: Any, accelerator: Any) -> tuple[Callable[..., Any], Any]:
     """How one run evaluates: the only place where a recipe becomes an evaluation, in training and after it.
 
     Args:
         config: blocks without stages.
         tokenizer: of the model.
-        rows: evaluation rows, or None.
+        rows: evaluation rows.
         accelerator: `accelerate.Accelerator`; generation runs in its mixed precision.
 
     Returns:
-        (evaluate(model, progress=None) -> EvalResult, its `EvalSettings`), or None without rows or verifier.
+        (evaluate(model, progress=None) -> EvalResult, its `EvalSettings`).
+
+    Raises:
+        ConfigError: no reward gives a verdict; see `verifier_name`.
     """
     from posttrain.config.build import reward_scorer
     from posttrain.evaluation.generate import EvalSettings, evaluate
 
     name = verifier_name(config)
-    if rows is None or name is None:
-        return None
+    if name is None:
+        raise ConfigError(
+            "no reward gives a verdict", where=config.where("eval", "verifier"), fix="Set it, e.g. eval.verifier=exact"
+        )
     settings = EvalSettings(**evaluation_settings(config))
     verifier = reward_scorer(config, name)
 
@@ -70,3 +85,151 @@ def evaluation_settings(config: Any) -> dict[str, Any]:
 def template_variables(config: Any) -> dict[str, Any]:
     """Variables of the chat template that the trainer uses; a run without rollouts has none."""
     return dict(getattr(config.rollout, "chat_template_kwargs", None) or {})
+
+
+def template_sha256(tokenizer: Any) -> str | None:
+    """SHA-256 of a tokenizer's chat template; None without one."""
+    template = tokenizer.chat_template
+    return hashlib.sha256(json.dumps(template).encode()).hexdigest() if template else None
+
+
+# ---- the verb ----
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What `evaluate_model` found and where it wrote it."""
+
+    result: Any  # EvalResult
+    folder: Path
+    notes: list[str]  # warnings, and the comparison with the run's own record
+
+
+def evaluate_model(
+    model: str,
+    *,
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    revision: str | None = None,
+    stage: str | None = None,
+    output: str | Path | None = None,
+) -> Evaluated:
+    """Evaluate a saved model as a recipe would in training.
+
+    Args:
+        model: model, run, checkpoint or adapter folder, or Hub id.
+        recipe: path of the YAML file; its data.eval, eval block, verifier, system prompt and template variables count.
+        overrides: "block.key=value"; in a recipe with stages they reach the blocks of the stage.
+        revision: branch, tag or commit of a Hub id.
+        stage: of a recipe with stages; None = the last.
+        output: folder of the result, see `default_output`.
+
+    Returns:
+        The result, the same on every rank; only the main process writes and prints.
+
+    Raises:
+        PosttrainError: anything a user can cause.
+    """
+    from accelerate import Accelerator
+
+    from posttrain.data.sources import load_source
+    from posttrain.eval_record import EvalRecord
+    from posttrain.evaluation.progress import EvaluationProgress
+    from posttrain.run import quiet_libraries
+    from posttrain.saved_models import find_model
+    from posttrain.stage_run import is_main_process, say
+
+    chain = load_stage(recipe, overrides, stage)
+    name, config = chain[-1]
+    if config.data.eval is None:
+        where = config.where("data", "eval")
+        raise ConfigError("the recipe names no rows to evaluate on", where=where, fix="Set data.eval")
+    found = find_model(model, revision=revision, stage=name)
+    quiet_libraries()
+    accelerator = Accelerator(**precision(config))
+    rows = load_source(config.data.eval, system_prompt=config.data.system_prompt)
+    tokenizer = found.tokenizer(config.model)
+    call, settings = recipe_evaluator(config, tokenizer=tokenizer, rows=rows, accelerator=accelerator)
+    weights = found.load(config.model)
+    if not config.model.load_in_4bit:
+        weights = weights.to(accelerator.device)
+    dtype = str(weights.dtype).removeprefix("torch.")
+    record = EvalRecord(found, chain, settings, tokenizer, rows, accelerator, dtype)
+    folder = record.claim(output)
+    if not is_main_process():
+        return Evaluated(call(weights), folder, [])
+    notes = record.warnings()
+    for note in notes:
+        say(f"warning: {note}")
+    say(f"evaluating {found.path} with {record.title}")
+    with EvaluationProgress() as progress:
+        result = call(weights, progress=progress)
+    notes += record.comparison(result)
+    record.write(folder, result, notes)
+    return Evaluated(result, folder, notes)
+
+
+def load_stage(recipe: str | Path, overrides: Sequence[str], stage: str | None) -> list[tuple[str, Any]]:
+    """The run to evaluate with, after the stages that its model comes from: (name, configuration), oldest first.
+
+    Args:
+        recipe: path of the YAML file.
+        overrides: "block.key=value"; where the stage has a block of its own, they change that one.
+        stage: None = the last; a recipe without stages has one run, named "run".
+    """
+    from posttrain.config.loader import load
+    from posttrain.config.source import read_recipe
+    from posttrain.config.stages import resolve_stages
+
+    written = read_recipe(recipe)[0].get("stages")
+    written = [item for item in written if isinstance(item, dict)] if isinstance(written, list) else []
+    names = [str(item.get("name")) for item in written]
+    if stage is not None and stage not in names:
+        close = difflib.get_close_matches(stage, names, n=1)
+        what = "no such stage" if names else "the recipe has no stages"
+        fix = (f"Perhaps you mean {close[0]!r}" if close else None) if names else "Leave it out"
+        allowed = f"one of: {', '.join(names)}" if names else None
+        raise ConfigError(what, where="--stage", got=stage, allowed=allowed, fix=fix)
+    if names:
+        index = names.index(stage) if stage is not None else len(names) - 1
+        own = written[index].keys() - {"name", "start_from"}
+        overrides = [f"stages.{index}.{text}" if text.split(".")[0] in own else text for text in overrides]
+    runs = {name: (parent, config) for name, parent, config in resolve_stages(load(recipe, overrides))}
+    name: str | None = stage if stage is not None else list(runs)[-1]
+    chain: list[tuple[str, Any]] = []
+    while name is not None:
+        chain.insert(0, (name, runs[name][1]))
+        name = runs[name][0]
+    return chain
+
+
+def precision(config: Any) -> dict[str, Any]:
+    """Keywords of `Accelerator` that give the device and the mixed precision of the recipe's training here."""
+    from posttrain.seam.policy_config import device_defaults
+
+    fields = ("use_cpu", "bf16", "fp16", "gradient_checkpointing")
+    chosen = SimpleNamespace(**{name: getattr(config.trainer, name) for name in fields})
+    device_defaults(chosen)
+    mixed = "bf16" if chosen.bf16 else "fp16" if chosen.fp16 and not chosen.use_cpu else "no"
+    return {"cpu": bool(chosen.use_cpu), "mixed_precision": mixed}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m posttrain.evaluating MODEL --recipe RECIPE …`: the verb, for `accelerate launch`."""
+    from posttrain.cli import app, show_error
+    from posttrain.errors import PosttrainError
+    from posttrain.run import leave_group
+    from posttrain.stage_run import is_main_process
+
+    try:
+        app(["eval", *(sys.argv[1:] if argv is None else argv)], standalone_mode=False)
+    except PosttrainError as error:
+        if is_main_process():
+            show_error(error)
+        return 2
+    leave_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

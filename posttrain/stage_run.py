@@ -114,6 +114,7 @@ class Stage:
         """Tokenizer, data, model, arguments, trainer."""
         from accelerate import PartialState
 
+        from posttrain.callbacks.health import HealthMonitor
         from posttrain.callbacks.metrics import MetricsWriter
         from posttrain.callbacks.progress import RichProgress, replace_printing
         from posttrain.config.build import build_args, reward_scorer
@@ -151,8 +152,10 @@ class Stage:
                 fix="Start them with `accelerate launch --config_file accelerate_configs/ddp.yaml`",
             )
         name = self.name if self.name != "run" else None
-        replace_printing(trainer, RichProgress(name=name))
+        progress = RichProgress(name=name)
+        replace_printing(trainer, progress)
         trainer.add_callback(MetricsWriter(self.folder.metrics_path))
+        trainer.add_callback(HealthMonitor(self.folder.health_path, say=progress.note))
         self.schedule_evaluation(trainer, data)
         return trainer, data
 
@@ -177,6 +180,7 @@ class Stage:
     def describe(self, trainer: Any, fingerprints: dict[str, Any]) -> None:
         """Write `run.json`."""
         from posttrain.config.build import reward_limits
+        from posttrain.evaluating import template_sha256
         from posttrain.evaluation.provenance import world_layout
 
         args = trainer.args
@@ -189,16 +193,19 @@ class Stage:
             seeds={"trainer": args.seed, "data": args.data_seed if args.data_seed is not None else args.seed},
             world=world_layout(trainer.accelerator),
             defaults=chosen,
+            chat_template_sha256=template_sha256(trainer.processing_class),
         )
 
     # ---- evaluation ----
 
     def evaluator(self, trainer: Any, data: dict[str, Any]) -> tuple[Any, Any] | None:
         """(evaluate(model), settings), or None without evaluation data or verifier."""
-        from posttrain.evaluating import recipe_evaluator
+        from posttrain.evaluating import recipe_evaluator, verifier_name
 
+        if "eval" not in data or verifier_name(self.config) is None:
+            return None
         return recipe_evaluator(
-            self.config, tokenizer=trainer.processing_class, rows=data.get("eval"), accelerator=trainer.accelerator
+            self.config, tokenizer=trainer.processing_class, rows=data["eval"], accelerator=trainer.accelerator
         )
 
     def evaluate(self, trainer: Any, data: dict[str, Any], name: str) -> None:

@@ -62,6 +62,7 @@ class RunFolder:
         seeds: Mapping[str, Any] | None = None,
         world: Mapping[str, Any] | None = None,
         defaults: Mapping[str, Any] | None = None,
+        chat_template_sha256: str | None = None,
         argv: Sequence[str] | None = None,
     ) -> Path:
         """Write `run.json`. Versions, commit and time are added; secrets are hidden wherever they stand.
@@ -72,6 +73,7 @@ class RunFolder:
             seeds: every seed by what it decides.
             world: `world_layout(accelerator)`.
             defaults: values chosen by device rather than written in the recipe (dtype, checkpointing).
+            chat_template_sha256: of the tokenizer that trained; an evaluation of the model compares it with its own.
             argv: command line, default `sys.argv`.
 
         What was written by earlier attempts in this folder (before a resume) is kept under `earlier_attempts`.
@@ -86,6 +88,7 @@ class RunFolder:
             "seeds": dict(seeds or {}),
             "data": dict(data or {}),
             "defaults": dict(defaults or {}),
+            "chat_template_sha256": chat_template_sha256,
             "config": dict(config),
             "earlier_attempts": [
                 *(earlier.get("earlier_attempts", []) if earlier else []),

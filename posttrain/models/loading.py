@@ -25,6 +25,7 @@ _CODE_KEYS = ("auto_map", "_attn_implementation_internal", "_experts_implementat
 # ... and those that do if they name a repository of kernels (owner/name).
 _KERNEL_KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 _ADAPTER_FILE = "adapter_config.json"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _MADE_FROM = "made_from.json"
 
 
@@ -234,6 +235,52 @@ def _merged_adapter(model: Any, folder: Path) -> PreTrainedModel:
         )
     base = json.loads((folder / _ADAPTER_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
     return PeftModel.from_pretrained(_load(model, str(base)), str(folder)).merge_and_unload()
+
+
+def adapter_settings(path: str | Path, *, revision: str | None = None) -> dict[str, Any] | None:
+    """`adapter_config.json` of a folder or Hub id that holds an adapter without a whole model beside it, else None."""
+    found = _file(path, _ADAPTER_FILE, revision)
+    if found is None or _file(path, "config.json", revision) is not None:
+        return None
+    return dict(json.loads(found.read_text(encoding="utf-8")))
+
+
+def load_with_adapter(model: Any, *, adapter: str | Path, base: str, revision: str | None = None) -> Any:
+    """A model with its adapter beside the weights, as it was trained; merging it in would round.
+
+    Args:
+        model: a `model` block; its `revision` counts if its `path` is `base`.
+        adapter: folder or Hub id of the adapter.
+        base: folder or Hub id of the model that the adapter was trained on.
+        revision: of the adapter on the Hub.
+
+    Returns:
+        `peft.PeftModel`, the adapter in the type of its file.
+
+    Raises:
+        ConfigError: if there is no base or no safetensors file of the adapter.
+    """
+    from peft import PeftModel
+    from safetensors import safe_open
+
+    file = _file(adapter, _ADAPTER_WEIGHTS, revision)
+    if file is None:
+        fix = "Weights are read from safetensors files only"
+        raise ConfigError(f"the adapter has no {_ADAPTER_WEIGHTS}", where="model", got=str(adapter), fix=fix)
+    with safe_open(str(file), framework="pt") as weights:
+        kinds = {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118 - not a mapping
+    loaded = _load(model, base)
+    # peft 0.21 would hold every adapter in float32, also one that was trained in the type of its base.
+    return PeftModel.from_pretrained(loaded, str(adapter), revision=revision, autocast_adapter_dtype="F32" in kinds)
+
+
+def _file(path: str | Path, name: str, revision: str | None) -> Path | None:
+    """A file of a folder or of a Hub id; None if it is not there or out of reach."""
+    try:
+        found = cached_file(str(path), name, revision=revision)
+    except OSError:
+        return None
+    return Path(str(found)) if found is not None else None
 
 
 def _override(config: Any, key: str, value: Any) -> None:
