@@ -1,4 +1,4 @@
-"""The README's Python example is run as it stands."""
+"""The README's Python example is run as it stands; its tables are those of the registry and the results files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 from posttrain.registry import methods_table
+from posttrain.reproduce.ledger import BEGIN, END, ledger_table
+from posttrain.reproduce.results import problems
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BLOCK = re.compile(r"<!-- example:(\w+) -->\n```\w+\n(.*?)```\n<!-- /example:\1 -->", re.DOTALL)
@@ -34,6 +36,17 @@ def test_python_example_trains_and_saves(tmp_path: Path):
 def test_method_table_is_the_registry():
     written = README.read_text(encoding="utf-8").split("<!-- methods -->\n")[1].split("\n<!-- /methods -->")[0]
     assert written == methods_table()
+
+
+def test_ledger_is_made_from_the_results_files():
+    written = README.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
+    assert written == ledger_table(README.parent), "run `posttrain reproduce --ledger`"
+
+
+def test_results_files_follow_from_their_own_numbers_and_are_up_to_date():
+    """Schema, means, differences, intervals, verdicts and sentences; and the claims and recipe they were run with."""
+    found = [line for path in (README.parent / "recipes").glob("*/RESULTS.json") for line in problems(path)]
+    assert not found, "\n".join(found)
 
 
 def _environment() -> dict[str, str]:

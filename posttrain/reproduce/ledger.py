@@ -86,7 +86,7 @@ def _measured(key: str, result: StudyResult) -> list[str]:
 def _claim_text(item: ClaimResult) -> str:
     """ "HPT solves more than RL alone. **Held**: hpt minus grpo is +12.3 points (...)." """
     verdict, _, numbers = item.decision.sentence.partition(":")
-    return f"{escape(item.definition['statement'])} **{escape(verdict)}**:{escape(numbers)}"
+    return f"{escape(item.definition['statement'])} **{escape(verdict)}**: {escape(numbers.strip())}"
 
 
 def _planned(key: str, folder: Path, study: str) -> list[str]:
