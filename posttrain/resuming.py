@@ -12,7 +12,10 @@ from posttrain.errors import ResumeError
 
 FINISHED_FILE = "finished.json"
 # What a run writes into its folder, beside the model it starts from.
-_RUN_FILES = ("run.json", "metrics.jsonl", "eval.json", "REPORT.md", "completions", "plots", "model", "merged")
+_RUN_FILES = (
+    *("run.json", "metrics.jsonl", "eval.json", "health.json", "REPORT.md"),
+    *("completions", "plots", "model", "merged"),
+)
 # Blocks and keys that may change between the attempts of one run without making it another run.
 _FREE = {"eval", "hub", "job"}
 _FREE_TRAINER = {
