@@ -10,7 +10,6 @@ from typing import Any
 from posttrain.errors import PosttrainError
 from posttrain.evaluating import template_sha256, template_variables, verifier_name
 from posttrain.saved_models import SavedModel
-from posttrain.stage_run import say
 
 
 @dataclass(frozen=True)
@@ -170,8 +169,8 @@ class EvalRecord:
 
     # ---- writing ----
 
-    def write(self, folder: Path, result: Any, notes: list[str]) -> None:
-        """Write the files, print the table and where they are."""
+    def write(self, folder: Path, result: Any, notes: list[str]) -> Path:
+        """Write the files, print the table, and return the path of the report."""
         from posttrain.evaluation.eval_folder import NAME, write_record, write_report
         from posttrain.evaluation.provenance import without_secrets, world_layout
         from posttrain.evaluation.report import RunFolder
@@ -199,11 +198,8 @@ class EvalRecord:
             "settings": ", ".join(f"{name} {value}" for name, value in asdict(self.settings).items()),
         }
         title = f"Evaluation of {self.model.label} with {self.title}"
-        write_report(folder, title=title, notes=notes, facts=without_secrets(shown))
         show(result, title=title)
-        for note in notes:
-            say(note if note.startswith(("equals", "differs")) else f"note: {note}")
-        say(f"report: {files.report_path}")
+        return write_report(folder, title=title, notes=notes, facts=without_secrets(shown))
 
 
 def recorded_verifier(config: dict[str, Any]) -> str | None:
@@ -225,6 +221,7 @@ def show(result: Any, *, title: str) -> None:
 
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from posttrain.evaluation.eval_folder import partial_text
     from posttrain.evaluation.markdown import number, percent
@@ -233,18 +230,30 @@ def show(result: Any, *, title: str) -> None:
     item = result.to_dict(with_samples=False)
     scores = {"all": item, **(item["per_group"] if len(item["per_group"]) > 1 else {})}
     sizes = pass_at_k_columns(list(scores.values()))
-    table = Table(title=f"{title}; {partial_text(item)}" if item["partial"] else title, title_justify="left")
-    for head in ("", "accuracy", *(f"pass@{k}" for k in sizes), "prompts", "length", "cut off", "not scored"):
+    # Text: a name may hold signs that rich would read as markup.
+    heading = Text(f"{title}; {partial_text(item)}" if item["partial"] else title)
+    table = Table(title=heading, title_justify="left")
+    for head in (
+        "",
+        "accuracy",
+        *(f"pass@{k}" for k in sizes),
+        "prompts",
+        "length",
+        "cut off",
+        "not scored",
+        "failed",
+    ):
         table.add_column(head, justify="left" if not head else "right")
     for name, score in scores.items():
         table.add_row(
-            str(name),
+            Text(str(name)),
             percent(score["accuracy"], score["accuracy_stderr"]),
             *pass_at_k_cells(score, sizes),
             number(score["num_scored_prompts"]),
             number(score["mean_length"]),
             percent(score["truncated_fraction"]),
             number(score["unscored"]),
+            number(score["failed"]),
         )
     # Off a terminal rich assumes 80 columns.
     (Console() if sys.stdout.isatty() else Console(width=160)).print(table)

@@ -164,9 +164,11 @@ def evaluate_model(
     say(f"evaluating {found.path} with {record.title}")
     with EvaluationProgress() as progress:
         result = call(weights, progress=progress)
-    notes += record.comparison(result)
-    record.write(folder, result, notes)
-    return Evaluated(result, folder, notes)
+    compared = record.comparison(result)
+    report = record.write(folder, result, [*notes, *compared])
+    for line in [*compared, f"report: {report}"]:
+        say(line)
+    return Evaluated(result, folder, [*notes, *compared])
 
 
 def load_stage(recipe: str | Path, overrides: Sequence[str], stage: str | None) -> list[tuple[str, Any]]:

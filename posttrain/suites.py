@@ -248,10 +248,12 @@ def _show(title: str, rows: Sequence[Sequence[str]]) -> None:
 
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    # Text: a name may hold signs that rich would read as markup.
+    table = Table(title=Text(title), title_justify="left")
     for place, head in enumerate(rows[0]):
         table.add_column(head, justify="right" if place > 1 else "left")
     for row in rows[1:]:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     (Console() if sys.stdout.isatty() else Console(width=160)).print(table)
