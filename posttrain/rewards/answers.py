@@ -37,15 +37,14 @@ def marked_block(text: str) -> str | None:
 
 def marker_end(text: str) -> int | None:
     """Index right after the last marker that begins a line; None without one."""
-    start = len(text)
-    while start >= 0:
-        line_start = text.rfind("\n", 0, start) + 1
-        line = text[line_start:].split("\n", 1)[0]
-        stripped = line.lstrip()
+    end = len(text)
+    while end >= 0:
+        begin = text.rfind("\n", 0, end) + 1
+        stripped = text[begin:end].lstrip()
         for marker in MARKERS:
             if stripped.startswith(marker):
-                return line_start + len(line) - len(stripped) + len(marker)
-        start = line_start - 1
+                return end - len(stripped) + len(marker)
+        end = begin - 1
     return None
 
 

@@ -21,8 +21,12 @@ _MAX_DIGITS = 60
 _MAX_DEPTH = 12
 _MAX_POWER = 10_000
 _MAX_POLYNOMIAL_POWER = 12
-# Sums, searches and big factorials that a computer algebra system would carry out, whatever the length of the text.
-_LABORIOUS = re.compile(r"\\(sum|prod|int|iint|oint|lim|limsup|liminf)(?![A-Za-z])|!!|[^\dA-Za-z]!|\d{3,}!")
+# Sums, searches, derivatives and big factorials (Gamma is one) that a computer algebra system would carry out,
+# whatever the length of the text.
+_LABORIOUS = re.compile(
+    r"\\(sum|prod|int|iint|oint|lim|limsup|liminf|Gamma|partial)(?![A-Za-z])|!!|[^\dA-Za-z]!|\d{3,}!"
+    r"|\{\s*d(\^[^{}]*|\^\s*\{[^{}]*\})?\s*\}\s*\{\s*d\s*\\?[A-Za-z]"
+)
 _FACTORIAL = re.compile(r"!|\\[dt]?binom")
 _EXPONENT = re.compile(r"(\)|\})?\s*(?:\^|\*\*)\s*(\{|\()?")
 

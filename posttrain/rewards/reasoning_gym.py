@@ -7,11 +7,13 @@ import json
 import re
 import warnings
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import lru_cache
+from math import isfinite
 from typing import Any
 
 from posttrain.errors import RewardError, SupportError
-from posttrain.rewards.answers import completion_text, marked_block
+from posttrain.rewards.answers import completion_text, marked_block, normalise
 
 MAX_ANSWER_CHARACTERS = 4000
 
@@ -31,9 +33,18 @@ EVALUATING_TASKS = frozenset(
 )
 # So do these, but their answers are sums and products of whole numbers: what else is written never reaches the scorer.
 ARITHMETIC_TASKS = frozenset({"countdown", "puzzle24"})
-_ARITHMETIC = re.compile(r"(?!.*\*\s*\*)(?!.*\d{7})[\d\s()+\-*/]{1,200}")
+_ARITHMETIC = re.compile(r"(?!.*\*\s*\*)(?!.*\d{7})[0-9\s()+\-*/]{1,200}", re.DOTALL)
 # Fraction("1e999999999") and its like would build the whole number.
 _HUGE_EXPONENT = re.compile(r"\d[eE][+-]?\d{4}")
+# float() and complex() read these, and a comparison with NaN can come out as full marks (complex_arithmetic).
+_NOT_FINITE = re.compile(r"(?<![a-z])(nan|inf|infinity)j?(?![a-z])", re.IGNORECASE)
+# Scorers that accept what is not the answer: game_of_life_halting any text at all, coin_flip the first digits of the
+# number ("0" for 0.25). Theirs are compared here instead: as text, and as numbers.
+TEXT_TASKS = frozenset({"game_of_life_halting"})
+NUMBER_TASKS = frozenset({"coin_flip"})
+_NUMBER_TOLERANCE = 1e-4
+# What a scorer raises over a text that it cannot read.
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, SyntaxError, RecursionError)
 
 
 def reasoning_gym(
@@ -51,10 +62,11 @@ def reasoning_gym(
         entry: the `entry` column that the reasoning-gym adapter wrote, one JSON text for each completion.
 
     Returns:
-        One value in [0, 1] for each completion; None where the row has no entry or the scorer itself failed.
+        One value in [0, 1] for each completion; None where the row has no entry. An answer that the scorer cannot
+        read is wrong, as long as it can read the task's own answer.
 
     Raises:
-        RewardError: if an entry is not one of the adapter's.
+        RewardError: if an entry is not one of the adapter's. Whatever the scorer raises, if it is broken.
         SupportError: without the package, or for a task whose scorer evaluates the answer as Python.
     """
     entries = entry if entry is not None else [None] * len(completions)
@@ -81,12 +93,21 @@ def score_one(completion: Any, entry: str | None) -> float | None:
         return 0.0
     if name in ARITHMETIC_TASKS and not _ARITHMETIC.fullmatch(answer):
         return 0.0
+    reference = original.get("answer")
+    if _NOT_FINITE.search(answer) and not _NOT_FINITE.search(str(reference)):
+        return 0.0
     score = scorer(name, json.dumps(options, sort_keys=True))
+    if name in TEXT_TASKS:
+        return float(normalise(answer).lower() == normalise(str(reference)).lower())
     try:
         value = float(score(answer, original))
-    except Exception:  # noqa: BLE001 - a third-party scorer raises anything; the row counts as not scored
-        return None
-    return min(max(value, 0.0), 1.0)
+        if name in NUMBER_TASKS and abs(Fraction(answer) - Fraction(reference)) > _NUMBER_TOLERANCE:
+            return 0.0
+    except _UNREADABLE:
+        if isinstance(reference, str):
+            score(reference, original)
+        return 0.0
+    return min(max(value, 0.0), 1.0) if isfinite(value) else 0.0
 
 
 def final_answer(text: str) -> str:

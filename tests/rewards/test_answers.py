@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from posttrain.rewards.answers import boxed_answer, completion_text, marked_answer, marked_block, normalise
@@ -45,6 +47,13 @@ def test_the_last_marker_that_begins_a_line_counts(text, line, block):
 def test_the_last_box_counts_if_its_braces_close(text, content):
     found = boxed_answer(text)
     assert (found[1] if found else None) == content
+
+
+@pytest.mark.parametrize("line", ["\n", "x\n", " \n", "Answer\n"])
+def test_a_megabyte_of_lines_is_searched_in_linear_time(line):
+    started = time.perf_counter()
+    assert marked_answer(line * (2**20 // len(line))) is None
+    assert time.perf_counter() - started < 10  # a search that copies the rest at each line takes minutes
 
 
 def test_the_text_of_a_chat_is_that_of_its_last_message():

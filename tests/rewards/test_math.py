@@ -58,6 +58,8 @@ LABORIOUS = [
     r"\sum_{i=1}^{100000000} i",
     r"\int_0^1 x^x dx",
     r"\lim_{x\to 0} \frac{\sin x}{x}",
+    r"\Gamma(10^{12})",
+    r"\frac{d^{100}}{dx^{100}} e^{\sin(\cos(\tan x))}",
     "(x+y+z+w)^{60}",
     "((x+1)^{12}+y)^{12}",
     "9" * 5000,

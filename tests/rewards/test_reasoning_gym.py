@@ -33,9 +33,36 @@ def test_answers_of_several_lines_are_taken_whole():
     assert final_answer("<answer>1</answer> <answer> 2 </answer> bye") == "2"
 
 
-def test_a_scorer_that_raises_gives_no_verdict():
+def test_an_answer_the_scorer_cannot_read_is_wrong_and_a_broken_scorer_raises():
     factors = entry("prime_factorization", "?", "2 × 3", number=6, factors=[2, 3])
-    assert reasoning_gym([""] * 2, ["Answer: 2 × 3", "Answer: two"], entry=[factors] * 2) == [1.0, None]
+    assert reasoning_gym([""] * 2, ["Answer: 2 × 3", "Answer: two"], entry=[factors] * 2) == [1.0, 0.0]
+    broken = entry("prime_factorization", "?", "two", number=6, factors=[2, 3])
+    with pytest.raises(ValueError, match="invalid literal"):
+        reasoning_gym([""], ["Answer: two"], entry=[broken])
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "given", "score"),
+    [
+        # Upstream: any text is "True"; a prefix of the number has full marks; a distance of NaN has full marks.
+        ("game_of_life_halting", "False", "True", 0.0),
+        ("game_of_life_halting", "False", "whatever", 0.0),
+        ("game_of_life_halting", "False", "false", 1.0),
+        ("coin_flip", "0.234375", "0.2", 0.0),
+        ("coin_flip", "0.234375", "0", 0.0),
+        ("coin_flip", "0.234375", "15/64", 1.0),
+        ("complex_arithmetic", "8.0 + 3.0i", "nan", 0.0),
+        ("complex_arithmetic", "8.0 + 3.0i", "nan+infj", 0.0),
+        ("complex_arithmetic", "8.0 + 3.0i", "8.0 + 3.0i", 1.0),
+    ],
+)
+def test_answers_that_upstream_scorers_take_for_right(task, answer, given, score):
+    facts = {"result": [8.0, 3.0]} if task == "complex_arithmetic" else {}
+    assert reasoning_gym([""], [f"Answer: {given}"], entry=[entry(task, "?", answer, **facts)]) == [score]
+
+
+def test_arithmetic_over_several_lines_is_held_to_the_same_rule():
+    assert reasoning_gym([""] * 2, ["Answer: (\n9**9**9**9)", "Answer: (2\n*3)"], entry=[COUNTDOWN] * 2) == [0.0, 1.0]
 
 
 def test_rows_of_other_sources_have_no_verdict_and_foreign_entries_are_an_error():
