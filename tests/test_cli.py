@@ -30,7 +30,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["check", "--help"], ["methods"], ["--version"]]
+    "arguments",
+    [["--help"], ["train", "--help"], ["check", "--help"], ["reproduce", "--help"], ["methods"], ["--version"]],
 )
 def test_help_and_lists_load_neither_torch_nor_trl(arguments: list[str]):
     code = (

@@ -56,7 +56,7 @@ def collect(plan: Plan, *, jobs: int, device: str) -> StudyResult:
         DataError: an evaluation lacks a metric, or is only a part of what was asked; a metric was never logged.
         ResumeError: a run in the folder was evaluated with other settings.
     """
-    study, times = plan.study, Times(plan.output)
+    study = plan.study
     arms = [_arm(plan, arm) for arm in plan.arms]
     by_stage = {arm.stage: arm for arm in arms}
     paper = registry.get(plan.key).paper
@@ -74,12 +74,7 @@ def collect(plan: Plan, *, jobs: int, device: str) -> StudyResult:
         date=datetime.now(UTC).date().isoformat(),
         environments=_environments(plan),
         hardware={"cpu": cpu_model(), "cores": num_cores(), "device": device},
-        minutes=Minutes(
-            wall=round(times.wall / 60, 2),
-            summed=round(math.fsum(times.seeds.values()) / 60, 2),
-            limit=study.block.minutes_limit,
-            jobs=jobs,
-        ),
+        minutes=_minutes(plan, jobs),
         recipe=study.recipe.name,
         recipe_sha256=recipe_hash(study.recipe),
         preparation=list(plan.preparation),
@@ -241,6 +236,20 @@ def _totals(stage: RunFolder) -> dict[str, float]:
 
 
 # ---- how it was made ----
+
+
+def _minutes(plan: Plan, jobs: int) -> Minutes:
+    """Time over all calls. What children did after their parent was killed is taken from their own files."""
+    times, seeds = Times(plan.output), []
+    for run in plan.runs:
+        folders = [RunFolder(run.stage_folder(name)) for name, _, _ in run.stages]
+        known = [training_seconds(folder.metrics_path) for folder in folders]
+        known += [item["seconds"] for folder in folders for item in folder.read_evals().values()]
+        seeds.append(max(times.seeds.get(str(run.seed), 0.0), math.fsum(known)))
+    summed = math.fsum(seeds)
+    wall = max(times.wall, summed / jobs)
+    limit = plan.study.block.minutes_limit
+    return Minutes(wall=round(wall / 60, 2), summed=round(summed / 60, 2), limit=limit, jobs=jobs)
 
 
 def _environments(plan: Plan) -> list[Environment]:

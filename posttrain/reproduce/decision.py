@@ -55,15 +55,25 @@ def decide(
         scale: "points" if the numbers are fractions to be shown in percentage points.
         labels: names of the arms in the sentence, where they differ from the stages'.
     """
-    sign = 1 if claim.direction in ("greater", "rises") else -1
-    verdicts = [_verdict(row, sign, claim.margin) for row in rows]
+    sign = _sign(claim)
+    verdicts = [verdict(claim, row) for row in rows]
     held: Held = False if False in verdicts else True if all(v is True for v in verdicts) else "undecided"
     # The comparison that is least in favour among those that share the verdict: it decides.
-    same = [row for row, verdict in zip(rows, verdicts, strict=True) if verdict == held]
+    same = [row for row, found in zip(rows, verdicts, strict=True) if found == held]
     deciding = min(same, key=lambda row: sign * row.effect)
     names = {name: name for name in _arms(claim)} | dict(labels or {})
     sentence = _sentence(claim, held, deciding, scale, names)
     return Decision(held=held, sentence=sentence, decided_by=deciding, comparisons=list(rows))
+
+
+def verdict(claim: Claim, row: Comparison) -> Held:
+    """The rule for one comparison alone."""
+    if row.low is None or row.high is None:
+        return "undecided"
+    nearest, farthest = (row.low, row.high) if _sign(claim) > 0 else (-row.high, -row.low)
+    if nearest > claim.margin:
+        return True
+    return False if farthest < claim.margin else "undecided"
 
 
 def difference(baseline: str, before: Mapping[Any, float], after: Mapping[Any, float]) -> Comparison:
@@ -125,13 +135,9 @@ def _comparison(baseline: str | None, found: Interval) -> Comparison:
     )
 
 
-def _verdict(row: Comparison, sign: int, margin: float) -> Held:
-    if row.low is None or row.high is None:
-        return "undecided"
-    nearest, farthest = (row.low, row.high) if sign > 0 else (-row.high, -row.low)
-    if nearest > margin:
-        return True
-    return False if farthest < margin else "undecided"
+def _sign(claim: Claim) -> int:
+    """1 if the claim is about a larger value, -1 if about a smaller one."""
+    return 1 if claim.direction in ("greater", "rises") else -1
 
 
 def _arms(claim: Claim) -> list[str]:
@@ -152,6 +158,5 @@ def _sentence(claim: Claim, held: Held, row: Comparison, scale: str, labels: Map
     margin = ""
     if claim.margin:
         unit = " points" if scale == "points" else ""
-        wanted = claim.margin if claim.direction in ("greater", "rises") else -claim.margin
-        margin = f"; the margin is {shown(wanted, scale)}{unit}"
+        margin = f"; the margin is {shown(_sign(claim) * claim.margin, scale)}{unit}"
     return f"{start}: {what} {interval_text(row, scale)}{margin}."

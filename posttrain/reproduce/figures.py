@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from posttrain.evaluation import plots
 from posttrain.evaluation.results import mean_and_stderr
 from posttrain.reproduce.claims import ChangeClaim, Claim
-from posttrain.reproduce.decision import WORDS, Comparison, scale_of
+from posttrain.reproduce.decision import WORDS, Comparison, scale_of, verdict
 from posttrain.reproduce.results import ClaimResult, StudyResult, claim_of
 
 
@@ -24,7 +24,7 @@ def scale_for(claim: Claim, result: StudyResult) -> str:
 
 
 def forest(result: StudyResult) -> bytes:
-    """Paired differences with their intervals, a line each, coloured by what became of the claim."""
+    """Paired differences with their intervals, a line each, coloured by what each says of its claim."""
     labels = {arm.stage: arm.label for arm in result.arms}
     rows: list[tuple[str, Comparison, ClaimResult, float]] = []
     for item in result.claims:
@@ -51,7 +51,7 @@ def forest(result: StudyResult) -> bytes:
 def _forest_panel(axes: Axes, factor: float, entries: list[tuple[str, Comparison, ClaimResult, float]]) -> None:
     colours = {True: plots.COLOURS[2], False: plots.COLOURS[1], "undecided": "#666666"}
     for place, (_, row, item, _) in enumerate(entries):
-        colour = colours[item.decision.held]
+        colour = colours[verdict(claim_of(item.definition), row)]
         bounds = (row.effect, row.effect) if row.low is None or row.high is None else (row.low, row.high)
         error = [[(row.effect - bounds[0]) * factor], [(bounds[1] - row.effect) * factor]]
         axes.errorbar([row.effect * factor], [place], xerr=error, fmt="o", color=colour, markersize=6, capsize=3)

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 
 from posttrain.config.run_config import Block
 from posttrain.config.source import read_recipe
-from posttrain.errors import DataError
+from posttrain.errors import DataError, PosttrainError
 from posttrain.evaluation.results import mean_and_stderr
 from posttrain.reproduce.claims import ChangeClaim, Claim, DifferenceClaim, Study, load_claims, study_file
 from posttrain.reproduce.decision import Decision, change, decide, difference, scale_of
@@ -269,7 +269,11 @@ def _outdated(path: Path, name: str, result: StudyResult) -> list[str]:
     claims = path.parent / study_file(name)
     if not claims.exists():
         return [f"there is no {claims.name}"]
-    study: Study = load_claims(claims)
+    try:
+        study: Study = load_claims(claims)
+        recipe = recipe_hash(study.recipe)
+    except PosttrainError as error:
+        return [str(error)]
     written = {
         "seeds": list(study.block.seeds),
         "metric": study.block.metric,
@@ -283,7 +287,7 @@ def _outdated(path: Path, name: str, result: StudyResult) -> list[str]:
     stored |= {"claims": [item.definition for item in result.claims]}
     stored |= {"arms": [(arm.stage, arm.label) for arm in result.arms]}
     found = [f"{key} is not that of {claims.name}" for key in written if written[key] != stored[key]]
-    if recipe_hash(study.recipe) != result.recipe_sha256:
+    if recipe != result.recipe_sha256:
         found.append(f"{study.recipe.name} was changed after the study was run")
     if result.changed:
         found.append(f"it was run with changes: {', '.join(result.changed)}")

@@ -28,8 +28,15 @@ from posttrain.reproduce.progress import Display, SeedState
 
 TIMES_FILE = "times.json"
 _POLL_SECONDS = 0.5
-# A child that was asked to stop ends the step it is in; only then is it stopped by force.
-_GRACE_SECONDS = 15.0
+# How a child is stopped: signal, and seconds to wait. Python drops an interrupt that falls into a callback of its
+# garbage collection, so it is sent again before force is used.
+_STOPS = (
+    (signal.SIGINT, 4.0),
+    (signal.SIGINT, 4.0),
+    (signal.SIGINT, 8.0),
+    (signal.SIGTERM, 10.0),
+    (signal.SIGKILL, 5.0),
+)
 _SAVE_TIMES_SECONDS = 10.0
 
 
@@ -150,7 +157,7 @@ class _Loop:
 
     def stop(self) -> None:
         """End every child: by an interrupt as from the keyboard, then by force, with whatever it has started."""
-        for patience, sign in ((_GRACE_SECONDS, signal.SIGINT), (_GRACE_SECONDS, signal.SIGTERM), (5, signal.SIGKILL)):
+        for sign, patience in _STOPS:
             alive = [child for child in self.children if child.process.poll() is None]
             for child in alive:
                 child.process.send_signal(sign)
