@@ -87,6 +87,7 @@ class Worker:
         self._out, self._in = json.dumps(settings).encode() + b"\n", b""
         self.task: Task | None = None
         self.network: str | None = None
+        self.has_served = False
         self._loading, self._deadline = True, 0.0
 
     def begin(self, task: Task, request: bytes) -> None:
@@ -182,7 +183,7 @@ class Worker:
         hint = ", perhaps for lack of memory" if -code in (signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV) else ""
         return f"worker died: ended by {signal.Signals(-code).name}{hint}"
 
-    def lose(self, reason: str) -> tuple[list[int], list[int], bool]:
+    def lose(self) -> tuple[list[int], list[int], bool]:
         """Give up the process: (rows that failed with it, rows that did not have their turn, whether it was still
         loading).
         """
@@ -265,7 +266,11 @@ class WorkerPool:
             worker.advance(outcomes)
         except _Gone as end:
             row_wise = worker.task is not None and worker.task.row_wise
-            lost, left, was_loading = worker.lose(str(end))
+            lost, left, was_loading = worker.lose()
+            if was_loading and worker.has_served:
+                # It died between two calls, through no fault of these rows; a new one gets them.
+                waiting.appendleft(Task([*lost, *left], row_wise))
+                return
             if was_loading:
                 raise RewardError(
                     f"cannot be loaded: {end}",
@@ -279,6 +284,7 @@ class WorkerPool:
             return
         self.network = worker.network or self.network
         if worker.task is None:
+            worker.has_served = True
             self._idle.append(worker)
 
     def close(self) -> None:
