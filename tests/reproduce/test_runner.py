@@ -26,6 +26,8 @@ from tests.reproduce.studies import CLAIMS, study_folder
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 STAGES = ("warm_up", "grpo", "hpt")
+# About 45 s on two idle cores, most of it imports of five processes; several times that on busy ones.
+pytestmark = pytest.mark.timeout(900)
 
 
 def call(*overrides: str, **options) -> tuple[bool, str]:
@@ -65,7 +67,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, object
     command = [sys.executable, "-m", "posttrain", "reproduce", "hpt", "--jobs", "1"]
     parent = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 400
         # Seed 1 has begun, so there is a child to be ended in order.
         while not (folder / "seed-1" / "log.txt").exists():
             assert parent.poll() is None and time.monotonic() < deadline, parent.communicate()[0]
