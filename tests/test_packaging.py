@@ -54,6 +54,19 @@ def test_every_public_name_can_be_had():
         _ = posttrain.HTPTrainer
 
 
+def test_the_page_of_a_comparison_is_packaged():
+    """hatch packs what git tracks below `posttrain`; the template is read as a package resource."""
+    from importlib.resources import files
+
+    assert files("posttrain.evaluation").joinpath("templates/report.html.j2").is_file()
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
+    assert settings["targets"]["wheel"] == {"packages": ["posttrain"]}  # nothing left out
+    ignored = subprocess.run(
+        ["git", "check-ignore", "-q", "posttrain/evaluation/templates/report.html.j2"], cwd=ROOT, check=False
+    )
+    assert ignored.returncode != 0
+
+
 def test_every_pin_lies_within_the_declared_range():
     declared = {plain(r.name): r for r in requirements(*PROJECT["optional-dependencies"]) if r.name != "posttrain"}
     pinned = {plain(name): pin for name, pin in PINS.items()}

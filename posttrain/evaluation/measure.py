@@ -112,7 +112,7 @@ def _at(values: Any, path: str) -> Any:
 def _names(evaluation: Mapping[str, Any]) -> list[str]:
     numbers = [name for name, value in evaluation.items() if not math.isnan(_number(value))]
     plain = [name for name in numbers if not name.startswith("num_") and not name.endswith("_stderr")]
-    return [name for name in plain if name not in ("step", "seconds", "unscored")] + [
+    return [name for name in plain if name not in ("step", "seconds", "unscored", "failed")] + [
         f"pass@{k}" for k in evaluation.get("pass_at_k") or {}
     ]
 

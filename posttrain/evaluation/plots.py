@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from posttrain.evaluation.markdown import visible
+
 Events = Sequence[Mapping[str, Any]]
 # (step or cost, value, standard error), the last NaN if unknown
 Point = tuple[float, float, float]
@@ -169,6 +171,14 @@ def evaluation_points(
     return Plot(png, f"{title}, over {xlabel}: {'; '.join(ends)}.")
 
 
+def legend_text(name: str, *, limit: int = 40) -> str:
+    """A name as a plot can show it: on one line, shortened, without characters that a font or matplotlib reads."""
+    text = " ".join(visible(name).split())
+    text = text if len(text) <= limit else f"{text[: limit - 1]}…"
+    # matplotlib: a label that begins with _ is left out, and what stands between dollar signs is set as a formula.
+    return (f" {text}" if text.startswith("_") else text).replace("$", r"\$")
+
+
 def _says_nothing(metric: str, events: Events) -> bool:
     """The loss of a policy gradient, near zero by construction, and a reward that is the verdict and nothing else."""
     if metric == "loss":
@@ -194,7 +204,7 @@ def _draw_curves(panel: Panel, lines: list[_Line]) -> Plot:
                 axes.plot(*line.seeds[0], color=style["color"], alpha=0.25, linewidth=0.8)
             smooth = [(steps, running_mean(values, window)) for steps, values in line.seeds]
             if len(smooth) == 1:
-                axes.plot(*smooth[0], label=line.label, markersize=3, **style)
+                axes.plot(*smooth[0], label=legend_text(line.label), markersize=3, **style)
             else:
                 _draw_seeds(axes, smooth, line.label, style, with_spread=len(panel.metrics) == 1)
         axes.set_ylim(*panel.limits)
@@ -235,7 +245,7 @@ def _draw_seeds(
             axes.plot(steps, values, color=style["color"], alpha=0.35, linewidth=0.7)
         lowest, highest = [min(column) for column in columns], [max(column) for column in columns]
         axes.fill_between(places, lowest, highest, color=style["color"], alpha=0.15, linewidth=0)
-    axes.plot(places, [_mean(column) for column in columns], label=label, markersize=3, **style)
+    axes.plot(places, [_mean(column) for column in columns], label=legend_text(label), markersize=3, **style)
 
 
 def _aligned(seeds: Sequence[Seed], *, by_place: bool = False) -> tuple[list[float], list[list[float]]]:
@@ -254,7 +264,7 @@ def _draw_with_bars(axes: Axes, points: Sequence[Point], shift: float, label: st
         [place + shift for place, _, _ in points],
         [value for _, value, _ in points],
         yerr=[0.0 if math.isnan(error) else error for _, _, error in points],
-        label=label,
+        label=legend_text(label),
         capsize=4,
         **style,
     )
@@ -277,9 +287,9 @@ def _figure(
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     draw(axes)
-    axes.set_title(title, fontsize=11)
+    axes.set_title(legend_text(title, limit=80), fontsize=11)
     axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel, fontsize=9)
+    axes.set_ylabel(legend_text(ylabel, limit=80), fontsize=9)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if legend:

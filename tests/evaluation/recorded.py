@@ -60,7 +60,7 @@ def record(
     *,
     seed: int = 0,
     before: int | None = 1,
-    after: int | list[bool | None] | None = 3,
+    after: int | list[bool | None] | EvalResult | None = 3,
     steps: int = 4,
     config: dict[str, Any] | None = None,
     metrics: dict[str, Any] | None = None,
@@ -74,7 +74,7 @@ def record(
         folder: of the run.
         seed: of trainer and model.
         before: prompts of 4 solved before training; None = not evaluated.
-        after: the same after training, or the verdicts; None = unfinished.
+        after: the same after training, or the verdicts, or the evaluation; None = unfinished.
         steps: that were logged.
         config: dotted values that replace those of `CONFIG`.
         metrics: value of each logged metric; a counter `cost/...` is multiplied by the step.
@@ -112,5 +112,6 @@ def record(
     run.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     if after is not None:
         found = verdicts(after) if isinstance(after, int) else after
-        run.write_eval("after", result(found, **more), step=steps, settings=settings)
+        evaluated = found if isinstance(found, EvalResult) else result(found, **more)
+        run.write_eval("after", evaluated, step=steps, settings=settings)
     return folder

@@ -137,3 +137,12 @@ def test_the_mean_covers_the_steps_that_every_seed_has():
 def test_a_cost_may_take_the_place_of_the_steps():
     plot = plots.evaluation_points({"a": [[(0, 0.1, 0.01), (2e6, 0.5, 0.02)]]}, xlabel="tokens generated in training")
     assert plot.alt == "Accuracy on the evaluation prompts, over tokens generated in training: a ends at 0.5."
+
+
+@pytest.mark.parametrize("name", ["$x_$ and $", "_hidden", "\x00\ud83d\u202e", "a\nb", "n" * 500])
+def test_any_name_can_stand_in_a_legend(name):
+    runs = {name: [events(reward=[0.1, 0.2])], "other": [events(reward=[0.2, 0.3])]}
+    named, unnamed = plots.curves(runs)["reward"], plots.curves({"": runs[name], "other": runs["other"]})["reward"]
+    assert (pixels(named).shape, len(named.png) > 5000) == (pixels(unnamed).shape, True)
+    assert (pixels(named) != pixels(unnamed)).any()  # the name is drawn
+    assert len(plots.legend_text(name)) <= 42 and "\n" not in plots.legend_text(name)
