@@ -71,39 +71,34 @@ def evaluate(
         str | None, typer.Option(help="Folder of further lm-eval tasks; Python code in it is run.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="First documents of each task of the suite.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the suite; with a recipe: eval.seed=N.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Batch of the suite; with a recipe: eval.batch_size=N.")] = 8,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the suite, default 0; a recipe has eval.seed=N.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Of the suite, default 8; a recipe has eval.batch_size=N.")
+    ] = None,
     apply_chat_template: Annotated[
         bool, typer.Option("--apply-chat-template", help="Ask the suite's questions as chat messages.")
     ] = False,
     against: Annotated[str | None, typer.Option(help="Folder of an earlier suite result to compare with.")] = None,
 ) -> None:
     """Evaluate a saved model: --recipe as in training, with pass@k; --suite on lm-eval tasks."""
+    common: dict[str, Any] = {"overrides": overrides or [], "revision": revision, "output": output}
+    of_suite = {"include": include, "limit": limit, "seed": seed, "batch_size": batch_size}
+    given: dict[str, Any] = {name: value for name, value in of_suite.items() if value is not None}
+    given |= {"apply_chat_template": True} if apply_chat_template else {}
     if (recipe is None) == (suite is None):
         raise typer.BadParameter("give either --recipe or --suite")
     if recipe is not None:
-        named = {"--include": include, "--limit": limit, "--against": against}
-        ignored = [name for name, value in named.items() if value is not None]
-        ignored += ["--apply-chat-template"] if apply_chat_template else []
-        if ignored:
-            raise typer.BadParameter(f"{', '.join(ignored)} goes with --suite")
+        if given or against is not None:
+            raise typer.BadParameter(f"--{[*given, 'against'][0].replace('_', '-')} goes with --suite")
         from posttrain.evaluating import evaluate_model
 
-        evaluate_model(model, recipe=recipe, overrides=overrides or [], revision=revision, stage=stage, output=output)
+        evaluate_model(model, recipe=recipe, stage=stage, **common)
         return
+    if stage is not None:
+        raise typer.BadParameter("--stage goes with --recipe")
     from posttrain.suites import SuiteOptions, evaluate_suite
 
-    options = SuiteOptions(
-        tasks=str(suite),
-        include=include,
-        limit=limit,
-        seed=seed,
-        batch_size=batch_size,
-        apply_chat_template=apply_chat_template,
-    )
-    evaluate_suite(
-        model, options=options, overrides=overrides or [], revision=revision, output=output, against=against
-    )
+    evaluate_suite(model, options=SuiteOptions(tasks=str(suite), **given), against=against, **common)
 
 
 @app.command()

@@ -22,13 +22,15 @@ from posttrain.evaluation.suite_results import (
     task_rows,
     write_suite,
 )
-from posttrain.saved_models import find_model
+from posttrain.saved_models import SavedModel, find_model
 from posttrain.stage_run import say
+from posttrain.suite_tasks import SuiteTasks, find_tasks, sandboxed
 
 __all__ = ["Drift", "SuiteOptions", "SuiteResult", "evaluate_suite", "read_suite", "run_suite", "suite_drift"]
 
 # Resamplings for the error of a metric that is no mean; lm-eval's 100000 take minutes.
 BOOTSTRAP_ROUNDS = 1000
+MODEL_OPTIONS = ("dtype", "attn_implementation", "trust_remote_code", "load_in_4bit")
 
 
 @dataclass(frozen=True)
@@ -65,30 +67,37 @@ def evaluate_suite(
     Raises:
         PosttrainError: anything a user can cause.
     """
+    from importlib.metadata import version
+
+    from posttrain.evaluation import provenance
     from posttrain.evaluation.eval_folder import claim
     from posttrain.run import quiet_libraries
 
     require_lm_eval()
+    # The tasks explain themselves at length, as warnings.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     block = model_block(overrides)
     found = find_model(model, revision=revision)
     earlier = read_suite(against) if against is not None else None
     quiet_libraries()
+    tasks = find_tasks(options.tasks, include=options.include)
     tokenizer, weights = found.tokenizer(block), found.load(block)
     identity = {
         "model": [(files := found.identity())["sha256"], files.get("base")],
         "dtype": str(weights.dtype).removeprefix("torch."),
         "suite": {name: value for name, value in asdict(options).items() if name != "batch_size"},
     }
-    word = Path(options.tasks).stem if Path(options.tasks).exists() else options.tasks.replace(",", "+")[:60]
-    safe = "".join(sign if sign.isalnum() or sign in "._+-" else "-" for sign in word)
-    place = Path("runs", "eval", f"{found.label}-{safe}")
-    if found.run is not None:
-        place = found.run / f"eval-{safe}-{found.label}"
-    folder = claim(output or place, identity, chosen=output is not None)
+    folder = claim(output or _place(found, options.tasks), identity, chosen=output is not None)
     say(f"running {options.tasks} on {found.path}")
-    result = run_suite(weights, tokenizer, options=options)
+    result = run_suite(weights, tokenizer, options=options, tasks=tasks)
     drift = suite_drift(earlier, result) if earlier is not None else []
-    facts = {"model": {"given": found.given, **files}, "suite": asdict(options), "against": against and str(against)}
+    versions = {**provenance.versions(), "lm_eval": version("lm_eval")}
+    facts = {
+        "versions": versions,
+        "model": {"given": found.given, **files},
+        "suite": asdict(options),
+        "against": against and str(against),
+    }
     title = f"{found.label} on {options.tasks}"
     write_suite(folder, result, identity=identity, facts=facts, title=title, drift=drift)
     _show(title, task_rows(result))
@@ -96,6 +105,15 @@ def evaluate_suite(
         _show(f"against {against}", drift_rows(drift))
     say(f"report: {folder / 'REPORT.md'}")
     return result
+
+
+def _place(model: SavedModel, tasks: str) -> Path:
+    """Where the result goes: beside the model in its run, else below runs/eval."""
+    word = Path(tasks).stem if Path(tasks).exists() else tasks.replace(",", "+")[:60]
+    safe = "".join(sign if sign.isalnum() or sign in "._+-" else "-" for sign in word)
+    if model.run is not None:
+        return model.run / f"eval-{safe}-{model.label}"
+    return Path("runs", "eval", f"{model.label}-{safe}")
 
 
 def require_lm_eval() -> None:
@@ -118,13 +136,10 @@ def model_block(overrides: Sequence[str]) -> Any:
     values: dict[str, Any] = {}
     for text in overrides:
         key, separator, value = text.partition("=")
-        block, _, name = key.partition(".")
-        if block != "model" or not separator or not name:
-            allowed = (
-                "with --suite: model.dtype, model.attn_implementation, model.trust_remote_code, model.load_in_4bit"
-            )
+        if not separator or key.removeprefix("model.") not in MODEL_OPTIONS or not key.startswith("model."):
+            allowed = f"with --suite: {', '.join(f'model.{name}' for name in MODEL_OPTIONS)}"
             raise ConfigError("not an option of a suite", where=f"override {text}", allowed=allowed)
-        values[name] = {"true": True, "false": False, "null": None}.get(value, value)
+        values[key.removeprefix("model.")] = {"true": True, "false": False, "null": None}.get(value, value)
     try:
         return ModelBlock.model_validate(values)
     except ValidationError as problem:
@@ -132,13 +147,14 @@ def model_block(overrides: Sequence[str]) -> Any:
         raise
 
 
-def run_suite(model: Any, tokenizer: Any, *, options: SuiteOptions) -> SuiteResult:
+def run_suite(model: Any, tokenizer: Any, *, options: SuiteOptions, tasks: SuiteTasks | None = None) -> SuiteResult:
     """Scores of a loaded model; weights move to the GPU if there is one.
 
     Args:
         model: causal LM, also with an adapter.
         tokenizer: its tokenizer.
         options: tasks and settings.
+        tasks: those of the options, if they have been found before.
 
     Raises:
         ConfigError, SupportError: see `suite_tasks.find_tasks`. DataError: a task that cannot be run.
@@ -146,15 +162,10 @@ def run_suite(model: Any, tokenizer: Any, *, options: SuiteOptions) -> SuiteResu
     import torch
     from datasets.exceptions import DatasetsError
     from jinja2 import TemplateError
-
-    from posttrain.suite_tasks import find_tasks, sandboxed
-
-    # The tasks explain themselves at length, as warnings.
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    tasks = find_tasks(options.tasks, include=options.include)
+    tasks = tasks or find_tasks(options.tasks, include=options.include)
     if torch.cuda.is_available() and not getattr(model, "is_quantized", False):
         model = model.to("cuda")
     model.eval()
@@ -197,7 +208,7 @@ def _explained(error: Exception, options: SuiteOptions) -> PosttrainError:
     return DataError(
         f"lm-eval cannot run the tasks: {type(error).__name__}: {text}",
         where=options.tasks,
-        fix="Relative data_files of a local task start from the folder that the command is run in",
+        fix="Relative data_files start from the folder the command is run in, data on the Hub need the network",
     )
 
 
