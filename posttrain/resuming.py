@@ -79,7 +79,8 @@ def set_aside(folder: Path) -> Path | None:
     Returns:
         The new place, or None if there was nothing.
     """
-    names = (FINISHED_FILE, *_RUN_FILES, "checkpoint-*")
+    # eval-*: evaluations that `posttrain eval` made of this run's models.
+    names = (FINISHED_FILE, *_RUN_FILES, "checkpoint-*", "eval-*")
     found = [path for name in names for path in sorted(folder.glob(name))]
     if not found:
         return None

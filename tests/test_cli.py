@@ -31,7 +31,15 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["train", "--help"], ["check", "--help"], ["reproduce", "--help"], ["methods"], ["--version"]],
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["check", "--help"],
+        ["eval", "--help"],
+        ["reproduce", "--help"],
+        ["methods"],
+        ["--version"],
+    ],
 )
 def test_help_and_lists_load_neither_torch_nor_trl(arguments: list[str]):
     code = (
@@ -58,7 +66,7 @@ def test_the_module_is_the_command(tmp_path: Path):
 
 def test_help_names_the_verbs_and_version_the_version(run):
     code, shown, _ = run("--help")
-    assert code == 0 and all(verb in shown for verb in ("train", "check", "methods", "doctor"))
+    assert code == 0 and all(verb in shown for verb in ("train", "check", "eval", "methods", "doctor"))
     assert run("--version")[1].strip() == f"posttrain {__version__}"
 
 

@@ -216,6 +216,7 @@ def test_nothing_is_set_aside_where_nothing_is(tmp_path):
     assert set_aside(tmp_path) is None
     for number in (1, 2):
         (tmp_path / "model").mkdir()
+        (tmp_path / "eval-recipe-model").mkdir()  # of that model
         assert set_aside(tmp_path) == tmp_path / f"replaced-{number}"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["initial", "notes.txt", "replaced-1", "replaced-2"]
 
