@@ -26,7 +26,7 @@ from tests.reproduce.studies import CLAIMS, study_folder
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 STAGES = ("warm_up", "grpo", "hpt")
-# About 45 s on two idle cores, most of it imports of five processes; several times that on busy ones.
+# 85 to 175 s on two cores shared with other work, most of it the imports of five processes.
 pytestmark = pytest.mark.timeout(900)
 
 
