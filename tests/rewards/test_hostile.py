@@ -10,6 +10,7 @@ import json
 import socket
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -116,11 +117,17 @@ def entry(task: str, seed: int) -> tuple[str, str | None]:
     return json.dumps({"dataset": task, "options": {}, "entry": row}), row.get("answer")
 
 
+def is_same(given: str, answer: str) -> bool:
+    """Whether two answers are the same text or number."""
+    with suppress(ValueError):
+        return len(given) < 20 and float(given) == float(answer)
+    return given.strip().lower() == answer.strip().lower()
+
+
 def judge_task(trap: Trap, texts: list[str], *, task: str, seed: int) -> None:
     stored, answer = entry(task, seed)
-    plain = str(answer).strip().lower()
     # A task with a small number or a word for an answer meets it among so many texts; those are right.
-    texts = [text for text in texts if final_answer(text[-MEGABYTE:]).strip().lower() != plain]
+    texts = [text for text in texts if not is_same(final_answer(text[-MEGABYTE:]), str(answer))]
     values = settled(trap, "reasoning_gym", texts, entry=[stored] * len(texts))
     right = [repr(text[:60]) for text, value in zip(texts, values, strict=True) if value == 1.0]
     assert not right, f"{task} with the answer {answer!r} accepts {right}"
