@@ -7,7 +7,7 @@ from importlib import import_module
 
 import pytest
 
-from posttrain.data.tasks import TASKS, arithmetic, number_puzzle, permutation
+from posttrain.data.tasks import TASKS, arithmetic, modular_addition, number_puzzle, permutation
 from posttrain.data.tasks.rows import Problem, draw_rows, in_split, row_generator
 from posttrain.errors import ConfigError, DataError
 from posttrain.rewards.exact import score_one
@@ -16,6 +16,7 @@ HARD = {
     "arithmetic": {"digits": [1, 2, 3], "operations": ["+", "-", "*"]},
     "permutation": {"length": [3, 5, 8], "operations": ["copy", "reverse", "permute"]},
     "number_puzzle": {},
+    "modular_addition": {},
 }
 NAMES = sorted(TASKS)
 
@@ -58,7 +59,8 @@ def test_the_demonstration_is_short_and_the_exact_reward_accepts_it(name):
     for row in generate(name, 200):
         assert len(row["prompt"]) <= 40
         assert len(row["solution"]) <= 48
-        assert row["solution"].endswith(f"\nAnswer: {row['answer']}")
+        if name != "modular_addition":  # its demonstration is the answer alone
+            assert row["solution"].endswith(f"\nAnswer: {row['answer']}")
         assert score_one(row["solution"], row["answer"]) == 1.0
         assert all(isinstance(value, str) for value in row.values())
         assert row["group"]
@@ -173,3 +175,35 @@ def test_a_level_without_problems_in_the_split_is_refused():
 def test_a_rows_generator_does_not_depend_on_other_rows():
     assert row_generator("a", 1, 5).random() == row_generator("a", 1, 5).random()
     assert len({row_generator("a", seed, index).random() for seed in range(5) for index in range(5)}) == 25
+
+
+def test_modular_addition_holds_answers_back_and_spoils_a_known_part_of_the_demonstrations():
+    rows = modular_addition.generate(4000, seed=1, modulus=10, wrong_fraction=0.3)
+    for row in rows:
+        left, right = map(int, row["prompt"].split("+"))
+        assert int(row["answer"]) == (left + right) % 10
+        assert row["group"] == ("low" if int(row["answer"]) < 5 else "high")
+    wrong = [row for row in rows if row["solution"] != row["answer"]]
+    assert abs(len(wrong) / len(rows) - 0.3) < 4 * (0.3 * 0.7 / 4000) ** 0.5
+    shifts = {(int(row["solution"]) - int(row["answer"])) % 10 for row in wrong}
+    assert shifts == set(range(1, 10))
+    low = modular_addition.generate(200, seed=1, answers="low")
+    assert {row["answer"] for row in low} == set("01234")
+    spoiled = modular_addition.generate(400, seed=1, answers="low", wrong_fraction=1.0)
+    assert {row["solution"] for row in spoiled} == set("01234")
+    assert all(row["solution"] != row["answer"] for row in spoiled)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"modulus": 1}, "modulus.*2 to 100"),
+        ({"max_operand": 5}, "max_operand.*9 to 9999"),
+        ({"wrong_fraction": 1.5}, "wrong_fraction.*0 to 1"),
+        ({"modulus": 2, "answers": "low", "wrong_fraction": 0.5}, "wrong_fraction.*only one answer"),
+        ({"answers": "middle"}, "answers.*low, high"),
+    ],
+)
+def test_modular_addition_refuses(options, message):
+    with pytest.raises(ConfigError, match=message):
+        modular_addition.generate(1, seed=0, **options)

@@ -18,9 +18,10 @@ _MAX_DRAWS = 2000
 
 @dataclass(frozen=True)
 class Problem:
-    """One question with its only correct answer and a demonstration that ends in "Answer: <answer>".
+    """One question with its only correct answer and a demonstration, usually one that ends in "Answer: <answer>".
 
     `identity` is what the split goes by where two questions are one problem (47+38 and 38+47); empty: the question.
+    `demonstration` replaces the usual one.
     """
 
     question: str
@@ -28,10 +29,13 @@ class Problem:
     working: str
     group: str
     identity: str = ""
+    demonstration: str = ""
 
     @property
     def solution(self) -> str:
-        """The demonstration: working, then the answer on a line of its own."""
+        """The demonstration: as given, or working, then the answer on a line of its own."""
+        if self.demonstration:
+            return self.demonstration
         return f"{self.working}\nAnswer: {self.answer}" if self.working else f"Answer: {self.answer}"
 
 
