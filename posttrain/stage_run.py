@@ -182,11 +182,12 @@ class Stage:
         from posttrain.config.build import reward_limits
         from posttrain.evaluating import template_sha256
         from posttrain.evaluation.provenance import world_layout
+        from posttrain.rewards.pool import describe
 
         args = trainer.args
         chosen = {**args.device_defaults, "dtype": str(trainer.model.dtype).removeprefix("torch.")}
         if self.config.rollout is not None:
-            chosen["rewards"] = reward_limits(self.config).describe()
+            chosen["rewards"] = describe(reward_limits(self.config))
         self.folder.write_run(
             self.record(),
             data=fingerprints,

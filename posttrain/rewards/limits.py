@@ -62,14 +62,21 @@ class RewardLimits:
                 got = getattr(self, name)
                 raise ConfigError("out of range", where=f"rollout.reward_{name}", got=got, allowed=allowed)
 
-    def describe(self) -> str:
-        """The limits in one line, for the record of a run."""
+    def describe(self, network: str | None = None) -> str:
+        """The limits in one line, for the record of a run.
+
+        Args:
+            network: how it is closed as a worker told, see `apply`; None = no worker was started yet.
+        """
         if self.workers == 0:
             return "inside the training process, without limits"
         memory = "no memory limit" if self.memory_bytes is None else f"{self.memory_bytes / 2**30:.3g} GiB"
-        guard = "closed by the kernel" if has_kernel_filter() else "closed in Python only"
-        network = "network open" if self.network else f"network {guard}"
-        return f"{self.workers} worker processes, {self.timeout_seconds:g} s a call, {memory}, {network}"
+        by_kernel = network == "kernel" or (network is None and has_kernel_filter())
+        guard = "closed by the kernel" if by_kernel else "closed in Python only"
+        return (
+            f"{self.workers} worker processes, {self.timeout_seconds:g} s a call, {memory}, network "
+            f"{'open' if self.network else guard}"
+        )
 
 
 def has_kernel_filter() -> bool:

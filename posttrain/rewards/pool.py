@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import logging
 import os
 import select
 import signal
@@ -24,8 +25,10 @@ from typing import Any
 
 from posttrain import errors
 from posttrain.errors import PosttrainError, RewardError, SupportError
-from posttrain.rewards.limits import RewardLimits, worker_environment
+from posttrain.rewards.limits import RewardLimits, has_kernel_filter, worker_environment
 from posttrain.rewards.outcomes import NOT_TRIED, RewardOutcome, failed, spread
+
+_logger = logging.getLogger(__name__)
 
 # Starting Python and importing a reward's libraries may take long on a busy machine or a slow disk.
 START_SECONDS = 180.0
@@ -282,6 +285,10 @@ class WorkerPool:
             if left:
                 waiting.appendleft(Task(left, row_wise))
             return
+        if self.network is None and worker.network == "python" and has_kernel_filter():
+            _logger.warning(
+                "the kernel does not allow the network filter of rewards; only Python's sockets are closed"
+            )
         self.network = worker.network or self.network
         if worker.task is None:
             worker.has_served = True
@@ -324,6 +331,11 @@ class _Verbatim(str):
 @cache
 def _pool_of(limits: RewardLimits, pid: int) -> WorkerPool:
     return WorkerPool(limits)
+
+
+def describe(limits: RewardLimits) -> str:
+    """The limits in one line, with what the workers of this process found possible."""
+    return limits.describe(pool_of(limits).network if limits.workers else None)
 
 
 def pool_of(limits: RewardLimits) -> WorkerPool:

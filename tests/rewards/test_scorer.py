@@ -14,7 +14,7 @@ import pytest
 from posttrain.errors import ConfigError, RewardError, SupportError
 from posttrain.rewards.limits import has_kernel_filter, worker_environment
 from posttrain.rewards.outcomes import NOT_TRIED
-from posttrain.rewards.pool import pool_of
+from posttrain.rewards.pool import describe, pool_of
 from posttrain.rewards.scorer import RewardLimits, RewardScorer
 
 LIMITS = RewardLimits(timeout_seconds=5.0, memory_bytes=2**30)
@@ -352,3 +352,12 @@ def test_an_interrupted_call_does_not_answer_into_the_next(folder: Path, monkeyp
         with pytest.raises(KeyboardInterrupt):
             reward(["p"], ["bad"])
     assert reward(["p"], ["four"]) == [4.0]
+
+
+def test_the_record_of_a_run_says_what_the_limits_are():
+    limits = RewardLimits(timeout_seconds=36.0)
+    RewardScorer("exact", limits=limits).load()
+    kind = "by the kernel" if pool_of(limits).network == "kernel" else "in Python only"
+    assert describe(limits) == f"2 worker processes, 36 s a call, 4 GiB, network closed {kind}"
+    assert limits.describe("python").endswith("network closed in Python only")
+    assert RewardLimits(network=True, memory_bytes=None).describe().endswith("no memory limit, network open")
