@@ -225,25 +225,11 @@ def characters() -> Iterator[str]:
 
 def look_alikes() -> Iterator[str]:
     """Digits and letters of other alphabets, which some functions read as ours."""
-    yield "\uff18\uff15"
-    yield "\u0661\u0662\u0663"
-    yield "\u09e7\u09e8"
-    yield "\U0001d7d0\U0001d7d1"
-    yield "\u00b2\u00b3"
-    yield "\u2460"
-    yield "\u215b"
-    yield "\u216b"
-    yield "\u4e00\u4e8c\u4e09"
-    yield "\u0445^2+\u0447"
-    yield "bl\u03c5e wh\u0430le"
-    yield "\uff0842\uff09"
-    yield "4\u22122"
-    yield "4\u20442"
-    yield "\u2070\u2071"
-    yield "\U0001f40b"
-    yield "x\u00b2+7y"
-    yield "\u221e"
-    yield "\u2205"
+    yield from (
+        "\uff18\uff15~\u0661\u0662\u0663~\u09e7\u09e8~\U0001d7d0\U0001d7d1~\u00b2\u00b3~\u2460~\u215b~\u216b~"
+        "\u4e00\u4e8c\u4e09~\u0445^2+\u0447~bl\u03c5e wh\u0430le~\uff0842\uff09~4\u22122~4\u20442~"
+        "\u2070\u2071~\U0001f40b~x\u00b2+7y~\u221e~\u2205"
+    ).split("~")
 
 
 def several_answers() -> Iterator[str]:
@@ -358,30 +344,12 @@ def latex() -> Iterator[str]:
 
 def names() -> Iterator[str]:
     """Names that mean something to numpy, sympy or Python."""
-    yield "np.array([1,2,3])"
-    yield "numpy.zeros((10**6, 10**6))"
-    yield "sympy.Integer(5)"
-    yield "Symbol('x')"
-    yield "N(pi, 10**7)"
-    yield "pi.evalf(10**7)"
-    yield "E**(I*pi)"
-    yield "oo"
-    yield "zoo"
-    yield "S.Reals"
-    yield "Q.prime"
-    yield "solve(x**5-x+1)"
-    yield "integrate(exp(-x**2), x)"
-    yield "Matrix(1000, 1000, lambda i,j: i*j)"
-    yield "prime(10**9)"
-    yield "nextprime(10**300)"
-    yield "range(10**12)"
-    yield "list(range(10**10))"
-    yield "'a'*10**10"
-    yield "max"
-    yield "None.real"
-    yield "True + True"
-    yield "datetime.now()"
-    yield "random()"
+    yield from (
+        "np.array([1,2,3])~numpy.zeros((10**6, 10**6))~sympy.Integer(5)~Symbol('x')~N(pi, 10**7)~"
+        "pi.evalf(10**7)~E**(I*pi)~oo~zoo~S.Reals~Q.prime~solve(x**5-x+1)~integrate(exp(-x**2), x)~"
+        "Matrix(1000, 1000, lambda i,j: i*j)~prime(10**9)~nextprime(10**300)~range(10**12)~"
+        "list(range(10**10))~'a'*10**10~max~None.real~True + True~datetime.now()~random()"
+    ).split("~")
 
 
 def megabytes() -> Iterator[str]:
