@@ -281,19 +281,26 @@ def _wanted_name(members: Sequence[Run], groups: Mapping[Hashable, Sequence[Run]
 
 
 def _told_apart(wanted: Sequence[str], groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Names made different: by the one setting in which recipes of the same name differ, or else by the folder."""
+    """Names made different: by the settings in which recipes of one name differ, if they are few, or by the folder."""
+    places = _places([run for members in groups for run in members])
     names = []
     for name, members in zip(wanted, groups, strict=True):
         rivals = [other[0] for rival, other in zip(wanted, groups, strict=True) if rival == name]
         if len(rivals) > 1:
-            run = members[0]
-            keys = {key for other in rivals for key in run.recipe.keys() | other.recipe.keys()}
-            keys = {key for key in keys if len({repr(other.recipe.get(key)) for other in rivals}) > 1}
-            key = next(iter(keys)) if len(keys) == 1 else None
-            extra = f"{key.rpartition('.')[2]} {run.recipe.get(key)}" if key else str(run.folder.path)
-            name = f"{name}, {extra}"
+            known = dict.fromkeys(key for other in rivals for key in other.recipe)
+            keys = [key for key in known if len({repr(other.recipe.get(key)) for other in rivals}) > 1]
+            # What a run starts from tells less than what it does itself.
+            keys = [key for key in keys if not key.startswith("start_from.")] or keys
+            shown = ", ".join(f"{_short(key)} {members[0].recipe.get(key, 'not set')}" for key in keys)
+            name = f"{name} ({shown})" if 0 < len(keys) <= 2 and len(shown) <= 60 else f"{name} ({places[members[0]]})"
         names.append(name)
-    return [name if names.count(name) == 1 else f"{name} ({place + 1})" for place, name in enumerate(names)]
+    return [name if names.count(name) == 1 else f"{name} [{place + 1}]" for place, name in enumerate(names)]
+
+
+def _short(key: str) -> str:
+    """The last part of a setting's path, with the run it belongs to if that is an earlier one."""
+    last = key.rpartition(".")[2]
+    return f"earlier {last}" if key.startswith("start_from.") else last
 
 
 def _places(runs: Sequence[Run]) -> dict[Run, str]:

@@ -33,11 +33,12 @@ def warnings(comparison: Comparison) -> list[str]:
 def settings_table(arms: Sequence[Arm]) -> list[tuple[str, list[str]]]:
     """(setting, its value in each arm) for every recipe value that is not the same in all; seeds left out."""
     columns = [_settings(arm) for arm in arms]
-    if not all("start_from" in column for column in columns):
-        columns = [{key: v for key, v in column.items() if not key.startswith("start_from.")} for column in columns]
     keys = dict.fromkeys(key for column in columns for key in column)
     rows = []
     for key in keys:
+        # An arm without an earlier run lacks all of that run's settings: one line says so, see "start_from".
+        if key.startswith("start_from.") and len({_shown(column[key]) for column in columns if key in column}) == 1:
+            continue
         values = [_shown(column[key]) if key in column else "not set" for column in columns]
         if len(set(values)) > 1:
             rows.append((key, values))
@@ -84,7 +85,7 @@ def _unequal(comparison: Comparison) -> Iterator[str]:
         ("The verifiers differ", _verifier),
         ("The models at the start differ", _model),
         ("The training data differ (SHA-256)", _training_data(arms)),
-        ("The numbers of optimizer steps differ", lambda run: run.steps),
+        ("The numbers of optimizer steps differ", lambda run: run.steps if run.after is not None else None),
         ("The numbers of prompts drawn for generation differ", _prompts),
         ("The versions of libraries differ", lambda run: run.record.get("versions")),
         ("The commits of posttrain differ", lambda run: (run.record.get("git") or {}).get("commit")),
@@ -94,10 +95,11 @@ def _unequal(comparison: Comparison) -> Iterator[str]:
         found = {(arm.name, place): fact(run) for arm in arms for place, run in enumerate(arm.runs)}
         known = {key: _frozen(value) for key, value in found.items() if value is not None}
         if len(set(known.values())) > 1:
-            yield f"{sentence}: {_by_arm(arms, found)}."
+            yield f"{sentence}: {_by_value(arms, found)}."
     dirty = [arm.name for arm in arms if any((run.record.get("git") or {}).get("dirty") for run in arm.runs)]
     if dirty:
-        yield f"posttrain's source had changes beyond its commit, which does not say what ran: {_list(dirty)}."
+        which = "every arm" if len(dirty) == len(arms) else _and(dirty)
+        yield f"posttrain's source had changes beyond its commit, which does not say all that ran: {which}."
 
 
 def _evaluations(comparison: Comparison) -> Iterator[str]:
@@ -134,20 +136,26 @@ def _health(arms: Sequence[Arm]) -> Iterator[str]:
                 yield f"{_name(arm, run)}, during training: {item['text']}"
 
 
-def _by_arm(arms: Sequence[Arm], found: dict[tuple[str, int], Any]) -> str:
-    """ "grpo 200; hpt 200 and 180", with only what differs where a fact has several parts."""
-    values = list(found.values())
-    parts = [value for value in values if isinstance(value, dict)]
-    if len(parts) == len(values):
-        differing = {key for part in parts for key in part if any(part.get(key) != other.get(key) for other in parts)}
-        found = {key: {name: value[name] for name in sorted(differing & value.keys())} for key, value in found.items()}
-    texts = []
+def _by_value(arms: Sequence[Arm], found: dict[tuple[str, int], Any]) -> str:
+    """ "200 in grpo; 200 and 180 in hpt": arms of the same value together; only what differs of several parts."""
+    parts = [value for value in found.values() if isinstance(value, dict)]
+    if parts:
+        keys = dict.fromkeys(key for part in parts for key in part)
+        differing = [key for key in keys if len({_frozen(part[key]) for part in parts if key in part}) > 1]
+        differing = differing or [key for key in keys if any(key not in part for part in parts)]
+        found = {
+            place: {key: value[key] for key in differing if key in value} if isinstance(value, dict) else value
+            for place, value in found.items()
+        }
+    names: dict[str, list[str]] = {}
     for arm in arms:
-        shown = [_fact(found[arm.name, place]) for place in range(len(arm.runs))]
-        texts.append(" and ".join(dict.fromkeys(shown)))
-    if len(set(texts)) == 1:
-        return f"in every arm {texts[0]}"
-    return "; ".join(f"{arm.name} {text}" for arm, text in zip(arms, texts, strict=True))
+        values = [found[arm.name, place] for place in range(len(arm.runs))]
+        text = " and ".join(dict.fromkeys(_fact(value) for value in values if value is not None))
+        if text:
+            names.setdefault(text, []).append(arm.name)
+    if len(names) == 1:
+        return f"{next(iter(names))} within every arm"
+    return "; ".join(f"{text} in {_and(which)}" for text, which in names.items())
 
 
 def _fact(value: Any) -> str:
@@ -186,11 +194,12 @@ def _model(run: Run) -> dict[str, Any] | None:
     recipe = run.recipe
     if "start_from" in recipe:
         return {key: value for key, value in recipe.items() if key.startswith("start_from")}
-    return {key: value for key, value in recipe.items() if key.startswith("model.")} or None
+    own = {key: value for key, value in recipe.items() if key.startswith("model.")}
+    return {"start_from": "no earlier run", **own} if own else None
 
 
 def _prompts(run: Run) -> float | None:
-    prompts = run_costs(run)["prompts"]
+    prompts = run_costs(run)["prompts"] if run.after is not None else math.nan
     # A method that generates nothing draws no prompts; that is the method and no mistake.
     return None if math.isnan(prompts) or prompts == 0 else prompts
 
@@ -199,8 +208,8 @@ def _name(arm: Arm, run: Run) -> str:
     return f"{arm.name}, {arm.label(run)}" if len(arm.runs) > 1 else arm.name
 
 
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(dict.fromkeys(names))
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _shown(value: Any) -> str:

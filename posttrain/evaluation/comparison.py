@@ -170,7 +170,12 @@ class Comparison:
         known = [pair for pair in values if not any(map(math.isnan, pair))]
         if len(known) > 1:
             return result(over="seeds", interval=t_interval([second - first for first, second in known]))
-        return self._test_over_prompts(*pairs[0], result)
+        test = self._test_over_prompts(*pairs[0], result)
+        if len(base.distinct) + len(arm.distinct) > 2 and test.interval is not None:
+            owner = arm if len(arm.distinct) > 1 else base
+            shared = owner.label(pairs[0][1] if owner is arm else pairs[0][0])
+            return replace(test, note=f"only {shared}, the one that both have")
+        return test
 
     def _test_over_prompts(self, first: Run, second: Run, result: Callable[..., PairedTest]) -> PairedTest:
         samples = [run.folder.read_samples(AFTER) for run in (first, second)]

@@ -69,9 +69,9 @@ def describe(comparison: Comparison, *, title: str | None = None) -> Document:
         Section("How to read this", points=READING),
         _provenance(comparison.arms),
     ]
-    names = ", ".join(arm.name for arm in comparison.arms)
+    names = _and([arm.name for arm in comparison.arms])
     return Document(
-        title or f"Comparison of {names}",
+        title or f"Comparison of {names if len(names) <= 60 else f'{len(comparison.arms)} arms'}",
         answer(comparison, concerns=len(concerns)),
         lead=(_what_was_compared(comparison),),
         sections=[part for part in parts if part is not None],
@@ -88,7 +88,8 @@ def answer(comparison: Comparison, *, concerns: int = 0) -> str:
     if len(ranked) == 1:
         return f"{text}. No other arm has a final result, so there is nothing to compare it with."
     others = [f"{_value(comparison, arm)} for {arm.name}" for arm in ranked[1:4]]
-    text += f", against {_and(others)}{' and others below' if len(ranked) > 4 else ''}{_means(comparison, ranked)}."
+    more = f", {len(ranked) - 4} more below" if len(ranked) > 4 else ""
+    text += f", against {_and(others)}{more}{_means(comparison, ranked)}."
     rival = best if best.name != comparison.baseline.name else ranked[1]
     test = next((item for item in comparison.tests if item.arm == rival.name), None)
     text += " " + verdict(comparison, test) if test is not None else ""

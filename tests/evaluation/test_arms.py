@@ -35,9 +35,11 @@ def test_where_a_run_lives_and_how_it_is_watched_is_not_its_recipe(tmp_path):
 def test_any_other_setting_makes_another_arm_and_gives_it_its_name(tmp_path):
     record(tmp_path / "a", config={"trainer.learning_rate": 0.001})
     record(tmp_path / "b", config={"trainer.learning_rate": 0.01})
-    assert arms_of(tmp_path) == {"grpo, learning_rate 0.001": ["a"], "grpo, learning_rate 0.01": ["b"]}
-    record(tmp_path / "b2", config={"trainer.learning_rate": 0.01, "rollout.num_generations": 8})
-    assert arms_of(tmp_path)[f"grpo, {tmp_path / 'b2'}"] == ["b2"]
+    assert arms_of(tmp_path) == {"grpo (learning_rate 0.001)": ["a"], "grpo (learning_rate 0.01)": ["b"]}
+    record(tmp_path / "c", config={"trainer.learning_rate": 0.01, "rollout.num_generations": 8})
+    assert arms_of(tmp_path)["grpo (num_generations 8, learning_rate 0.01)"] == ["c"]
+    record(tmp_path / "d", config={"trainer.beta": 0.5})  # three settings differ now: the folders tell more
+    assert arms_of(tmp_path) == {f"grpo ({name})": [name] for name in "abcd"}
 
 
 def test_grouping_can_be_turned_off(tmp_path):
@@ -78,7 +80,7 @@ def test_a_run_that_started_from_another_recipe_is_another_arm(tmp_path):
         parent = {"model": str(tmp_path / name / "warm" / "model"), "run": name}
         record(tmp_path / name / "rl", config={"stage": "rl", "start_from": parent})
     runs = [str(tmp_path / name / "rl") for name in ("short", "long")]
-    assert arms_of(*runs) == {"rl, learning_rate 0.1": ["rl"], "rl, learning_rate 0.2": ["rl"]}
+    assert arms_of(*runs) == {"rl (earlier learning_rate 0.1)": ["rl"], "rl (earlier learning_rate 0.2)": ["rl"]}
 
 
 def test_unfinished_runs_are_found_and_what_is_put_aside_is_not(tmp_path):

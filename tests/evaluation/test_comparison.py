@@ -77,6 +77,7 @@ def test_one_common_seed_of_several_is_tested_over_its_prompts(tmp_path):
     comparison = Comparison((arm(tmp_path, "a", [1, 2]), arm(tmp_path, "b", [4, 3], seeds=[1, 7])))
     (test,) = comparison.tests
     assert test.over == "prompts" and test.interval.mean == 0.5  # seed 1: 4/4 - 2/4
+    assert test.note == "only seed 1, the one that both have"
 
 
 def test_without_a_common_seed_nothing_is_tested(tmp_path):

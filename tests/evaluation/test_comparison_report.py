@@ -146,12 +146,18 @@ def test_the_word_significant_is_not_used(comparison):
 
 OTHER = EvalSettings(num_prompts=4, max_new_tokens=9)
 DIFFERENT = {
-    "evaluation data": ({"eval_sha": "f" * 64}, r"evaluation data differ \(SHA-256\): a e+…; b f+…\."),
-    "evaluation settings": ({"settings": OTHER}, r"settings of the evaluation differ: a max_new_tokens 8; b .* 9\."),
-    "verifier": ({"config": {"rollout.rewards": ["math"]}}, r"verifiers differ: a exact; b math\."),
-    "model": ({"config": {"model.tiny.hidden_size": 64}}, r"models at the start differ: a model.tiny.hidden_size 32"),
-    "steps": ({"steps": 3}, r"optimizer steps differ: a 4; b 3\."),
-    "prompts": ({"metrics": {"cost/prompts": 4}}, r"prompts drawn for generation differ: a 32; b 16\."),
+    "evaluation data": ({"eval_sha": "f" * 64}, r"evaluation data differ \(SHA-256\): e+… in a; f+… in b\."),
+    "evaluation settings": (
+        {"settings": OTHER},
+        r"settings of the evaluation differ: max_new_tokens 8 in a; .* 9 in b\.",
+    ),
+    "verifier": ({"config": {"rollout.rewards": ["math"]}}, r"verifiers differ: exact in a; math in b\."),
+    "model": (
+        {"config": {"model.tiny.hidden_size": 64}},
+        r"models at the start differ: model.tiny.hidden_size 32 in a; .* 64 in b",
+    ),
+    "steps": ({"steps": 3}, r"optimizer steps differ: 4 in a; 3 in b\."),
+    "prompts": ({"metrics": {"cost/prompts": 4}}, r"prompts drawn for generation differ: 32 in a; 16 in b\."),
     "partial": ({"after": result([True], requested=4)}, r"b, after: partial evaluation, .* after 1 of 4 prompts\."),
     "unscored": ({"after": [True, None, True, True]}, r"b, after: the verifier gave no verdict on 1 completions\."),
     "failed rewards": (
@@ -176,15 +182,40 @@ def clean(lines):
     return [line for line in lines if "commit" not in line]
 
 
+def test_models_from_earlier_runs_are_compared_by_the_recipes_of_those(tmp_path):
+    arms = []
+    for name, rate in (("x", 0.1), ("y", 0.2)):
+        earlier = record(tmp_path / name / "warm", config={"trainer.learning_rate": rate})
+        parent = {"start_from": {"model": str(earlier / "model"), "run": name}}
+        arms.append(Arm.of(name, record(tmp_path / name / "rl", config=parent)))
+    arms.append(Arm.of("z", record(tmp_path / "z")))
+    (line,) = [line for line in warnings(Comparison(tuple(arms))) if line.startswith("The models at the start")]
+    assert line == (
+        "The models at the start differ: start_from warm, start_from.trainer.learning_rate 0.1 in x; "
+        "start_from warm, start_from.trainer.learning_rate 0.2 in y; start_from no earlier run in z."
+    )
+    assert settings_table(arms) == [
+        ("start_from", ["warm", "warm", "not set"]),
+        ("start_from.trainer.learning_rate", ["0.1", "0.2", "not set"]),
+    ]
+
+
+def test_equal_values_are_named_once(tmp_path):
+    arms = [Arm.of(name, record(tmp_path / name, steps=steps)) for name, steps in (("a", 4), ("b", 4), ("c", 3))]
+    assert "The numbers of optimizer steps differ: 4 in a and b; 3 in c." in warnings(Comparison(tuple(arms)))
+
+
 def test_versions_and_commits_are_compared(tmp_path):
     folders = [record(tmp_path / name) for name in "ab"]
-    run = json.loads((folders[1] / "run.json").read_text())
-    run["versions"]["trl"], run["git"] = "0.1", {"commit": "d" * 40, "dirty": True}
-    (folders[1] / "run.json").write_text(json.dumps(run))
+    changed = [{"git": {"commit": "c" * 40, "dirty": False}}, {"git": {"commit": "d" * 40, "dirty": True}}]
+    for folder, facts in zip(folders, changed, strict=True):
+        run = json.loads((folder / "run.json").read_text())
+        run["versions"]["trl"] = "0.1" if folder.name == "b" else run["versions"]["trl"]
+        (folder / "run.json").write_text(json.dumps({**run, **facts}))
     lines = warnings(Comparison((Arm.of("a", folders[0]), Arm.of("b", folders[1]))))
-    assert any(re.search(r"versions of libraries differ: a trl [\d.]+; b trl 0\.1\.", line) for line in lines)
-    assert any("commits of posttrain differ" in line for line in lines)
-    assert any(line.endswith("b.") and "changes beyond its commit" in line for line in lines)
+    assert any(re.search(r"versions of libraries differ: trl [\d.]+ in a; trl 0\.1 in b\.", line) for line in lines)
+    assert "The commits of posttrain differ: cccccccccccc… in a; dddddddddddd… in b." in lines
+    assert any(line.endswith("all that ran: b.") and "changes beyond its commit" in line for line in lines)
 
 
 def test_health_warnings_of_the_runs_are_repeated(tmp_path):
