@@ -52,7 +52,7 @@ class EvalRecord:
     @cached_property
     def files(self) -> dict[str, Any]:
         """What was loaded, with hashes."""
-        return self.model.identity()
+        return self.model.identity(self.config.model)
 
     def identity(self) -> dict[str, Any]:
         """All that the result depends on."""

@@ -60,13 +60,21 @@ class SavedModel:
         block = recipe_block.model_copy(update={"lora": None})
         return load_with_adapter(block, adapter=self.path, base=self.base, revision=self.revision)
 
-    def identity(self) -> dict[str, Any]:
-        """What was loaded, for a record: paths and the SHA-256 of every weight file. The files must be on disk."""
-        files = weight_hashes(self.path, self.revision)
+    def identity(self, recipe_block: Any = None) -> dict[str, Any]:
+        """What was loaded, for a record: paths and the SHA-256 of every weight file. The files must be on disk.
+
+        Args:
+            recipe_block: `model` block given to `load`, which may name the revision of an adapter's base.
+        """
+        folder = snapshot(self.path, self.revision)
+        files = weight_hashes(folder)
         digest = hashlib.sha256("".join(f"{name} {value}\n" for name, value in files.items()).encode()).hexdigest()
         found: dict[str, Any] = {"path": self.path, "revision": self.revision, "sha256": digest, "files": files}
+        if not Path(self.path).is_dir():
+            found["commit"] = folder.name
         if self.base is not None:
-            found["base"] = {"path": self.base, "files": weight_hashes(self.base, None)}
+            revision = recipe_block.revision if recipe_block is not None and recipe_block.path == self.base else None
+            found["base"] = {"path": self.base, "files": weight_hashes(snapshot(self.base, revision))}
         return found
 
 
@@ -96,13 +104,17 @@ def find_model(given: str, *, revision: str | None = None, stage: str | None = N
     raise _nothing_in(folder, given)
 
 
-def weight_hashes(path: str, revision: str | None) -> dict[str, str]:
-    """SHA-256 of every safetensors file by its name; of a Hub id, the files in the local cache."""
-    folder = Path(path)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
+def snapshot(path: str, revision: str | None) -> Path:
+    """The folder itself, or that of a Hub id's commit in the local cache, which is named after the commit."""
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
 
-        folder = Path(snapshot_download(path, revision=revision, local_files_only=True, allow_patterns=[_WEIGHTS]))
+    return Path(snapshot_download(path, revision=revision, local_files_only=True, allow_patterns=[_WEIGHTS]))
+
+
+def weight_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every safetensors file by its name."""
     hashes = {}
     for file in sorted(folder.glob(_WEIGHTS)):
         with file.open("rb") as content:

@@ -83,7 +83,7 @@ def evaluate_suite(
     tasks = find_tasks(options.tasks, include=options.include)
     tokenizer, weights = found.tokenizer(block), found.load(block)
     identity = {
-        "model": [(files := found.identity())["sha256"], files.get("base")],
+        "model": [(files := found.identity(block))["sha256"], files.get("base")],
         "dtype": str(weights.dtype).removeprefix("torch."),
         "suite": {name: value for name, value in asdict(options).items() if name != "batch_size"},
     }

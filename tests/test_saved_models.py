@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from posttrain.config.run_config import ModelBlock
 from posttrain.errors import ConfigError, SupportError
 from posttrain.saved_models import find_model
+from tests.config.recipes import GRPO, REMOVE, changed, write
 
 BLOCK = ModelBlock(dtype="float32")
 
@@ -164,3 +168,29 @@ def test_a_plan_names_its_stages(run: Path):
 def test_a_folder_has_no_revision(run: Path):
     with pytest.raises(ConfigError, match="a folder has no revisions"):
         find_model(str(run), revision="main")
+
+
+@pytest.mark.slow
+def test_a_hub_model_is_evaluated_at_its_revision(tiny_dir: Path, tmp_path: Path):
+    """From a cache as the Hub's client lays it out, in a process of its own, which reads its place once."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cache = tmp_path / "hub" / "models--owner--tiny"
+    shutil.copytree(tiny_dir, cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "v1").write_text(commit)
+    recipe = write(tmp_path, changed(GRPO, {"model.tiny": REMOVE, "model.path": str(tiny_dir)}))
+    command = [sys.executable, "-m", "posttrain", "eval", "owner/tiny", "--recipe", str(recipe)]
+    command += ["--output", str(tmp_path / "result"), "eval.max_new_tokens=4"]
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    found = subprocess.run(
+        [*command, "--revision", "v1"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    model = json.loads((tmp_path / "result" / "run.json").read_text())["model"]
+    assert (model["path"], model["revision"], model["commit"]) == ("owner/tiny", "v1", commit)
+    assert model["files"] == find_model(str(tiny_dir)).identity()["files"]
+    missing = subprocess.run(
+        [*command, "--revision", "v2"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert missing.returncode == 2 and "Traceback" not in missing.stderr
+    assert missing.stderr.startswith("error: model.path: no tokenizer could be loaded")
