@@ -302,6 +302,12 @@ def test_a_missing_package_is_told_with_the_line_that_installs_it(tiny_dir, monk
         evaluate_suite(str(tiny_dir), options=SUMS)
 
 
+def test_several_processes_are_refused(tiny_dir, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SupportError, match="a suite runs in one process .*without accelerate launch"):
+        evaluate_suite(str(tiny_dir), options=SUMS)
+
+
 @pytest.mark.parametrize(
     ("override", "told"),
     [
