@@ -189,20 +189,20 @@ def _tests(comparison: Comparison) -> Section | None:
                 _p(found.p_value, short=True),
                 _p(test.adjusted_p, short=True),
             ]
-        paired = f"{found.num_values} {test.over}" if found is not None else f"not tested: {test.note}"
-        rows.append([f"{test.arm} minus {test.baseline}", *numbers[: 4 if _several_tests(comparison) else 3], paired])
+        paired = f"{found.num_values} {test.over}" if found is not None else "not tested"
+        rows.append([test.arm, *numbers[: 4 if _several_tests(comparison) else 3], paired])
     unit = "points" if comparison.measure.is_fraction else comparison.measure.unit
     header = ["", f"difference ({unit})", "95 % interval", "p", "p, adjusted (Holm)", "pairs"]
     if not _several_tests(comparison):
         header.remove("p, adjusted (Holm)")
-    remarks = ["Paired t-test, two-sided, not equal to 0."]
+    remarks = [f"Each arm minus {comparison.baseline.name}; two-sided paired t-test of a mean difference of 0."]
     if _several_tests(comparison):
         remarks.append(f"{len(comparison.tests)} tests at once.")
     if any(test.over == "seeds" and test.interval and test.interval.num_values < 4 for test in comparison.tests):
         remarks.append("With so few seeds the interval is wide, and rests on differences being normally distributed.")
     if any(test.over == "prompts" for test in comparison.tests):
         remarks.append("Over prompts: about these two trained models, not about the methods.")
-    remarks += [f"{test.arm}: {test.note}." for test in comparison.tests if test.interval is not None and test.note]
+    remarks += [f"{test.arm}: {test.note}." for test in comparison.tests if test.note]
     return Section(f"Test against {comparison.baseline.name}", table=Table(header, rows), remark=" ".join(remarks))
 
 
@@ -311,9 +311,10 @@ def _provenance(arms: Sequence[Arm]) -> Section:
             git = run.record.get("git") or {}
             commit = (git.get("commit") or NOT_RECORDED)[:12] + (" with changes" if git.get("dirty") else "")
             command = " ".join(run.record.get("command", [])) or NOT_RECORDED
-            started = str(run.record.get("created", NOT_RECORDED))
-            rows.append([arm.name, arm.label(run), run.state, str(run.folder.path), started, commit, command])
-    header = ["arm", "seed", "state", "folder", "started", "posttrain commit", "command"]
+            started = str(run.record.get("created", NOT_RECORDED)).replace("T", " ")[:16]
+            name = f"{arm.name}, {arm.label(run)}"
+            rows.append([name, run.state, str(run.folder.path), started, commit, command])
+    header = ["run", "state", "folder", "started (UTC)", "posttrain commit", "command"]
     versions: dict[str, Any] = next(
         (run.record["versions"] for arm in arms for run in arm.runs if "versions" in run.record), {}
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -29,6 +29,7 @@ STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 # A curve with more points than this is drawn pale, with its running mean on top.
 NOISY_POINTS = 40
+LEGEND_WIDTH = 92  # letters of a legend's line, marks and gaps included
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,13 @@ def curves(arms: Mapping[str, Sequence[Events]], panels: Sequence[Panel] = PANEL
     Args:
         arms: log events of each seed, by the name that the legend shows; a single arm is drawn without its name.
             Several seeds are drawn thin, with their mean as a line and their range as a band.
-        panels: what to draw.
+        panels: what to draw; with more than two arms, a panel of several metrics becomes one for each.
 
     Returns:
         Plots by panel name, in the order of the panels; a panel without a finite number is left out.
     """
     drawn = {}
-    for panel in panels:
+    for panel in panels if len(arms) <= 2 else _split(panels):
         lines = []
         for number, (arm, runs) in enumerate(arms.items()):
             for place, (metric, legend) in enumerate(panel.metrics):
@@ -98,6 +99,18 @@ def curves(arms: Mapping[str, Sequence[Events]], panels: Sequence[Panel] = PANEL
         if lines:
             drawn[panel.name] = _draw_curves(panel, lines)
     return drawn
+
+
+def _split(panels: Sequence[Panel]) -> list[Panel]:
+    """One panel for each metric."""
+    found: list[Panel] = []
+    for panel in panels:
+        several = len(panel.metrics) > 1
+        for metric, legend in panel.metrics:
+            name = f"{panel.name}_{legend.replace(' ', '_')}" if several else panel.name
+            title = f"{panel.title}: {legend}" if several else panel.title
+            found.append(replace(panel, name=name, title=title, metrics=((metric, legend),)))
+    return found
 
 
 def series(events: Events, metric: str) -> tuple[list[int], list[float]]:
@@ -162,12 +175,12 @@ def evaluation_points(
         elif lowest >= 0:
             axes.set_ylim(0, highest * 1.15 or 1)
 
-    several = any(len(runs) > 1 for runs in found.values())
-    bars = "mean and range over seeds" if several else "± 1 standard error"
+    notes = ["bars: ± 1 standard error over prompts"] if any(len(runs) == 1 for runs in found.values()) else []
+    notes += ["line: mean over seeds, band: their range"] if any(len(runs) > 1 for runs in found.values()) else []
     ends = [
         f"{name or 'it'} ends at {_mean([run[-1][1] for run in runs]):.3g}" for name, runs in found.items() if runs
     ]
-    png = _figure(title, f"{ylabel}, {bars}", draw, legend=len(found) > 1, xlabel=xlabel)
+    png = _figure(title, ylabel, draw, legend=any(found), xlabel=xlabel, note="; ".join(notes))
     return Plot(png, f"{title}, over {xlabel}: {'; '.join(ends)}.")
 
 
@@ -288,13 +301,18 @@ def _figure(
     axes = figure.add_subplot()
     draw(axes)
     axes.set_title(legend_text(title, limit=80), fontsize=11)
-    axes.set_xlabel(xlabel)
+    axes.set_xlabel(f"{xlabel}\n({note})" if note and not legend else xlabel)
     axes.set_ylabel(legend_text(ylabel, limit=80), fontsize=9)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if legend:
         # Below the axes: inside them it would hide data.
-        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9, title=note, title_fontsize=8)
+        labels = axes.get_legend_handles_labels()[1]
+        columns = max(1, min(3, LEGEND_WIDTH // (8 + max(map(len, labels)))))
+        figure.set_figheight(3.6 + 0.2 * max(0, math.ceil(len(labels) / columns) - 2))
+        figure.legend(
+            loc="outside lower center", ncols=columns, frameon=False, fontsize=9, title=note, title_fontsize=8
+        )
     content = io.BytesIO()
     canvas.print_png(content, metadata={"Software": None})
     return content.getvalue()
