@@ -226,7 +226,8 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         return self._epoch_sampler
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
-        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        with self.reward_recorder.own_words():
+            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         metrics = self._metrics["train" if self.model.training else "eval"]
         self._last_failed = self.reward_recorder.settle(metrics, num_rows=len(prompts), device=rewards.device)
         refuse_out_of_range(rewards, names=self.reward_func_names, verifier=self.verifier_index)

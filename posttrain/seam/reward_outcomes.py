@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,6 +87,23 @@ class RewardRecorder:
             function(**arguments)
             return function.outcomes
         return await score(function, arguments, name=name, max_failed_fraction=self.max_failed_fraction)
+
+    @contextmanager
+    def own_words(self) -> Iterator[None]:
+        """Around TRL's scoring. trl 1.16 takes a failed row for one that no reward applies to, and prints the row with
+        the advice to return a number; `settle` says what happened instead.
+        """
+        upstream = logging.getLogger("trl.trainer.grpo_trainer")
+
+        def is_kept(record: logging.LogRecord) -> bool:
+            any_failed = any(outcome.is_failed for scoring in self._scorings for outcome in scoring.outcomes)
+            return not (any_failed and "All reward functions returned None" in str(record.msg))
+
+        upstream.addFilter(is_kept)
+        try:
+            yield
+        finally:
+            upstream.removeFilter(is_kept)
 
     def settle(self, metrics: dict[str, list[float]], *, num_rows: int, device: Any) -> Tensor:
         """Decide on the generation batch just scored; every rank, once, right after TRL's scoring. One collective.
