@@ -39,9 +39,10 @@ _HUGE_EXPONENT = re.compile(r"\d[eE][+-]?\d{4}")
 # float() and complex() read these, and a comparison with NaN can come out as full marks (complex_arithmetic).
 _NOT_FINITE = re.compile(r"(?<![a-z])(nan|inf|infinity)j?(?![a-z])", re.IGNORECASE)
 # Scorers that accept what is not the answer: game_of_life_halting any text at all, coin_flip the first digits of the
-# number ("0" for 0.25). Theirs are compared here instead: as text, and as numbers.
+# number ("0" for 0.25), gsm_symbolic the first digits in any text ("-5" and "5*7" for 5). Here the answer must be the
+# reference as a text, or as a number.
 TEXT_TASKS = frozenset({"game_of_life_halting"})
-NUMBER_TASKS = frozenset({"coin_flip"})
+NUMBER_TASKS = frozenset({"coin_flip", "gsm_symbolic"})
 _NUMBER_TOLERANCE = 1e-4
 # What a scorer raises over a text that it cannot read.
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, SyntaxError, RecursionError)
@@ -101,13 +102,17 @@ def score_one(completion: Any, entry: str | None) -> float | None:
         return float(normalise(answer).lower() == normalise(str(reference)).lower())
     try:
         value = float(score(answer, original))
-        if name in NUMBER_TASKS and abs(Fraction(answer) - Fraction(reference)) > _NUMBER_TOLERANCE:
+        if name in NUMBER_TASKS and abs(_number(answer) - _number(reference)) > _NUMBER_TOLERANCE:
             return 0.0
     except _UNREADABLE:
         if isinstance(reference, str):
             score(reference, original)
         return 0.0
     return min(max(value, 0.0), 1.0) if isfinite(value) else 0.0
+
+
+def _number(text: str) -> Fraction:
+    return Fraction(text.strip().strip("$%").rstrip(".").replace(",", ""))
 
 
 def final_answer(text: str) -> str:

@@ -124,13 +124,14 @@ def is_same(given: str, answer: str) -> bool:
     return given.strip().lower() == answer.strip().lower()
 
 
-def judge_task(trap: Trap, texts: list[str], *, task: str, seed: int) -> None:
+def wrongly_right(trap: Trap, texts: list[str], *, task: str, seed: int) -> list[str]:
+    """What a task's scorer takes for right and is not."""
     stored, answer = entry(task, seed)
     # A task with a small number or a word for an answer meets it among so many texts; those are right.
     texts = [text for text in texts if not is_same(final_answer(text[-MEGABYTE:]), str(answer))]
     values = settled(trap, "reasoning_gym", texts, entry=[stored] * len(texts))
-    right = [repr(text[:60]) for text, value in zip(texts, values, strict=True) if value == 1.0]
-    assert not right, f"{task} with the answer {answer!r} accepts {right}"
+    right = [text for text, value in zip(texts, values, strict=True) if value == 1.0]
+    return [f"{task} with the answer {str(answer)[:60]!r} accepts {text[:60]!r}" for text in right]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -138,7 +139,7 @@ def test_no_hostile_completion_solves_a_reasoning_task(task: str, trap: Trap):
     pytest.importorskip("reasoning_gym")
     # The size of a text is looked at before the task is: once is enough.
     short = [text for text in trap.texts if len(text) < MEGABYTE // 2]
-    judge_task(trap, trap.texts if task == "chain_sum" else short, task=task, seed=3)
+    assert not wrongly_right(trap, trap.texts if task == "chain_sum" else short, task=task, seed=3)
 
 
 @pytest.mark.slow
@@ -148,8 +149,9 @@ def test_no_hostile_completion_solves_any_reasoning_task(seed: int, trap: Trap):
     pytest.importorskip("reasoning_gym")
     from reasoning_gym.factory import DATASETS
 
-    for task in sorted(set(DATASETS) - EVALUATING_TASKS):
-        judge_task(trap, trap.texts, task=task, seed=seed)
+    tasks = sorted(set(DATASETS) - EVALUATING_TASKS)
+    found = [finding for task in tasks for finding in wrongly_right(trap, trap.texts, task=task, seed=seed)]
+    assert not found, "\n".join(found)
 
 
 def test_every_shipped_reward_is_held_to_the_corpus():
