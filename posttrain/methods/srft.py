@@ -114,5 +114,7 @@ class SRFTTrainer(GroupedDemonstrationTrainer):
 
 def row_entropy(batch: PolicyBatch) -> Tensor:
     """(B,) mean entropy of a row's trained tokens under the current policy, in nats, detached; 0 for an empty row."""
+    if batch.entropies is None:
+        raise ValueError("the batch has no entropies, which SRFT weights its rows with")
     entropies = torch.where(batch.mask > 0, batch.entropies.detach(), 0.0)
     return entropies.sum(dim=1) / batch.mask.sum(dim=1).clamp(min=1)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from posttrain.errors import SupportError
+from posttrain.errors import ConfigError, SupportError
 from posttrain.methods.srft import SRFTConfig, SRFTTrainer
 from posttrain.seam.batches import PolicyBatch
 from tests.batteries.runs import build, fresh_model, gradients, marked_right, relative_difference, replay
@@ -78,6 +78,11 @@ def test_parts_of_the_estimator_are_refused(field, value, tmp_path):
         SRFTConfig(output_dir=str(tmp_path), **{field: value})
 
 
+def test_another_preset_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"preset.*got 'dapo'; allowed: one of: srft_offline"):
+        SRFTConfig(output_dir=str(tmp_path), preset="dapo")
+
+
 def test_config_survives_a_copy(tmp_path):
     config = SRFTConfig(output_dir=str(tmp_path), report_to="none")
-    assert replace(config, seed=3).upge == config.upge
+    assert replace(config, seed=3, generation_batch_size=None).upge == config.upge

@@ -13,6 +13,7 @@ from typing import Any
 from posttrain.data.tasks.rows import Problem, checked_list, draw_rows
 from posttrain.errors import ConfigError
 
+TASK = "modular_addition"
 HALVES = ("low", "high")
 MAX_OPERAND = 9999
 
@@ -45,27 +46,9 @@ def generate(
     Raises:
         ConfigError: for an option out of its range.
     """
-    where = "modular_addition"
-    for name, value, most in (("modulus", modulus, 100), ("max_operand", max_operand, MAX_OPERAND)):
-        # From m - 1 on, every answer has a problem.
-        least = 2 if name == "modulus" else modulus - 1
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise ConfigError("out of range", where=f"{where}.{name}", got=value, allowed=f"integer {least} to {most}")
-    number = isinstance(wrong_fraction, (int, float)) and not isinstance(wrong_fraction, bool)
-    if not number or not 0 <= wrong_fraction <= 1:
-        raise ConfigError("out of range", where=f"{where}.wrong_fraction", got=wrong_fraction, allowed="0 to 1")
+    levels = _checked(modulus, max_operand, answers, wrong_fraction)
     width = len(str(max_operand))
-    levels = checked_list(answers, where=f"{where}.answers", allowed=HALVES)
-
-    shown_answers = [n for n in range(modulus) if ("low" if 2 * n < modulus else "high") in levels]
-
-    if wrong_fraction and len(shown_answers) < 2:
-        raise ConfigError(
-            "only one answer is asked for, so none can be wrong",
-            where=f"{where}.wrong_fraction",
-            got=wrong_fraction,
-            fix="Set it to 0, or ask for more answers",
-        )
+    shown_answers = _answers(modulus, levels)
 
     def draw(generator: random.Random, level: str) -> Problem:
         while True:
@@ -85,4 +68,29 @@ def generate(
             demonstration=str(shown),
         )
 
-    return draw_rows(where, size, seed=seed, split=split, levels=levels, draw=draw)
+    return draw_rows(TASK, size, seed=seed, split=split, levels=levels, draw=draw)
+
+
+def _answers(modulus: int, levels: Sequence[str]) -> list[int]:
+    return [n for n in range(modulus) if ("low" if 2 * n < modulus else "high") in levels]
+
+
+def _checked(modulus: Any, max_operand: Any, answers: Any, wrong_fraction: Any) -> list[str]:
+    """The halves asked for, after every option was found to be usable."""
+    for name, value, most in (("modulus", modulus, 100), ("max_operand", max_operand, MAX_OPERAND)):
+        # From m - 1 on, every answer has a problem.
+        least = 2 if name == "modulus" else modulus - 1
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ConfigError("out of range", where=f"{TASK}.{name}", got=value, allowed=f"integer {least} to {most}")
+    number = isinstance(wrong_fraction, (int, float)) and not isinstance(wrong_fraction, bool)
+    if not number or not 0 <= wrong_fraction <= 1:
+        raise ConfigError("out of range", where=f"{TASK}.wrong_fraction", got=wrong_fraction, allowed="0 to 1")
+    levels = checked_list(answers, where=f"{TASK}.answers", allowed=HALVES)
+    if wrong_fraction and len(_answers(modulus, levels)) < 2:
+        raise ConfigError(
+            "only one answer is asked for, so none can be wrong",
+            where=f"{TASK}.wrong_fraction",
+            got=wrong_fraction,
+            fix="Set it to 0, or ask for more answers",
+        )
+    return levels
