@@ -18,6 +18,8 @@ class PosttrainError(Exception):
         fix: the next step, an imperative sentence.
     """
 
+    is_shared = False  # set where every rank raises the same, so that one of them tells it
+
     def __init__(
         self,
         what: str,

@@ -77,7 +77,8 @@ def quiet_libraries() -> None:
 
 def _show_own(error: PosttrainError) -> None:
     """Name a mistake in the rows of a rank other than 0, which rank 0 may never meet. Settings are the same on all."""
-    if not is_main_process() and not isinstance(error, ConfigError | SupportError | ResumeError):
+    is_everywhere = error.is_shared or isinstance(error, ConfigError | SupportError | ResumeError)
+    if not is_main_process() and not is_everywhere:
         sys.stderr.write(f"rank {os.environ['RANK']}: error: {error}\n")
 
 

@@ -327,7 +327,9 @@ def _any_rank_stops(spent: bool, error: tuple[str, str | None] | None, world: in
     reports = _gathered([(spent, error)], world)
     for _, problem in reports:
         if problem is not None:
-            raise RewardError(problem[0], where="eval", fix=problem[1])
+            error = RewardError(problem[0], where="eval", fix=problem[1])
+            error.is_shared = True
+            raise error
     return any(over for over, _ in reports)
 
 

@@ -33,7 +33,6 @@ class _Scoring:
     name: str
     outcomes: list[RewardOutcome] = field(default_factory=list)
     seconds: float = 0.0
-    error: PosttrainError | None = None
 
 
 class RewardRecorder:
@@ -49,6 +48,7 @@ class RewardRecorder:
     def __init__(self, functions: Any, *, max_failed_fraction: float):
         self.max_failed_fraction = max_failed_fraction
         self._scorings: list[_Scoring] = []
+        self._mistakes: list[tuple[type[PosttrainError], str]] = []  # broken contracts of the batch in hand
         self._told: set[tuple[str, str]] = set()
         self._reasons: dict[str, Counter[str]] = {}
         # The same shape as given; wrapped functions keep their name and stay asynchronous if they were.
@@ -66,12 +66,13 @@ class RewardRecorder:
 
         async def recorded_async(**arguments: Any) -> list[float | None]:
             started = time.monotonic()
-            count, scoring.error = len(arguments["completions"]), None
+            count = len(arguments["completions"])
             try:
                 scoring.outcomes = await self._outcomes(function, arguments, scoring.name)
             except PosttrainError as error:
-                # Raised by `settle`, on every rank: the others would wait for this one for ever. Its text travels.
-                scoring.error, scoring.outcomes = type(error)(str(error)), [failed(error.what, 0.0)] * count
+                # Raised by `settle`, on every rank: the others would wait for this one for ever.
+                self._mistakes.append((type(error), str(error).removesuffix(".")))
+                scoring.outcomes = [failed(error.what, 0.0)] * count
             scoring.seconds = time.monotonic() - started
             return [outcome.value for outcome in scoring.outcomes]
 
@@ -120,16 +121,16 @@ class RewardRecorder:
             RewardError: on every rank, if too many rows failed, or one rank's function broke its contract.
         """
         flags = [any(scoring.outcomes[row].is_failed for scoring in self._scorings) for row in range(num_rows)]
-        ranks = gather_object([(self._scorings, flags)])
-        for scorings, _ in ranks:
-            for scoring in scorings:
-                if scoring.error is not None:
-                    raise scoring.error
+        mistakes, self._mistakes = self._mistakes, []
+        ranks = gather_object([(self._scorings, flags, mistakes)])
+        for rank, (_, _, theirs) in enumerate(ranks):
+            for kind, text in theirs:
+                raise _shared(kind(text, where=f"rank {rank}" if len(ranks) > 1 else None))
         for index, own in enumerate(self._scorings):
-            everywhere = [scorings[index] for scorings, _ in ranks]
+            everywhere = [scorings[index] for scorings, _, _ in ranks]
             self._log(metrics, own.name, everywhere)
-        is_failed = torch.tensor([flag for _, flags in ranks for flag in flags], dtype=torch.bool, device=device)
-        self._refuse_too_many(is_failed, [scorings for scorings, _ in ranks])
+        is_failed = torch.tensor([flag for _, flags, _ in ranks for flag in flags], dtype=torch.bool, device=device)
+        self._refuse_too_many(is_failed, [scorings for scorings, _, _ in ranks])
         return is_failed
 
     def _log(self, metrics: dict[str, list[float]], name: str, ranks: list[_Scoring]) -> None:
@@ -175,12 +176,13 @@ class RewardRecorder:
                 told.append(
                     f"{own.name!r} failed on {len(reasons)} ({_counted(count_reasons(reasons))}), first: {reasons[0]}"
                 )
-        raise RewardError(
+        problem = RewardError(
             f"rewards failed on {count} of {total} rows of a generation batch: " + "; ".join(told),
             where="rollout.rewards",
             allowed=f"at most {self.max_failed_fraction:.0%} of the rows (rollout.max_failed_fraction)",
             fix="Repair the reward, let it return None for rows it cannot judge, or raise the limits named here",
         )
+        raise _shared(problem)
 
 
 def refuse_out_of_range(rewards: Tensor, *, names: list[str], verifier: int) -> None:
@@ -195,13 +197,19 @@ def refuse_out_of_range(rewards: Tensor, *, names: list[str], verifier: int) -> 
     outside = torch.isinf(rewards).any(dim=1) | (verdicts < 0) | (verdicts > 1)
     if outside.any():
         row = int(outside.nonzero()[0])
-        raise RewardError(
+        problem = RewardError(
             f"reward {names[verifier]!r} is the verifier and must return values in [0, 1] or None; others must be "
             "finite",
             where=f"rollout {row} of the generation batch",
             got=rewards[row].tolist(),
             fix="Name another function as rollout.verifier, or scale this one",
         )
+        raise _shared(problem)
+
+
+def _shared(error: PosttrainError) -> PosttrainError:
+    error.is_shared = True
+    return error
 
 
 def leave_out(tensors: dict[str, Any], is_failed: Tensor) -> None:

@@ -101,21 +101,23 @@ def test_a_mistake_is_told_once_and_stops_all_processes(tmp_path):
 
 
 VERDICT = """
-import os, threading
+import os
 from posttrain.errors import RewardError
 
 
-def verdict(prompts, completions, **columns):
-    if os.environ["RANK"] == "1" and threading.current_thread() is threading.main_thread():
+def verdict(prompts, completions, *, solution, **columns):
+    texts = [completion[0]["content"] for completion in completions]
+    is_preflight = texts == solution or set(texts) == {"I do not know."}
+    if os.environ["RANK"] == "1" and not is_preflight:
         raise RewardError("cannot be verified", where="row 3")
     return [0.0] * len(completions)
 """
 
 
-def test_a_mistake_that_only_another_rank_meets_is_told_by_that_rank(tmp_path):
+def test_a_mistake_that_only_another_rank_meets_is_told_once_with_the_rank(tmp_path):
     (tmp_path / "verdict.py").write_text(VERDICT)
     changes = {"data.eval": None, "eval": None, "rollout.rewards": ["verdict.py:verdict"]}
     values = changed(HPT, changes)
     del values["trainer"]["use_cpu"]
     told = _stopped_by_a_mistake(launch(write(tmp_path, values)))
-    assert told == ["rank 1: error: row 3: cannot be verified."]
+    assert told == ["error: rank 1: row 3: cannot be verified."]
