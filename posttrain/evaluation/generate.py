@@ -83,7 +83,7 @@ def evaluate(
             try:
                 samples += _with_verdicts(batch if mine else [], dataset, verifier, success_threshold)
             except RewardError as problem:
-                error = (problem.what, problem.fix)
+                error = str(problem).removeprefix("eval: ").removesuffix(".")
             done += len(in_round)
             if progress is not None and rank == 0:
                 progress(done, len(order))
@@ -322,14 +322,14 @@ def _is_spent(settings: EvalSettings, started: float) -> bool:
     return budget is not None and time.monotonic() - started >= budget
 
 
-def _any_rank_stops(spent: bool, error: tuple[str, str | None] | None, world: int) -> bool:
+def _any_rank_stops(spent: bool, error: str | None, world: int) -> bool:
     """Collective, once a batch: all ranks stop if one's time is spent, and raise if one's verifier failed."""
     reports = _gathered([(spent, error)], world)
     for _, problem in reports:
         if problem is not None:
-            error = RewardError(problem[0], where="eval", fix=problem[1])
-            error.is_shared = True
-            raise error
+            told = RewardError(problem, where="eval")
+            told.is_shared = True
+            raise told
     return any(over for over, _ in reports)
 
 
