@@ -19,7 +19,7 @@ from posttrain.losses.gates import switch_to_demonstration
 from posttrain.losses.reductions import LossCounts, token_weights
 from posttrain.losses.upge import UPGE_PRESETS, group_advantages, upge_loss
 from posttrain.seam.arguments import option
-from posttrain.seam.batches import PolicyBatch, RolloutBatch, trainable_mask
+from posttrain.seam.batches import PolicyBatch, RolloutBatch, is_left_out, trainable_mask
 from posttrain.seam.demonstrations import DemonstrationConfig, DemonstrationTrainer
 from posttrain.seam.rollout_metrics import group_counts
 
@@ -191,18 +191,24 @@ class HPTTrainer(DemonstrationTrainer):
         rl_masks = [mask * (1 - demo).unsqueeze(1) for mask, demo in zip(masks, demos, strict=True)]
         sft_masks = [mask * demo.unsqueeze(1) for mask, demo in zip(masks, demos, strict=True)]
         rows = float(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
-        kept = [(1 - demo) * (t["row_weight"] > 0) for t, demo in zip(window, demos, strict=True)]
+        failed = [is_left_out(tensors) & (tensors["row_weight"] > 0) for tensors in window]
+        kept = [
+            (1 - demo) * (t["row_weight"] > 0) * ~gone for t, demo, gone in zip(window, demos, failed, strict=True)
+        ]
         local = torch.stack(
             [
+                sum(gone.sum() for gone in failed),
                 sum(rows_kept.sum() for rows_kept in kept),
                 sum(mask.sum() for mask in rl_masks),
                 sum(mask.sum() for mask in sft_masks),
                 sum(demo.sum() for demo in demos),
             ]
         )
-        kept_rows, rl_tokens, sft_tokens, num_demos = self.accelerator.reduce(local, reduction="sum").tolist()
+        num_failed, kept_rows, rl_tokens, sft_tokens, num_demos = self.accelerator.reduce(
+            local, reduction="sum"
+        ).tolist()
         prompts, length = rows / n, args.max_completion_length
-        rl = LossCounts(rows=rows, tokens=rl_tokens, max_completion_length=length)
+        rl = LossCounts(rows=rows - num_failed, tokens=rl_tokens, max_completion_length=length)
         # token_mean shares the demonstrations' part of the loss, num_demos / Q, out by tokens instead of by rows.
         by_token = args.offline_aggregation == "token_mean"
         sft = LossCounts(rows=prompts, tokens=sft_tokens, max_completion_length=length)

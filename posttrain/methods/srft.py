@@ -84,15 +84,15 @@ class SRFTTrainer(GroupedDemonstrationTrainer):
 
     def loss_weights(self, window: list[dict[str, Any]]) -> list[Tensor]:
         args, found = self.args, []
-        self.count_rows(window)
+        rollouts, _ = self.count_rows(window)
         rows = float(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
         prompts = rows / self.num_generations
         for tensors in window:
             is_demo, mask = tensors["is_demonstration"].unsqueeze(1), trainable_mask(tensors)
-            shares = {prompts: mask * is_demo, prompts + rows: mask * ~is_demo}
+            shares = ((prompts, mask * is_demo), (prompts + rollouts.rows, mask * ~is_demo))
             weights = [
                 token_weights(part, reduction="seq_mean_token_mean", counts=LossCounts(count, 0.0, 1))
-                for count, part in shares.items()
+                for count, part in shares
             ]
             found.append(tensors["row_weight"].unsqueeze(1) * torch.stack(weights).sum(dim=0))
         return found

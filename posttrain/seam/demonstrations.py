@@ -22,7 +22,7 @@ from posttrain.losses.reductions import LossCounts, LossOutput
 from posttrain.losses.upge import group_advantages, upge_loss
 from posttrain.losses.upge_config import UPGEConfig
 from posttrain.seam.arguments import option
-from posttrain.seam.batches import PolicyBatch, RolloutBatch, select_rows, trainable_mask, widen
+from posttrain.seam.batches import PolicyBatch, RolloutBatch, is_left_out, select_rows, trainable_mask, widen
 from posttrain.seam.policy import PolicyConfig, PolicyTrainer
 
 
@@ -264,10 +264,12 @@ class GroupedDemonstrationTrainer(DemonstrationTrainer):
         return rollouts
 
     def count_rows(self, window: list[dict[str, Any]]) -> tuple[LossCounts, LossCounts]:
-        """Counts of rollouts and of demonstrations in an optimizer step over all ranks; one all-reduce."""
+        """Counts of rollouts and of demonstrations in an optimizer step over all ranks, without the rows that a reward
+        failed on; one all-reduce.
+        """
         sums = []
         for tensors in window:
-            is_row, tokens = tensors["row_weight"] > 0, trainable_mask(tensors).sum(dim=1)
+            is_row, tokens = (tensors["row_weight"] > 0) & ~is_left_out(tensors), trainable_mask(tensors).sum(dim=1)
             for kind in (is_row & ~tensors["is_demonstration"], is_row & tensors["is_demonstration"]):
                 sums.append(torch.stack([kind.sum(), tokens[kind].sum()]).double())
         local = torch.stack(sums).view(len(window), 2, 2).sum(dim=0)

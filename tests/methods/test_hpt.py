@@ -52,6 +52,7 @@ def _step(tiny_dir, tmp_path, **overrides):
         "advantages": torch.tensor([0.5, -0.5, 1.0, 0.0]),
         "is_demonstration": torch.tensor([False, False, True, False]),
         "row_weight": torch.tensor([1.0, 1.0, 1.0, 0.0]),
+        "is_failed": torch.zeros(4, dtype=torch.bool),
     }
     return trainer, window, mask.float(), logps
 
@@ -220,6 +221,7 @@ def test_each_prompt_has_its_share_of_the_loss(aggregation, tiny_dir, tmp_path):
         "trainable_mask": mask,
         "is_demonstration": demonstrated,
         "row_weight": torch.tensor([1.0] * 4 + [1.0, 0.0, 0.0, 0.0] * 3),
+        "is_failed": torch.zeros(16, dtype=torch.bool),
     }
     weights = trainer.loss_weights([window])[0]
     assert float(weights[:4].sum()) == pytest.approx(0.25)

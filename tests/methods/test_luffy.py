@@ -96,3 +96,22 @@ def test_missing_column_is_refused(key, tiny_dir, tmp_path):
 def test_another_temperature_is_refused(key, tiny_dir, tmp_path):
     with pytest.raises(SupportError, match=r"rollout.temperature.*sampling temperature"):
         build(key, tiny_dir, tmp_path, temperature=0.6)
+
+
+@pytest.mark.parametrize("key", ["hpt", "luffy", "srft"])
+def test_a_failed_row_leaves_the_counts_of_the_loss(key, tiny_dir, tmp_path):
+    """Of two prompts with two rollouts each, a reward failed on one rollout: the three others share the weight."""
+    trainer = build(key, tiny_dir, tmp_path, num_generations=2, per_device_train_batch_size=4)
+    trainer.args.gradient_accumulation_steps = 1
+    window = {
+        "completion_mask": torch.ones(4, 2),
+        "trainable_mask": torch.tensor([[1, 1], [0, 0], [1, 1], [1, 1]]),
+        "advantages": torch.ones(4),
+        "is_demonstration": torch.zeros(4, dtype=torch.bool),
+        "row_weight": torch.ones(4),
+        "is_failed": torch.tensor([False, True, False, False]),
+    }
+    (weights,) = trainer.loss_weights([window])
+    # hpt: 1 / (3 rows * 12 tokens); luffy: 1 / 6 tokens; srft: 1 / (3 rows + 2 prompts) over 2 tokens.
+    expected = {"hpt": 1 / 36, "luffy": 1 / 6, "srft": 1 / 10}[key]
+    torch.testing.assert_close(weights, window["trainable_mask"] * torch.tensor(expected))

@@ -67,7 +67,6 @@ def test_gradient_of_a_step_is_that_of_the_literal_loss(tiny_dir, tmp_path):
     ("field", "value"),
     [
         ("advantage_estimator", "rloo"),
-        ("preset", "dapo"),
         ("loss_aggregation", "token_mean"),
         ("epsilon", 0.1),
         ("shaping_gamma", 0.2),
