@@ -29,12 +29,7 @@ class PromptEncoder:
         """Ids that generation starts from."""
         from posttrain.data.demonstrations import encode_prompt
 
-        if isinstance(prompt, str) or not self.kwargs:
-            return encode_prompt(self.tokenizer, prompt)
-        encoded = self.tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **self.kwargs
-        )
-        return list(encoded["input_ids"])
+        return encode_prompt(self.tokenizer, prompt, **self.kwargs)
 
     def demonstration(self, text: str, prompt_ids: list[int]) -> list[int]:
         """Ids that are trained, stop token included."""

@@ -114,7 +114,7 @@ class HPTTrainer(DemonstrationTrainer):
     """Policy trainer in which prompts the model cannot solve are trained on their demonstration, in the same forward.
 
     `prepare_rollouts` (every rank, once per generation batch): gate on gathered verdicts, then overwrite rows (mode
-    switch) or append them (mode soft). `loss_weights` (once per optimizer step, two all-reduces): global denominators.
+    switch) or append them (mode soft). `loss_weights` (once per optimizer step, one all-reduce): global denominators.
     `demonstration_loss` (per micro-batch): `offline_loss`; rollout rows keep the estimator.
 
     The gate has no memory; a checkpoint holds nothing of its own.
@@ -163,12 +163,14 @@ class HPTTrainer(DemonstrationTrainer):
         return rollouts
 
     def _group_weights(self, solved: Tensor, verified: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, beta) of each prompt, float32. A prompt none of whose rollouts could be verified stays with RL."""
+        """(alpha, beta) of each prompt, float32. A prompt none of whose rollouts could be verified stays with RL; of
+        one of which some could, the share solved counts (soft tables: rounded to the nearest row)."""
         if self.args.feedback_mode == "soft":
             table = torch.tensor([self.args.soft_alpha, self.args.soft_beta], device=solved.device)
             known = verified > 0
-            return torch.where(known, table[0][solved], 1.0), torch.where(known, table[1][solved], 0.0)
-        switched = switch_to_demonstration(solved, self.num_generations, self.args.switch_gate) & (verified > 0)
+            rows = (self.num_generations * solved / verified.clamp(min=1)).round().long()
+            return torch.where(known, table[0][rows], 1.0), torch.where(known, table[1][rows], 0.0)
+        switched = switch_to_demonstration(solved, verified, self.args.switch_gate)
         return (~switched).float(), switched.float()
 
     def _demonstration_advantage(self, rollouts: RolloutBatch, group: int) -> float:
@@ -208,12 +210,12 @@ class HPTTrainer(DemonstrationTrainer):
             local, reduction="sum"
         ).tolist()
         prompts, length = rows / n, args.max_completion_length
-        rl = LossCounts(rows=rows - num_failed, tokens=rl_tokens, max_completion_length=length)
+        rl = LossCounts(rows=kept_rows, tokens=rl_tokens, max_completion_length=length)
         # token_mean shares the demonstrations' part of the loss, num_demos / Q, out by tokens instead of by rows.
         by_token = args.offline_aggregation == "token_mean"
         sft = LossCounts(rows=prompts, tokens=sft_tokens, max_completion_length=length)
-        # token_mean averages over the kept rollouts; their share of the loss is that of their prompts.
-        rl_scale = kept_rows / rows if args.upge.loss_aggregation == "token_mean" else 1.0
+        # The mean is over the kept rollouts that were scored; their share of the loss is that of their prompts.
+        rl_scale = (kept_rows + num_failed) / rows
         sft_scale = args.sft_loss_coef * (num_demos / prompts if by_token else 1.0)
         sft_reduction = "token_mean" if by_token else "seq_mean_token_mean"
         self.record("gate/rl_tokens", rl_tokens)

@@ -59,8 +59,10 @@ class ResumableTrainer:
         return getattr(self.processing_class, "tokenizer", self.processing_class)  # type: ignore[attr-defined]
 
     def record(self, name: str, value: float) -> None:
-        """Add a number to the training log; several between two log lines are averaged, NaN is left out."""
-        self._metrics["train"][name].append(value)  # type: ignore[attr-defined]
+        """Add a number to the log of training, or of the evaluation that runs; several between two log lines are
+        averaged, NaN is left out.
+        """
+        self._metrics["train" if self.model.training else "eval"][name].append(value)  # type: ignore[attr-defined]
 
     def spend(self, name: str, amount: float) -> None:
         """Add to a total over the whole run, interruptions included, that is logged as `cost/<name>`.

@@ -171,3 +171,11 @@ def replay(prompts: list, trainer: Any) -> dict[str, Any]:
 def marked_right(prompts: list, completions: list, **_: Any) -> list[float]:
     """Verdict on replayed completions: those that begin with R."""
     return [float(completion[0]["content"].startswith("R")) for completion in completions]
+
+
+# Arguments of `build` for a run on replayed rollouts.
+REPLAY: dict[str, Any] = {
+    "reward": marked_right,
+    "trainer_kwargs": {"rollout_func": replay},
+    "shuffle_dataset": False,
+}

@@ -21,4 +21,11 @@ from posttrain.losses.gates import switch_to_demonstration
 )
 def test_gate_compares_counts(gate, n, switched):
     solved = torch.arange(n + 1)
-    assert switch_to_demonstration(solved, n, gate).nonzero().flatten().tolist() == switched
+    verified = torch.full_like(solved, n)
+    assert switch_to_demonstration(solved, verified, gate).nonzero().flatten().tolist() == switched
+
+
+def test_unverified_rollouts_do_not_count_as_failures():
+    # Gate 2/8: two of two right, none of three right, one of four right, nothing known.
+    solved, verified = torch.tensor([2, 0, 1, 0]), torch.tensor([2, 3, 4, 0])
+    assert switch_to_demonstration(solved, verified, 0.25).tolist() == [False, True, True, False]

@@ -14,6 +14,7 @@ from posttrain.seam.batches import PolicyBatch
 from tests.batteries.runs import (
     COMMON,
     POLICY,
+    REPLAY,
     build,
     dataset,
     fresh_model,
@@ -23,9 +24,6 @@ from tests.batteries.runs import (
     relative_difference,
     replay,
 )
-
-REPLAY = {"reward": marked_right, "trainer_kwargs": {"rollout_func": replay}, "shuffle_dataset": False}
-
 
 # ---- the loss of one step, by hand ----
 
@@ -199,9 +197,11 @@ def test_the_kl_term_leaves_demonstrations_alone(correction, tiny_dir, tmp_path)
     assert relative_difference(found[1], found[0]) < 1e-6
 
 
+@pytest.mark.parametrize("failed", [0, 1])
 @pytest.mark.parametrize("aggregation", ["token_mean", "seq_mean_token_mean", "seq_mean_token_sum_norm"])
-def test_each_prompt_has_its_share_of_the_loss(aggregation, tiny_dir, tmp_path):
-    """One kept prompt of four: its rollouts weigh a quarter, the three demonstrations three quarters."""
+def test_each_prompt_has_its_share_of_the_loss(aggregation, failed, tiny_dir, tmp_path):
+    """One kept prompt of four: its rollouts weigh a quarter, those alone that no reward failed on; the three
+    demonstrations weigh three quarters."""
     trainer = build(
         "hpt",
         tiny_dir,
@@ -212,7 +212,7 @@ def test_each_prompt_has_its_share_of_the_loss(aggregation, tiny_dir, tmp_path):
         max_completion_length=5,
     )
     mask = torch.zeros(16, 5)
-    mask[:4] = 1.0
+    mask[failed:4] = 1.0
     mask[[4, 8, 12]] = 1.0
     demonstrated = torch.zeros(16, dtype=torch.bool)
     demonstrated[[4, 8, 12]] = True
@@ -221,7 +221,7 @@ def test_each_prompt_has_its_share_of_the_loss(aggregation, tiny_dir, tmp_path):
         "trainable_mask": mask,
         "is_demonstration": demonstrated,
         "row_weight": torch.tensor([1.0] * 4 + [1.0, 0.0, 0.0, 0.0] * 3),
-        "is_failed": torch.zeros(16, dtype=torch.bool),
+        "is_failed": torch.arange(16) < failed,
     }
     weights = trainer.loss_weights([window])[0]
     assert float(weights[:4].sum()) == pytest.approx(0.25)
@@ -241,9 +241,9 @@ def test_prompts_nobody_could_verify_stay_with_rl_in_soft_mode(tiny_dir, tmp_pat
         "soft_beta": [1.0, 0.75, 0.5, 0.25, 0.0],
     }
     trainer = build("hpt", tiny_dir, tmp_path, **table)
-    alpha, beta = trainer._group_weights(torch.tensor([0, 0, 2]), torch.tensor([4, 0, 4]))
-    assert alpha.tolist() == [0.0, 1.0, 0.5]
-    assert beta.tolist() == [1.0, 0.0, 0.5]
+    alpha, beta = trainer._group_weights(torch.tensor([0, 0, 2, 2]), torch.tensor([4, 0, 4, 2]))
+    assert alpha.tolist() == [0.0, 1.0, 0.5, 1.0]  # the last: two of two verified ones are right
+    assert beta.tolist() == [1.0, 0.0, 0.5, 0.0]
 
 
 def test_upstream_evaluation_has_a_loss(tiny_dir, tmp_path):

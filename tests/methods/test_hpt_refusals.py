@@ -6,9 +6,7 @@ import pytest
 
 from posttrain.errors import ConfigError, DataError, PosttrainError, RewardError, SupportError
 from posttrain.methods.hpt import HPTConfig
-from tests.batteries.runs import COMMON, POLICY, Recorder, build, dataset, fresh_model, marked_right, replay
-
-REPLAY = {"reward": marked_right, "trainer_kwargs": {"rollout_func": replay}, "shuffle_dataset": False}
+from tests.batteries.runs import COMMON, POLICY, REPLAY, Recorder, build, dataset, fresh_model
 
 
 @pytest.mark.parametrize(

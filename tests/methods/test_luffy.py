@@ -9,10 +9,8 @@ from posttrain.errors import DataError, SupportError
 from posttrain.losses.upge import UPGE_PRESETS
 from posttrain.methods.luffy import LUFFYTrainer
 from posttrain.seam.demonstrations import union_advantages
-from tests.batteries.runs import build, dataset, fresh_model, gradients, marked_right, relative_difference, replay
+from tests.batteries.runs import REPLAY, build, dataset, fresh_model, gradients, never_right, relative_difference
 from tests.methods.literal import gradient, recording, rows
-
-REPLAY = {"reward": marked_right, "trainer_kwargs": {"rollout_func": replay}, "shuffle_dataset": False}
 
 
 def test_demonstration_enters_the_groups_mean_and_deviation():
@@ -59,8 +57,6 @@ def test_gradient_of_a_step_is_that_of_the_literal_loss(tiny_dir, tmp_path):
 
 def test_a_demonstration_among_failures_is_what_is_learnt(tiny_dir, tmp_path):
     """Where plain GRPO has no gradient at all, the union has one."""
-    from tests.batteries.runs import never_right
-
     arguments = {**REPLAY, "reward": never_right, "max_steps": 1, "max_grad_norm": 0.0}
     plain = gradients(build("grpo", tiny_dir, tmp_path / "grpo", preset="grpo", **arguments))
     union = gradients(build("luffy", tiny_dir, tmp_path / "luffy", **arguments))
@@ -96,6 +92,23 @@ def test_missing_column_is_refused(key, tiny_dir, tmp_path):
 def test_another_temperature_is_refused(key, tiny_dir, tmp_path):
     with pytest.raises(SupportError, match=r"rollout.temperature.*sampling temperature"):
         build(key, tiny_dir, tmp_path, temperature=0.6)
+
+
+def test_evaluation_does_not_write_into_the_training_log(tiny_dir, tmp_path):
+    trainer = build(
+        "luffy",
+        tiny_dir,
+        tmp_path,
+        trainer_kwargs={**REPLAY["trainer_kwargs"], "eval_dataset": dataset(4)},
+        reward=REPLAY["reward"],
+        per_device_eval_batch_size=4,
+        num_generations_eval=4,
+        max_steps=1,
+    )
+    trainer.train()
+    trainer._metrics["train"].clear()
+    trainer.evaluate()
+    assert not any(trainer._metrics["train"].values())
 
 
 @pytest.mark.parametrize("key", ["hpt", "luffy", "srft"])

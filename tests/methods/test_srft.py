@@ -11,10 +11,8 @@ import torch
 from posttrain.errors import ConfigError, SupportError
 from posttrain.methods.srft import SRFTConfig, SRFTTrainer
 from posttrain.seam.batches import PolicyBatch
-from tests.batteries.runs import build, fresh_model, gradients, marked_right, relative_difference, replay
+from tests.batteries.runs import REPLAY, build, fresh_model, gradients, relative_difference
 from tests.methods.literal import gradient, recording, rows
-
-REPLAY = {"reward": marked_right, "trainer_kwargs": {"rollout_func": replay}, "shuffle_dataset": False}
 
 
 def test_values_of_three_rows_by_hand(tiny_dir, tmp_path):

@@ -16,6 +16,7 @@ from posttrain.seam.sampling import EpochRepeatSampler
 from tests.batteries.runs import (
     COMMON,
     POLICY,
+    REPLAY,
     Recorder,
     build,
     dataset,
@@ -28,7 +29,6 @@ from tests.batteries.runs import (
     weights,
 )
 
-REPLAY = {"reward": marked_right, "trainer_kwargs": {"rollout_func": replay}, "shuffle_dataset": False}
 LAYOUTS = [{}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}]
 
 
