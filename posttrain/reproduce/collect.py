@@ -159,7 +159,7 @@ def _seed(study: Study, run: SeedRun, arm: ArmPlan) -> SeedResult:
             for claim in study.claims
             if isinstance(claim, ChangeClaim) and claim.arm == arm.stage
         },
-        **_costs(own),
+        **_costs([(record.trainer, folder) for record, folder in zip(arm.own, own, strict=True)]),
         seconds=round(math.fsum(training_seconds(stage.metrics_path) for stage in own), 1),
         run_sha256=hashlib.sha256(folder.run_path.read_bytes()).hexdigest(),
     )
@@ -219,19 +219,25 @@ def _ends(claim: ChangeClaim, folder: RunFolder) -> Ends:
     return Ends(first=first, last=last, num_values=len(values))
 
 
-def _costs(stages: list[RunFolder]) -> dict[str, float | None]:
-    """Totals over an arm's stages; None where a stage counted nothing at all. What it did not log it did not spend."""
-    logged = [_totals(stage) for stage in stages]
+def _costs(stages: list[tuple[str, RunFolder]]) -> dict[str, float | None]:
+    """Totals over an arm's stages, each with its method.
+
+    None where a stage counted nothing at all. What a stage that counts did not log it did not spend.
+    """
+    logged = [_totals(method, folder) for method, folder in stages]
     if not all(logged):
         return dict.fromkeys(_COSTS)
     return {name: math.fsum(totals.get(metric, 0.0) for totals in logged) for name, metric in _COSTS.items()}
 
 
-def _totals(stage: RunFolder) -> dict[str, float]:
+def _totals(method: str, folder: RunFolder) -> dict[str, float]:
     """The last logged value of every counter."""
     found: dict[str, float] = {}
-    for event in stage.read_metrics():
+    for event in folder.read_metrics():
         found |= {name: float(event[name]) for name in _COSTS.values() if isinstance(event.get(name), int | float)}
+    if registry.get(method).kind == "supervised" and _COSTS["demonstrations"] in found:
+        # It generates nothing, so it counts no prompts for that: every row it trains on is one prompt with its answer.
+        found[_COSTS["trained_prompts"]] = found[_COSTS["demonstrations"]]
     return found
 
 

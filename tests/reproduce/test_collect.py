@@ -1,0 +1,128 @@
+"""From run folders to results: the folders are written here as finished runs leave them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain.evaluation.records import json_value, write_json, write_jsonl
+from posttrain.evaluation.report import RunFolder
+from posttrain.reproduce.collect import collect
+from posttrain.reproduce.plan import Plan, make_plan
+from posttrain.reproduce.report import write_report
+from posttrain.reproduce.results import StudyResult
+from tests.config.recipes import changed
+from tests.reproduce.studies import CLAIMS, RECIPE, study_folder
+
+TRAINER = RECIPE["trainer"]
+# What two steps of two prompts (four rollouts each) and of two demonstrations count.
+POLICY = {"cost/prompts": 4, "cost/generated_tokens": 160}
+SUPERVISED = {"cost/demonstrations": 4, "cost/demonstration_tokens": 20}
+COSTS: dict[str, dict[str, float]] = {"warm_up": {"cost/demonstrations": 8}, "grpo": POLICY, "hpt": POLICY}
+GIT = {"commit": "a" * 40, "dirty": False}
+AFTER = {
+    "step": 2,
+    "num_prompts": 8,
+    "num_requested": 8,
+    "num_samples": 32,
+    "unscored": 0,
+    "failed": 0,
+    "accuracy": 0.5,
+    "accuracy_stderr": 0.1,
+    "pass_at_k": {"1": {"value": 0.5, "stderr": 0.1}, "4": {"value": 0.75, "stderr": 0.2}},
+    "per_group": {"1.5 digits": {"num_prompts": 8, "accuracy": 0.25, "accuracy_stderr": 0.1}},
+    "partial": False,
+    "seconds": 1.0,
+}
+
+
+def finished(root: Path, *, recipe: dict | None = None, claims: dict | None = None, costs: dict | None = None) -> Plan:
+    """A study all of whose stages have the files of a finished run."""
+    path = study_folder(root, recipe=changed(RECIPE, recipe or {}), claims=changed(CLAIMS, claims or {}))
+    plan = make_plan("hpt", path, output=root / "out")
+    for run in plan.runs:
+        for name, _, config in run.stages:
+            folder = RunFolder(run.stage_folder(name))
+            record = {"config": json_value(config.values), "versions": {"torch": "2.13.0"}, "git": GIT, "world": {}}
+            write_json(folder.run_path, record)
+            write_json(folder.eval_path, {"after": AFTER})
+            counters, steps = {**COSTS, **(costs or {})}[name], plan.steps[name]
+            write_jsonl(
+                folder.metrics_path,
+                [
+                    {"event": "log", "step": step, "elapsed_seconds": float(step), "gate/sft_fraction": 1 / step}
+                    | {counter: total * step / steps for counter, total in counters.items()}
+                    for step in range(1, steps + 1)
+                ],
+            )
+    return plan
+
+
+def collected(plan: Plan) -> StudyResult:
+    return collect(plan, jobs=1, device="cpu")
+
+
+def edit(plan: Plan, stage: str, change: dict[str, Any], *, seed: int = 0, file: str = "eval") -> None:
+    """Change the final evaluation (or run.json) of one stage of one seed."""
+    folder = RunFolder(plan.runs[seed].stage_folder(stage))
+    if file == "run":
+        write_json(folder.run_path, changed(folder.read_run(), change))
+    else:
+        write_json(folder.eval_path, {"after": changed(folder.read_evals()["after"], change)})
+
+
+def sft_arms() -> dict[str, Any]:
+    """SFT, and SFT before GRPO, as arms beside GRPO and HPT."""
+    rows = {**TRAINER, "per_device_train_batch_size": 2}
+    stages = [
+        *RECIPE["stages"],
+        {"name": "sft", "start_from": "warm_up", "method": {"name": "sft"}, "trainer": rows},
+        {"name": "half", "start_from": "warm_up", "method": {"name": "sft"}, "trainer": {**rows, "max_steps": 1}},
+        {"name": "rest", "start_from": "half", "method": {"name": "grpo"}, "trainer": {**TRAINER, "max_steps": 1}},
+    ]
+    half = {
+        "half": {name: total / 2 for name, total in SUPERVISED.items()},
+        "rest": {name: total / 2 for name, total in POLICY.items()},
+    }
+    return {
+        "recipe": {"stages": stages},
+        "claims": {"arms": ["grpo", "hpt", "sft", "rest"]},
+        "costs": {"sft": SUPERVISED, **half},
+    }
+
+
+def test_a_row_trained_on_is_a_prompt(tmp_path):
+    """A supervised trainer counts demonstrations and no prompts; its prompts are those rows."""
+    plan = finished(tmp_path, **sft_arms())
+    result = collected(plan)
+    arms = {arm.stage: arm for arm in result.arms}
+    counted = {
+        stage: {
+            (seed.trained_prompts, seed.generated_tokens, seed.demonstrations, seed.demonstration_tokens)
+            for seed in arm.seeds
+        }
+        for stage, arm in arms.items()
+    }
+    assert counted == {
+        "grpo": {(4, 160, 0, 0)},
+        "hpt": {(4, 160, 0, 0)},
+        "sft": {(4, 0, 4, 20)},
+        "rest": {(4, 80, 2, 10)},
+    }
+    assert {arm.prompts for arm in arms.values()} == {4.0}
+    assert "as planned" not in write_report(plan, result).read_text()
+
+
+def test_prompts_that_were_not_drawn_are_said(tmp_path):
+    arms = sft_arms()
+    arms["costs"]["sft"] = {**SUPERVISED, "cost/demonstrations": 3}
+    plan = finished(tmp_path, **arms)
+    assert "sft drew 3 prompts as counted, 4 as planned" in write_report(plan, collected(plan)).read_text()
+
+
+def test_a_stage_without_counters_leaves_them_unknown(tmp_path):
+    plan = finished(tmp_path, costs={"grpo": {}})
+    grpo = collected(plan).arms[0]
+    assert {seed.trained_prompts for seed in grpo.seeds} == {None} == {seed.demonstrations for seed in grpo.seeds}
