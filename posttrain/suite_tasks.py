@@ -64,6 +64,10 @@ def find_tasks(tasks: str, *, include: str | None = None) -> SuiteTasks:
             for file in files:
                 refuse_code(file, below=root)
         manager = TaskManager(include_path=[str(root)], include_defaults=False)
+        if not trusted:
+            # The manager knows every task below the folder, and a group or a tag of the named file may ask for any.
+            for file in sorted({path for entry in manager.task_index.values() if (path := _path(entry))}):
+                refuse_code(file, below=root)
         wanted = {file.resolve() for file in files}
         names = [name for name, entry in manager.task_index.items() if _path(entry) in wanted]
         names = [name for name in names if name in manager.all_subtasks] or names

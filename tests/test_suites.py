@@ -223,6 +223,19 @@ def test_code_in_a_task_file_is_refused_and_not_run(kind, model, tiny_tokenizer,
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    "asking", ["group: g\ntask: [evil]", "group: g\ntask: [{task: evil}]", "group: g\ntask: [family]"]
+)
+def test_code_in_a_task_that_a_group_names_is_refused_and_not_run(asking, model, tiny_tokenizer, tmp_path):
+    folder = tmp_path / "suite"
+    task_file(folder / "deeper", "tag: family\ndoc_to_text: !function helper.text", name="evil")
+    (folder / "deeper" / "helper.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ntext = str\n")
+    (folder / "g.yaml").write_text(asking + "\n")
+    with pytest.raises(SupportError, match=r"evil\.yaml:\d+: the task file names code to run: the tag !function"):
+        run_suite(model, tiny_tokenizer, options=SuiteOptions(tasks=str(folder / "g.yaml")))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_an_included_file_is_looked_into(model, tiny_tokenizer, tmp_path):
     (tmp_path / "shared").write_text("doc_to_text: !function helper.text\n")
     file = task_file(tmp_path, "include: shared")
