@@ -34,8 +34,10 @@ EVALUATING_TASKS = frozenset(
 # So do these, but their answers are sums and products of whole numbers: what else is written never reaches the scorer.
 ARITHMETIC_TASKS = frozenset({"countdown", "puzzle24"})
 _ARITHMETIC = re.compile(r"(?!.*\*\s*\*)(?!.*\d{7})[0-9\s()+\-*/]{1,200}", re.DOTALL)
-# Fraction("1e999999999") and its like would build the whole number.
-_HUGE_EXPONENT = re.compile(r"\d[eE][+-]?\d{4}")
+# Fraction("1e999999999") and its like would build the whole number; commas are deleted before it reads a text, and it
+# reads over underscores.
+_HUGE_EXPONENT = re.compile(r"[\d.][eE][+-]?\d{4}")
+_SEPARATORS = re.compile(r"[,_\s]")
 # float() and complex() read these, and a comparison with NaN can come out as full marks (complex_arithmetic).
 _NOT_FINITE = re.compile(r"(?<![a-z])(nan|inf|infinity)j?(?![a-z])", re.IGNORECASE)
 # Scorers that accept what is not the answer: game_of_life_halting any text at all, coin_flip the first digits of the
@@ -43,6 +45,7 @@ _NOT_FINITE = re.compile(r"(?<![a-z])(nan|inf|infinity)j?(?![a-z])", re.IGNORECA
 # reference as a text, or as a number.
 TEXT_TASKS = frozenset({"game_of_life_halting"})
 NUMBER_TASKS = frozenset({"coin_flip", "gsm_symbolic"})
+_PLAIN_NUMBER = re.compile(r"[-+]?(?=\.?\d)[\d,]{0,40}(\.\d{0,40})?([eE][-+]?\d{1,3})?(/\d{1,40})?")
 _NUMBER_TOLERANCE = 1e-4
 # What a scorer raises over a text that it cannot read.
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, SyntaxError, RecursionError)
@@ -90,11 +93,16 @@ def score_one(completion: Any, entry: str | None) -> float | None:
         what, fix = "not an entry of a reasoning-gym task", "Use the reward 'exact'"
         raise RewardError(what, where="reward reasoning_gym", got=entry, fix=fix) from None
     answer = final_answer(completion_text(completion))
-    if len(answer) > MAX_ANSWER_CHARACTERS or _HUGE_EXPONENT.search(answer):
+    if len(answer) > MAX_ANSWER_CHARACTERS:
         return 0.0
     if name in ARITHMETIC_TASKS and not _ARITHMETIC.fullmatch(answer):
         return 0.0
     reference = original.get("answer")
+    # Hexadecimal answers look like a number with an exponent; then nothing here is read as a decimal one.
+    if _is_huge(answer) and not _is_huge(str(reference)):
+        return 0.0
+    if name in NUMBER_TASKS and not _PLAIN_NUMBER.fullmatch(_bare(answer)):
+        return 0.0
     if _NOT_FINITE.search(answer) and not _NOT_FINITE.search(str(reference)):
         return 0.0
     score = scorer(name, json.dumps(options, sort_keys=True))
@@ -111,8 +119,16 @@ def score_one(completion: Any, entry: str | None) -> float | None:
     return min(max(value, 0.0), 1.0) if isfinite(value) else 0.0
 
 
+def _is_huge(text: str) -> bool:
+    return _HUGE_EXPONENT.search(_SEPARATORS.sub("", text)) is not None
+
+
+def _bare(text: str) -> str:
+    return text.strip().strip("$%").rstrip(".")
+
+
 def _number(text: str) -> Fraction:
-    return Fraction(text.strip().strip("$%").rstrip(".").replace(",", ""))
+    return Fraction(_bare(text).replace(",", ""))
 
 
 def final_answer(text: str) -> str:

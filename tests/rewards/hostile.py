@@ -99,6 +99,9 @@ def numbers() -> Iterator[str]:
     yield "-1e999999999"
     yield "1e-999999999"
     yield "1E+400"
+    yield "1e,999999999"
+    yield "1e9_9_9_9_9_9_9_9_9"
+    yield "1.e999999999"
     yield "9" * 4301
     yield "-" + "1" * 5000
     yield "0." + "3" * 5000

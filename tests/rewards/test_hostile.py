@@ -25,7 +25,7 @@ LIMITS = RewardLimits(timeout_seconds=20.0)
 # Different kinds of scorers: numbers, text, JSON, grids, sets, expressions.
 TASKS = (
     "boxnet chain_sum coin_flip complex_arithmetic countdown game_of_life game_of_life_halting graph_color "
-    "knights_knaves prime_factorization propositional_logic puzzle24 rubiks_cube sudoku word_sorting"
+    "gsm_symbolic knights_knaves prime_factorization propositional_logic puzzle24 rubiks_cube sudoku word_sorting"
 ).split()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 
 import pytest
 
@@ -99,6 +100,18 @@ def test_without_the_package_the_message_names_the_extra(monkeypatch):
         reasoning_gym([""], ["Answer: 1"], entry=[SUM])
 
 
-def test_huge_exponents_are_wrong_and_not_slow():
-    coin = entry("coin_flip", "?", "0.5", num_trials=1, k_heads=1)
-    assert reasoning_gym([""], ["Answer: 1e999999999"], entry=[coin]) == [0.0]
+@pytest.mark.parametrize("task", ["coin_flip", "gsm_symbolic", "chain_sum"])
+@pytest.mark.parametrize(
+    "number",
+    ["1e999999999", "1e,999999999", "1e9_9_9_9_9_9_9_9_9", "1.e999999999", ".1e9,9,9,9,9,9,9,9,9", "1 e999999999"],
+)
+def test_huge_exponents_are_wrong_and_not_slow(task, number):
+    started = time.monotonic()
+    stored = entry(task, "?", "1", num_trials=1, k_heads=1)
+    assert reasoning_gym([""], [f"Answer: {number}"], entry=[stored]) == [0.0]
+    assert time.monotonic() - started < 10
+
+
+def test_a_hexadecimal_answer_is_no_exponent():
+    stored = entry("base_conversion", "?", "3e12345")
+    assert reasoning_gym([""] * 2, ["Answer: 3e12345", "Answer: 3e12346"], entry=[stored] * 2)[0] == 1.0
