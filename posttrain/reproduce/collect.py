@@ -53,7 +53,8 @@ def collect(plan: Plan, *, jobs: int, device: str) -> StudyResult:
         device: what they ran on.
 
     Raises:
-        DataError: an evaluation lacks a metric, or is only a part of what was asked; a metric was never logged.
+        DataError: an evaluation lacks a metric, is only a part of what was asked, or its verifier failed; a metric
+            was never logged.
         ResumeError: a run in the folder was evaluated with other settings.
     """
     study = plan.study
@@ -150,6 +151,8 @@ def _seed(study: Study, run: SeedRun, arm: ArmPlan) -> SeedResult:
         values={metric: metric_value(after, metric, folder) for metric in study.metrics()},
         accuracy_stderr=after.get("accuracy_stderr"),
         num_prompts=after["num_prompts"],
+        unscored=after["unscored"],
+        failed=after["failed"],
         per_group={
             name: GroupScore(**{key: score.get(key) for key in GroupScore.model_fields})
             for name, score in (after.get("per_group") or {}).items()
@@ -173,6 +176,11 @@ def _after(folder: RunFolder, run: SeedRun, stage: str) -> dict[str, Any]:
     if after["partial"]:
         what = f"only {after['num_prompts']} of {after['num_requested']} prompts were evaluated"
         raise DataError(what, where=str(folder.path), fix="Remove eval.time_budget_seconds, and delete the folder")
+    if after["failed"]:
+        # A verdict that is missing because the verifier broke is no property of the model: no mean may hide it.
+        what = f"arm {stage}, seed {run.seed}: the verifier failed on {after['failed']} completions"
+        fix = "completions/after.jsonl says why. Repair the verifier, delete the folder, and call the same command"
+        raise DataError(what, where=str(folder.eval_path), fix=fix)
     config = next(config for name, _, config in run.stages if name == stage)
     recorded, wanted = folder.read_run()["config"], without_secrets(json_value(config.values))
     for block in ("eval", "data"):

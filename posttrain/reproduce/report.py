@@ -48,7 +48,19 @@ def write_report(plan: Plan, result: StudyResult) -> Path:
     for name, content in images.items():
         write_atomic(plan.output / "plots" / f"{name}.png", content)
     parts += ["", "![paired differences](plots/differences.png)", ""]
-    parts += ["## Arms", "", arms_table(result), "", *_unequal(result), "## Every seed", "", seeds_table(result), ""]
+    parts += [
+        "## Arms",
+        "",
+        arms_table(result),
+        "",
+        *_unequal(result),
+        _verdicts(result),
+        "",
+        "## Every seed",
+        "",
+        seeds_table(result),
+        "",
+    ]
     parts += ["## Every comparison", "", comparisons_table(result), ""]
     drawn = [name for name in images if name != "differences"]
     parts += ["## Curves", "", *[f"![{name}](plots/{name}.png)" for name in drawn], ""] if drawn else []
@@ -125,6 +137,19 @@ def _unequal(result: StudyResult) -> list[str]:
         if count is not None and not math.isclose(count, arm.prompts)
     ]
     return [*lines, ""] if lines else []
+
+
+def _verdicts(result: StudyResult) -> str:
+    """How many completions of the final evaluations no verdict was given on, by arm and seed."""
+    found = [
+        f"{escape(arm.label)}, seed {seed.seed}: {seed.unscored} ({seed.failed} because the verifier failed)"
+        for arm in result.arms
+        for seed in arm.seeds
+        if seed.unscored
+    ]
+    if not found:
+        return "Every completion of the final evaluations has a verdict."
+    return f"Completions of the final evaluations without a verdict, left out of the numbers: {'; '.join(found)}."
 
 
 def _provenance(result: StudyResult) -> str:

@@ -51,6 +51,8 @@ class SeedResult(Block):
     values: dict[str, float] = Field(description="metric of the evaluation -> value")
     accuracy_stderr: float | None = Field(description="over prompts")
     num_prompts: int = Field(description="evaluation prompts")
+    unscored: int = Field(description="completions of the evaluation without a verdict; not in the values")
+    failed: int = Field(description="of the unscored, those on which the verifier failed; above 0 gives no results")
     per_group: dict[str, GroupScore]
     changes: dict[str, Ends] = Field(description="name of a change claim -> the two ends of its curve")
     trained_prompts: float | None = Field(description="prompts drawn in training, as counted; null = not counted")

@@ -78,6 +78,8 @@ def made_up_result(claims_file: Path, values: dict[str, list[float]], ends: list
                 values={"accuracy": value},
                 accuracy_stderr=0.02,
                 num_prompts=100,
+                unscored=0,
+                failed=0,
                 per_group={"easy": {"accuracy": value, "accuracy_stderr": 0.02, "num_prompts": 100}},
                 changes={"fewer": {"first": pair[0], "last": pair[1], "num_values": 8}} if stage == "hpt" else {},
                 trained_prompts=4.0,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from posttrain.errors import DataError
 from posttrain.evaluation.records import json_value, write_json, write_jsonl
 from posttrain.evaluation.report import RunFolder
 from posttrain.reproduce.collect import collect
@@ -126,3 +127,25 @@ def test_a_stage_without_counters_leaves_them_unknown(tmp_path):
     plan = finished(tmp_path, costs={"grpo": {}})
     grpo = collected(plan).arms[0]
     assert {seed.trained_prompts for seed in grpo.seeds} == {None} == {seed.demonstrations for seed in grpo.seeds}
+
+
+def test_completions_without_a_verdict_are_stored_and_said(tmp_path):
+    plan = finished(tmp_path)
+    result = collected(plan)
+    assert [(seed.unscored, seed.failed) for seed in result.arms[1].seeds] == [(0, 0)] * 3
+    assert "Every completion of the final evaluations has a verdict." in write_report(plan, result).read_text()
+    edit(plan, "hpt", {"unscored": 5}, seed=2)
+    result = collected(plan)
+    assert [(seed.unscored, seed.failed) for seed in result.arms[1].seeds] == [(0, 0), (0, 0), (5, 0)]
+    text = "left out of the numbers: HPT, gate 0, seed 2: 5 (0 because the verifier failed)."
+    assert text in write_report(plan, result).read_text()
+
+
+def test_no_results_from_an_evaluation_whose_verifier_failed(tmp_path):
+    plan = finished(tmp_path)
+    edit(plan, "hpt", {"unscored": 5, "failed": 3}, seed=1)
+    with pytest.raises(DataError) as refused:
+        collected(plan)
+    said = str(refused.value)
+    assert "arm hpt, seed 1: the verifier failed on 3 completions" in said
+    assert "seed-1/hpt/eval.json" in said and "delete the folder, and call the same command" in said
