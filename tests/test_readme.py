@@ -10,7 +10,7 @@ from pathlib import Path
 
 from posttrain.registry import methods_table
 from posttrain.reproduce.ledger import BEGIN, END, ledger_table
-from posttrain.reproduce.results import problems
+from posttrain.reproduce.problems import problems
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BLOCK = re.compile(r"<!-- example:(\w+) -->\n```\w+\n(.*?)```\n<!-- /example:\1 -->", re.DOTALL)

@@ -267,11 +267,11 @@ def _minutes(plan: Plan, jobs: int) -> Minutes:
 
 
 def _environments(plan: Plan) -> list[Environment]:
-    """Versions and commits of all runs, each kind once."""
+    """Versions and commits of every stage that an arm is made of, preparation included; each kind once."""
     found: dict[str, Environment] = {}
-    stages = {arm.stage for arm in plan.arms}
+    stages = [record.name for records in (plan.preparation, *(arm.own for arm in plan.arms)) for record in records]
     for run in plan.runs:
-        for stage in sorted(stages):
+        for stage in dict.fromkeys(stages):
             record = RunFolder(run.stage_folder(stage)).read_run()
             facts = {key: record[key] for key in ("versions", "git", "world")}
             name = json.dumps(facts, sort_keys=True)

@@ -11,7 +11,7 @@ from posttrain.evaluation.markdown import MISSING, escape
 from posttrain.evaluation.records import write_atomic
 from posttrain.reproduce.claims import MAIN, load_claims, studies_in, study_file
 from posttrain.reproduce.decision import WORDS
-from posttrain.reproduce.results import FILE, ClaimResult, ResultsFile, StudyResult, read_results
+from posttrain.reproduce.results import FILE, ClaimResult, ResultsFile, StudyResult, read_results, source_remarks
 
 BEGIN, END = "<!-- ledger -->\n", "\n<!-- /ledger -->"
 HEADER = ("method", "paper's claim", "what we measured", "seeds", "minutes", "status")
@@ -73,6 +73,7 @@ def _measured(key: str, result: StudyResult) -> list[str]:
     status = ", ".join(f"{counts[word]} {word}" for word in WORDS.values() if counts[word])
     if len(result.claims) == 1:
         status = next(iter(counts))
+    status = "; ".join([status, *source_remarks(result.environments)])
     return [
         _method(key, result.study, FILE),
         escape(result.paper_claim),

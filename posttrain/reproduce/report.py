@@ -13,7 +13,7 @@ from posttrain.evaluation.report import RunFolder
 from posttrain.reproduce.decision import WORDS, scale_of, shown
 from posttrain.reproduce.figures import forest, overlay, scale_for
 from posttrain.reproduce.plan import Plan
-from posttrain.reproduce.results import ClaimResult, StudyResult, claim_of
+from posttrain.reproduce.results import ClaimResult, StudyResult, claim_of, source_remarks
 
 READING = (
     "A number after ± is one standard error over seeds; in the table of seeds, over the prompts of one evaluation. "
@@ -41,6 +41,9 @@ def write_report(plan: Plan, result: StudyResult) -> Path:
         f"- Here: {escape(result.setting)}",
         "",
     ]
+    remarks = source_remarks(result.environments)
+    if remarks:
+        parts += [f"**No single commit is the source that ran:** the results are {', '.join(remarks)}.", ""]
     if result.changed:
         parts += [f"**Run with changes, so not the shipped study:** {escape(', '.join(result.changed))}", ""]
     parts += ["## Claims", "", *[_claim_text(item) for item in result.claims]]

@@ -1,7 +1,7 @@
 """`recipes/<key>/RESULTS.json`: what the studies of a method measured, and what follows from it.
 
 Per arm and seed it holds what was measured. Means, differences, intervals and verdicts are derived from that by
-`derived`, and `problems` says where a file disagrees with its own numbers, with claims.yaml or with the recipe.
+`derived`; `posttrain.reproduce.problems` says where a file disagrees with them, with claims.yaml or with the recipe.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,15 +17,13 @@ from pydantic import Field, ValidationError
 
 from posttrain.config.run_config import Block
 from posttrain.config.source import read_recipe
-from posttrain.errors import DataError, PosttrainError
+from posttrain.errors import DataError
 from posttrain.evaluation.results import mean_and_stderr
-from posttrain.reproduce.claims import ChangeClaim, Claim, DifferenceClaim, Study, load_claims, study_file
+from posttrain.reproduce.claims import ChangeClaim, Claim, DifferenceClaim
 from posttrain.reproduce.decision import Decision, change, decide, difference, scale_of
 
 SCHEMA_VERSION: Literal[1] = 1
 FILE = "RESULTS.json"
-# Recomputed numbers may differ from stored ones by the last digits of scipy's t distribution on another machine.
-TOLERANCE = 1e-6
 
 
 class GroupScore(Block):
@@ -103,12 +101,20 @@ class ClaimResult(Block):
 
 
 class Environment(Block):
-    """Versions and commit under which some of the runs were made."""
+    """Versions and commit under which some of the stages were trained."""
 
     versions: dict[str, str | None]
     git: dict[str, Any] | None
     world: dict[str, Any]
-    num_runs: int
+    num_runs: int = Field(description="stages, each seed's counted")
+
+
+def source_remarks(environments: Sequence[Environment]) -> list[str]:
+    """What keeps the commit from saying which source ran: changes beyond it, or several of them."""
+    known = [item.git for item in environments if item.git]
+    commits = {git["commit"] for git in known}
+    remarks = ["from a tree with uncommitted changes"] if any(git["dirty"] for git in known) else []
+    return remarks + ([f"of {len(commits)} commits"] if len(commits) > 1 else [])
 
 
 class Minutes(Block):
@@ -242,73 +248,3 @@ def derived(result: StudyResult) -> StudyResult:
         for item in result.claims
     ]
     return result.model_copy(update={"arms": arms, "claims": claims})
-
-
-# ---- what is wrong with a file ----
-
-
-def problems(path: Path) -> list[str]:
-    """Every way in which a results file disagrees with its own numbers, its claims file or its recipe; empty if none.
-
-    Args:
-        path: `recipes/<key>/RESULTS.json`.
-    """
-    try:
-        whole = read_results(path)
-    except DataError as error:
-        return [str(error)]
-    if whole is None:
-        return [f"{path} does not exist"]
-    found = [] if whole.key == path.parent.name else [f"key {whole.key!r} in the folder {path.parent.name!r}"]
-    for name, result in whole.studies.items():
-        lines = [*_differences(result.model_dump(), derived(result).model_dump(), ""), *_outdated(path, name, result)]
-        found += [f"study {name}: {line}" for line in lines]
-    return found
-
-
-def _outdated(path: Path, name: str, result: StudyResult) -> list[str]:
-    """What changed in claims.yaml and the recipe since the study was run."""
-    claims = path.parent / study_file(name)
-    if not claims.exists():
-        return [f"there is no {claims.name}"]
-    try:
-        study: Study = load_claims(claims)
-        recipe = recipe_hash(study.recipe)
-    except PosttrainError as error:
-        return [str(error)]
-    written = {
-        "seeds": list(study.block.seeds),
-        "metric": study.block.metric,
-        "paper_claim": study.block.paper_claim,
-        "setting": study.block.setting,
-        "notes": study.block.notes,
-        "claims": [claim.model_dump() for claim in study.claims],
-        "arms": list(study.arms.items()),
-    }
-    stored = {key: getattr(result, key) for key in ("seeds", "metric", "paper_claim", "setting", "notes")}
-    stored |= {"claims": [item.definition for item in result.claims]}
-    stored |= {"arms": [(arm.stage, arm.label) for arm in result.arms]}
-    found = [f"{key} is not that of {claims.name}" for key in written if written[key] != stored[key]]
-    if recipe != result.recipe_sha256:
-        found.append(f"{study.recipe.name} was changed after the study was run")
-    if result.changed:
-        found.append(f"it was run with changes: {', '.join(result.changed)}")
-    for arm in result.arms:
-        if [seed.seed for seed in arm.seeds] != result.seeds:
-            found.append(f"arm {arm.stage} lacks seeds")
-    return found
-
-
-def _differences(stored: Any, computed: Any, place: str) -> list[str]:
-    if isinstance(stored, dict) and isinstance(computed, dict):
-        keys = {**stored, **computed}
-        return [line for key in keys for line in _differences(stored.get(key), computed.get(key), f"{place}.{key}")]
-    if isinstance(stored, list) and isinstance(computed, list) and len(stored) == len(computed):
-        pairs = enumerate(zip(stored, computed, strict=True))
-        return [line for index, (old, new) in pairs for line in _differences(old, new, f"{place}.{index}")]
-    numbers = [item for item in (stored, computed) if isinstance(item, int | float) and not isinstance(item, bool)]
-    if len(numbers) == 2 and math.isclose(stored, computed, rel_tol=TOLERANCE, abs_tol=TOLERANCE**2):
-        return []
-    if type(stored) is type(computed) and stored == computed:
-        return []
-    return [f"{place.strip('.')} says {stored!r}, its per-seed values give {computed!r}"]

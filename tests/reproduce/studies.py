@@ -117,7 +117,7 @@ def made_up_result(claims_file: Path, values: dict[str, list[float]], ends: list
         minutes={"wall": 11.6, "summed": 22.0, "limit": 20, "jobs": 2},
         recipe="reproduce.yaml",
         recipe_sha256=recipe_hash(study.recipe),
-        preparation=[],
+        preparation=[{"name": "warm_up", "trainer": "sft", "steps": 1, "prompts_per_step": 8.0}],
         arms=arms,
         claims=[],
     )

@@ -149,3 +149,19 @@ def test_no_results_from_an_evaluation_whose_verifier_failed(tmp_path):
     said = str(refused.value)
     assert "arm hpt, seed 1: the verifier failed on 3 completions" in said
     assert "seed-1/hpt/eval.json" in said and "delete the folder, and call the same command" in said
+
+
+def test_every_stage_of_an_arm_is_among_the_environments(tmp_path):
+    """Shared preparation and the first half of an arm too: what they ran with is in the results as well."""
+    plan = finished(tmp_path, **sft_arms())
+    (only,) = collected(plan).environments
+    assert only.num_runs == 3 * 6
+    assert "No single commit" not in write_report(plan, collected(plan)).read_text()
+    edit(plan, "half", {"git": {"commit": "b" * 40, "dirty": False}}, file="run")
+    edit(plan, "warm_up", {"git": {**GIT, "dirty": True}}, seed=2, file="run")
+    result = collected(plan)
+    assert sorted((item.git["commit"][0], item.git["dirty"], item.num_runs) for item in result.environments) == [
+        ("a", False, 16), ("a", True, 1), ("b", False, 1),
+    ]  # fmt: skip
+    report = write_report(plan, result).read_text()
+    assert "the results are from a tree with uncommitted changes, of 2 commits." in report

@@ -64,6 +64,24 @@ def test_a_measured_study_shows_its_claims_and_their_verdicts(tmp_path):
     assert "HPT solves more. **Not held**: HPT, gate 0 minus grpo is -11.0 points" in row[2].replace("&#45;", "-")
 
 
+def test_a_row_says_that_no_single_commit_was_measured(tmp_path):
+    claims = study_folder(tmp_path)
+    result = made_up_result(claims, VALUES, ENDS)
+
+    def status(*git: tuple[str, bool]) -> str:
+        made = [
+            result.environments[0].model_copy(update={"git": {"commit": commit * 40, "dirty": dirty}})
+            for commit, dirty in git
+        ]
+        write_results(claims.with_name("RESULTS.json"), "hpt", result.model_copy(update={"environments": made}))
+        return rows(tmp_path)["hpt"][0][5]
+
+    assert status(("a", False)) == "2 held"
+    assert status(("a", True)) == "2 held; from a tree with uncommitted changes"
+    assert status(("a", False), ("b", False)) == "2 held; of 2 commits"
+    assert status(("a", True), ("b", False)) == "2 held; from a tree with uncommitted changes; of 2 commits"
+
+
 def test_a_study_with_a_name_has_a_row_of_its_own(tmp_path):
     claims = study_folder(tmp_path)
     small = claims.with_name("claims_small.yaml")

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from posttrain.errors import DataError
-from posttrain.reproduce.results import derived, problems, read_results, recipe_hash, write_results
+from posttrain.reproduce.problems import problems
+from posttrain.reproduce.results import derived, read_results, recipe_hash, write_results
 from tests.config.recipes import changed
 from tests.reproduce.studies import CLAIMS, RECIPE, made_up_result, study_folder
 
@@ -74,6 +75,13 @@ def first_claim(study: dict[str, Any]) -> dict[str, Any]:
         (lambda s: s["claims"].pop(), "claims is not that of claims.yaml"),
         (lambda s: s["arms"][1].update(label="the best"), "arms is not that of claims.yaml"),
         (lambda s: s.update(paper_claim="Something else."), "paper_claim is not that of claims.yaml"),
+        (lambda s: s.update(recipe="other.yaml"), "recipe is not that of claims.yaml"),
+        (lambda s: s.update(study="small"), "study main: it calls itself 'small'"),
+        (lambda s: s["minutes"].update(limit=900), "minutes.limit is not that of claims.yaml"),
+        (lambda s: s["arms"][0].update(unequal="It is."), "unequal is not that of claims.yaml"),
+        (lambda s: s["arms"][0].update(trainer="hpt"), "arms.grpo.trainer is not that of reproduce.yaml"),
+        (lambda s: s["arms"][0]["stages"][0].update(name="x"), "arms.grpo.stages is not that of reproduce.yaml"),
+        (lambda s: s["preparation"].clear(), "preparation is not that of reproduce.yaml"),
         (lambda s: s.update(seeds=[0, 1]), "seeds is not that of claims.yaml"),
         (lambda s: s["arms"][1]["seeds"].pop(), "arm hpt lacks seeds"),
         (lambda s: s.update(changed=["trainer.max_steps=9"]), "it was run with changes: trainer.max_steps=9"),

@@ -19,7 +19,8 @@ from rich.console import Console
 
 from posttrain.errors import DataError, ResumeError
 from posttrain.reproduce.command import reproduce
-from posttrain.reproduce.results import problems, read_results
+from posttrain.reproduce.problems import problems
+from posttrain.reproduce.results import read_results
 from tests.config.recipes import changed
 from tests.reproduce.studies import CLAIMS, study_folder
 
