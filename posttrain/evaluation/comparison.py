@@ -183,10 +183,14 @@ class Comparison:
             return result(note="the completions of one arm are missing")
         asked = [{sample["index"]: repr(sample["prompt"]) for sample in found} for found in samples]
         common = {index for index, prompt in asked[0].items() if asked[1].get(index) == prompt}
-        by_prompt = [self.measure.by_prompt(found) for found in samples]
-        if by_prompt[0] is None or by_prompt[1] is None:
+        base, other = (self.measure.by_prompt(found) for found in samples)
+        if base is None or other is None:
             return result(note=f"{self.measure.name} is not known prompt by prompt, and there is one seed")
-        base, other = ({index: found[index] for index in found if index in common} for found in by_prompt if found)
+        pair = result()
+        without = [name for name, known in ((pair.baseline, base), (pair.arm, other)) if not known]
+        if without:
+            return result(note=f"no completion of {' and '.join(without)} tells {self.measure.name}")
+        base, other = ({index: known[index] for index in known if index in common} for known in (base, other))
         interval = paired_interval(base, other)
         if interval.num_values < 2:
             return result(note="the arms were evaluated on different prompts")

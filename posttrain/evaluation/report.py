@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from posttrain.errors import DataError
 from posttrain.evaluation import plots, sections
 from posttrain.evaluation.markdown import escape, table
 from posttrain.evaluation.provenance import command_line, git_state, versions, without_secrets
@@ -36,6 +37,8 @@ from posttrain.evaluation.results import EvalResult, EvalSettings, Sample
 
 BEFORE = "before"
 AFTER = "after"
+# What every report reads of a completion.
+_SAMPLE_KEYS = ("index", "prompt", "completion", "correct", "length", "truncated")
 _ATTEMPT = ("created", "command", "versions", "git", "world")
 
 
@@ -124,15 +127,35 @@ class RunFolder:
         return _read_json(self.eval_path)
 
     def read_health(self) -> dict[str, Any]:
-        """`health.json`: what the health checks of the training found; empty if they did not run."""
-        return _read_json(self.health_path)
+        """`health.json`: what the health checks of the training found; empty if they did not run.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        try:
+            found = _read_json(self.health_path)
+            for item in found["warnings"] if self.health_path.exists() else []:
+                _ = item["step"], item["text"]
+        except (ValueError, KeyError, TypeError) as problem:
+            raise _damaged(str(self.health_path)) from problem
+        return found
 
     def read_samples(self, name: str) -> list[Sample]:
-        """Completions of the named evaluation; empty if there are none."""
+        """Completions of the named evaluation; empty if there are none.
+
+        Raises:
+            DataError: a line is damaged; it is named.
+        """
         path = self._samples_path(name)
         if not path.exists():
             return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        samples = []
+        for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+            try:
+                samples += [_sample(line)] if line else []
+            except (ValueError, KeyError, TypeError) as problem:
+                raise _damaged(f"{path}:{number}") from problem
+        return samples
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Log events, see `records.read_metrics`."""
@@ -264,6 +287,17 @@ def _compact(value: Any) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _sample(line: bytes) -> Sample:
+    sample = json.loads(line)
+    for key in _SAMPLE_KEYS:
+        _ = sample[key]
+    return sample
+
+
+def _damaged(where: str) -> DataError:
+    return DataError("not readable", where=where, fix="Restore the file, or leave this run out")
 
 
 def _nan(value: float | None) -> float:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 from scipy.stats import t
 
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, DataError
 from posttrain.evaluation.arms import Arm, find_runs, sort_into_arms
+from posttrain.evaluation.comparability import warnings
 from posttrain.evaluation.comparison import Comparison, accuracy_against, holm, paired_runs
 from posttrain.evaluation.measure import Measure
 from tests.evaluation.recorded import record
@@ -99,6 +101,43 @@ def test_different_prompts_are_not_paired(tmp_path):
 def test_prompts_without_a_verdict_leave_the_pairs(tmp_path):
     (test,) = Comparison((arm(tmp_path, "a", [[False] * 4]), arm(tmp_path, "b", [[True, None, False, True]]))).tests
     assert test.interval.num_values == 3 and test.interval.mean == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(("base", "new", "who"), [([None] * 4, 3, "a"), (3, [None] * 4, "b")])
+def test_an_arm_without_any_verdict_is_named(tmp_path, base, new, who):
+    (test,) = Comparison((arm(tmp_path, "a", [base]), arm(tmp_path, "b", [new]))).tests
+    assert test.interval is None and test.note == f"no completion of {who} tells accuracy"
+
+
+def test_an_arm_without_the_group_is_named(tmp_path):
+    path = tmp_path / "b" / "0" / "completions" / "after.jsonl"
+    arms = arm(tmp_path, "a", [1]), arm(tmp_path, "b", [3])
+    evals = json.loads((tmp_path / "b" / "0" / "eval.json").read_text())
+    evals["after"]["per_group"] = {"easy": {"accuracy": 0.75, "accuracy_stderr": 0.25}}
+    (tmp_path / "b" / "0" / "eval.json").write_text(json.dumps(evals))
+    path.write_text(path.read_text().replace('"group": null', '"group": "easy"'))
+    (test,) = Comparison(arms, Measure("per_group.easy.accuracy")).tests
+    assert test.interval is None and test.note == "no completion of a tells per_group.easy.accuracy"
+
+
+@pytest.mark.parametrize("line", ['{"index": 2, "pro', '{"index": 2}', "[1, 2]", "7"])
+def test_a_damaged_line_of_completions_is_named(tmp_path, line):
+    arms = arm(tmp_path, "a", [1]), arm(tmp_path, "b", [3])
+    path = tmp_path / "b" / "0" / "completions" / "after.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], lines[1], line, lines[3]]) + "\n")
+    with pytest.raises(DataError, match=r"b/0/completions/after.jsonl:3: not readable. Restore the file, or leave"):
+        _ = Comparison(arms).tests
+
+
+@pytest.mark.parametrize(
+    "content", ['{"warnings": [{"te', "[]", "[1]", '{"checks": {}}', '{"warnings": [{"step": 1}]}', '{"warnings": 3}']
+)
+def test_a_damaged_health_file_is_named(tmp_path, content):
+    comparison = Comparison((arm(tmp_path, "a", [1]), arm(tmp_path, "b", [3])))
+    (tmp_path / "b" / "0" / "health.json").write_text(content)
+    with pytest.raises(DataError, match=r"b/0/health.json: not readable. Restore the file, or leave this run out"):
+        warnings(comparison)
 
 
 def test_the_baseline_may_be_any_arm(two):
