@@ -140,7 +140,7 @@ class Worker:
             raise _Gone(self._end())
         if self.task is not None and self.seconds_left <= 0:
             limit = START_SECONDS if self._loading else self.limits.timeout_seconds
-            raise _Gone(f"timed out: no answer within {limit:g} s (rollout.reward_timeout_seconds)")
+            raise _Gone(f"timed out: no answer within {limit:g} s (reward_timeout_seconds)")
 
     def _take(self, line: bytes, outcomes: dict[int, RewardOutcome]) -> None:
         """One line of the worker. Its process may be in the hands of a completion, so every part is checked."""
@@ -278,7 +278,7 @@ class WorkerPool:
                 raise RewardError(
                     f"cannot be loaded: {end}",
                     where=f"reward {job.reward!r}",
-                    fix="Look at what it does when it is imported, and at rollout.reward_memory_bytes",
+                    fix="Look at what it does when it is imported, and at reward_memory_bytes",
                 ) from None
             seconds = self.limits.timeout_seconds if str(end).startswith("timed out") else 0.0
             outcomes.update({row: failed(str(end), seconds / len(lost)) for row in lost})

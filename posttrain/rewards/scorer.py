@@ -2,13 +2,16 @@
 row.
 
 Packaged rewards are called once a row, so a row can only cost itself. A user's function is called with the whole
-batch, as TRL calls it; if that fails it is called again row by row, to find out which rows are to blame.
+batch, as TRL calls it; if that fails it is called again row by row, to find out which rows are to blame. If it failed
+for want of time and no row is to blame, the function is only slow: this is told once, and its later batches are cut
+into calls that keep within the time limit.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +26,12 @@ from posttrain.rewards.worker import LIVE_ARGUMENTS
 
 __all__ = ["RewardLimits", "RewardScorer"]
 
+_logger = logging.getLogger(__name__)
+
 # Requests for each worker that a batch of rows is cut into, so that a slow row holds up little.
 _REQUESTS_PER_WORKER = 4
+# Part of the time limit that a call of a slow function is meant to take; rows differ.
+_TIME_USED = 0.5
 
 
 class RewardScorer:
@@ -60,6 +67,7 @@ class RewardScorer:
         self.max_failed_fraction = max_failed_fraction
         self.outcomes: list[RewardOutcome] = []
         self._function: Reward | None = None
+        self._rows_per_call: int | None = None  # of a user's function that was too slow for a whole batch
         # Packaged rewards get the columns they name; a user's function gets all, as from TRL.
         self._columns = inspect.signature(load_reward(reward)).parameters if reward in REWARDS else None
 
@@ -120,10 +128,39 @@ class RewardScorer:
             tasks = [Task(rows[start : start + size], True) for start in range(0, count, size)]
             outcomes = pool.run(self._job(sent, count), tasks)
         else:
-            outcomes = pool.run(self._job(sent, count), [Task(rows, False)])
-            if count > 1 and outcomes[0].is_failed:
-                outcomes = pool.run(self._job(sent, count), [Task([row], False) for row in rows])
+            size = self._rows_per_call or count
+            calls = [rows[start : start + size] for start in range(0, count, size)]
+            outcomes = pool.run(self._job(sent, count), [Task(list(call), False) for call in calls])
+            lost = [call for call in calls if len(call) > 1 and outcomes[call[0]].is_failed]
+            late = [call for call in lost if str(outcomes[call[0]].reason).startswith("timed out")]
+            if lost:
+                outcomes |= pool.run(self._job(sent, count), [Task([row], False) for call in lost for row in call])
+            for call in late:
+                self._look_at_pace([outcomes[row] for row in call])
         return [outcomes[row] for row in rows]
+
+    def _look_at_pace(self, outcomes: list[RewardOutcome]) -> None:
+        """Find out from the rows of a call that ran out of time whether one of them hangs, or all are slow."""
+        limit = self.limits.timeout_seconds
+        seconds = [outcome.seconds for outcome in outcomes if not outcome.is_failed]
+        if not seconds or (len(seconds) < len(outcomes) and sum(seconds) <= limit):
+            return
+        each = sum(seconds) / len(seconds)
+        fitting = int(_TIME_USED * limit / each) if each > 0 else len(outcomes)
+        # By half at least: a call for many rows may take longer than as many calls.
+        size = max(1, min(fitting, len(outcomes) // 2))
+        if self._rows_per_call is None:
+            _logger.warning(
+                "reward %s: a call with %d rows took longer than the recipe's reward_timeout_seconds (%g), but its "
+                "rows one by one did not (%.2g s each). They are scored, at the price of a second try; from now its "
+                "batches are cut into calls for %d rows. Make it faster, or raise rollout.reward_timeout_seconds",
+                self.__name__,
+                len(outcomes),
+                limit,
+                each,
+                size,
+            )
+        self._rows_per_call = size if self._rows_per_call is None else min(size, self._rows_per_call)
 
     def _job(self, arguments: dict[str, Any], count: int) -> Job:
         started = time.monotonic()

@@ -81,7 +81,7 @@ def _call(function: Callable[..., Any], arguments: dict[str, Any], answers: IO[b
     except PosttrainError:
         raise
     except MemoryError:
-        content = {"raised": "MemoryError: more than rollout.reward_memory_bytes allows"}
+        content = {"raised": "MemoryError: more than reward_memory_bytes allows"}
     except (Exception, SystemExit) as problem:  # noqa: BLE001 - a reward may raise anything; told as a reason
         content = {"raised": reason_of(problem)}
     _answer(answers, **content, seconds=time.perf_counter() - started)

@@ -92,6 +92,12 @@ def flaky(prompts, completions, *, counter, **_):
         raise ConnectionError("reset by peer")
     return [1.0] * len(completions)
 
+def slow(prompts, completions, *, calls, **_):
+    with open(calls[0], "a") as file:
+        file.write(f"{len(completions)}\\n")
+    time.sleep(0.1 * len(completions))
+    return [float(len(text)) for text in completions]
+
 def secret(prompts, completions, **_):
     return [float(name in os.environ) for name in ("HF_TOKEN", "MY_API_KEY", "PLAIN_NAME")]
 
@@ -130,7 +136,7 @@ def score(folder: Path, name: str, **kwargs) -> tuple[list, str | None]:
         ("aborting", "worker died: ended by SIGABRT"),
         ("crashing", "worker died: ended by SIGSEGV"),
         ("killed", "worker died: ended by SIGKILL, perhaps for lack of memory"),
-        ("eating", "MemoryError: more than rollout.reward_memory_bytes allows"),
+        ("eating", "MemoryError: more than reward_memory_bytes allows"),
         ("recursing", "RecursionError: maximum recursion depth exceeded"),
         ("closing", "worker died: "),
         ("forging", "worker died: it sent something that is no answer"),
@@ -152,7 +158,7 @@ def test_a_reward_that_hangs_is_stopped_also_inside_a_c_function(folder: Path, n
     started = time.monotonic()
     values, told = score(folder, name, limits=RewardLimits(timeout_seconds=1.0))
     assert values == [1.0, None, 3.0]
-    assert told == "timed out: no answer within 1 s (rollout.reward_timeout_seconds)"
+    assert told == "timed out: no answer within 1 s (reward_timeout_seconds)"
     assert time.monotonic() - started < 30  # one second for the batch, one for the row; the rest is a slow machine
 
 
@@ -317,6 +323,27 @@ def is_running(pid: int) -> bool:
 def sleepers(seconds: str) -> list[str]:
     found = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
     return [line for line in found if line == f"sleep {seconds}"]
+
+
+def test_a_slow_reward_is_told_once_and_asked_about_fewer_rows(folder: Path, tmp_path: Path, caplog):
+    calls = tmp_path / "calls"
+    reward = scorer(folder, "slow", limits=RewardLimits(timeout_seconds=1.0))
+    texts = ["a" * length for length in range(16)]
+    for _ in range(3):
+        assert reward(["p"] * 16, texts, calls=[str(calls)] * 16) == [float(length) for length in range(16)]
+    sizes = [int(line) for line in calls.read_text().split()]
+    # Once everything, which is too much, then row by row; from then on what half the time is enough for.
+    assert sizes[:17] == [16] + [1] * 16
+    assert all(1 < size <= 5 for size in sizes[17:-1]) and sum(sizes[17:]) == 32
+    (warning,) = [record.getMessage() for record in caplog.records if "slow" in record.getMessage()]
+    assert "a call with 16 rows took longer than the recipe's reward_timeout_seconds (1)" in warning
+    assert "raise rollout.reward_timeout_seconds" in warning
+
+
+def test_a_row_that_hangs_is_no_reason_to_cut_batches(folder: Path, caplog):
+    reward = scorer(folder, "hanging", limits=RewardLimits(timeout_seconds=1.0))
+    assert reward(["p"] * 3, ["a", "bad", "abc"]) == [1.0, None, 3.0]
+    assert reward._rows_per_call is None and not caplog.records
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
