@@ -45,7 +45,7 @@ def recipe_evaluator(config: Any, *, tokenizer: Any, rows: Any, accelerator: Any
             "no reward gives a verdict", where=config.where("eval", "verifier"), fix="Set it, e.g. eval.verifier=exact"
         )
     settings = EvalSettings(**evaluation_settings(config))
-    verifier = reward_scorer(config, name)
+    verifier = reward_scorer(config, name, evaluation=True)
 
     def call(model: Any, progress: Callable[[int, int], None] | None = None) -> Any:
         # accelerate wraps a model that is being trained in this very context, and no other.
@@ -72,6 +72,13 @@ def verifier_name(config: Any) -> str | None:
     if config.rollout is None:
         return None
     return str(config.rollout.verifier or config.rollout.rewards[0].name)
+
+
+def verifier_sha256(config: Any) -> str | None:
+    """SHA-256 of the file that the verifier is a function of; None for a packaged one."""
+    file, separator, _ = str(verifier_name(config)).rpartition(":")
+    path = Path(config.source.file).parent / file
+    return hashlib.sha256(path.read_bytes()).hexdigest() if separator and path.is_file() else None
 
 
 def evaluation_settings(config: Any) -> dict[str, Any]:
@@ -218,17 +225,25 @@ def precision(config: Any) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """`python -m posttrain.evaluating MODEL --recipe RECIPE …`: the verb, for `accelerate launch`."""
+    import typer
+
     from posttrain.cli import app, show_error
     from posttrain.errors import PosttrainError
     from posttrain.run import leave_group
     from posttrain.stage_run import is_main_process
 
+    # UsageError of click; typer 0.29 has a copy of its own, without a public name.
+    wrong_command_line: Any = typer.BadParameter.__base__
     try:
         app(["eval", *(sys.argv[1:] if argv is None else argv)], standalone_mode=False)
     except PosttrainError as error:
         if is_main_process():
             show_error(error)
         return 2
+    except wrong_command_line as error:
+        if is_main_process():
+            error.show()
+        return int(error.exit_code)
     leave_group()
     return 0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import registry
-from posttrain.config.run_config import RunConfig
+from posttrain.config.run_config import REWARD_LIMITS, RunConfig
 from posttrain.config.source import Key
 from posttrain.errors import ConfigError, PosttrainError, SupportError
 from posttrain.seam.arguments import FieldSpec, check_value, field_specs
@@ -57,12 +57,13 @@ def keywords(cfg: RunConfig, specs: dict[str, FieldSpec]) -> dict[str, Any]:
     return keys
 
 
-def reward_scorer(cfg: RunConfig, name: str) -> Any:
-    """A reward of a recipe, under the limits of its rollout block or the default ones.
+def reward_scorer(cfg: RunConfig, name: str, *, evaluation: bool = False) -> Any:
+    """A reward of a recipe, under its limits.
 
     Args:
         cfg: one run, without stages.
         name: packaged reward, or file.py:function beside the recipe.
+        evaluation: whether it scores an evaluation, see `reward_limits`.
 
     Returns:
         A `posttrain.rewards.scorer.RewardScorer`.
@@ -73,23 +74,28 @@ def reward_scorer(cfg: RunConfig, name: str) -> Any:
     from posttrain.rewards.scorer import RewardScorer
 
     accepted = {} if cfg.rollout is None else {"max_failed_fraction": cfg.rollout.max_failed_fraction}
-    return RewardScorer(name, base_dir=Path(cfg.source.file).parent, limits=reward_limits(cfg), **accepted)
+    limits = reward_limits(cfg, evaluation=evaluation)
+    return RewardScorer(name, base_dir=Path(cfg.source.file).parent, limits=limits, **accepted)
 
 
-def reward_limits(cfg: RunConfig) -> Any:
-    """The `posttrain.rewards.limits.RewardLimits` of a recipe; the default ones without a rollout block."""
+def reward_limits(cfg: RunConfig, *, evaluation: bool = False) -> Any:
+    """The `posttrain.rewards.limits.RewardLimits` of a recipe.
+
+    Args:
+        cfg: one run, without stages.
+        evaluation: whether what the eval block says comes first; then that of the rollout block, then the defaults.
+    """
     from posttrain.rewards.limits import RewardLimits
 
-    block = cfg.rollout
-    if block is None:
-        return RewardLimits()
-    return RewardLimits(
-        workers=block.reward_workers,
-        timeout_seconds=block.reward_timeout_seconds,
-        memory_bytes=block.reward_memory_bytes,
-        network=block.reward_network,
-        environment=tuple(block.reward_environment),
-    )
+    values = {} if cfg.rollout is None else {name: getattr(cfg.rollout, name) for name in REWARD_LIMITS}
+    if evaluation and cfg.eval is not None:
+        own = {name: getattr(cfg.eval, name) for name in REWARD_LIMITS}
+        values |= {name: value for name, value in own.items() if value is not None}
+    if "reward_memory_bytes" in values:
+        values["reward_memory_bytes"] = values["reward_memory_bytes"] or None
+    if "reward_environment" in values:
+        values["reward_environment"] = tuple(values["reward_environment"])
+    return RewardLimits(**{name.removeprefix("reward_"): value for name, value in values.items()})
 
 
 def function_name(reward: str) -> str:

@@ -270,15 +270,22 @@ class _Check:
         if settings is not None and settings.verifier not in (None, *(name for name, _, _ in calls)):
             calls.append((str(settings.verifier), self.cfg.where("eval", "verifier"), True))
         threshold = float(getattr(self.cfg.method, "success_threshold", 1.0))
-        for name, where, is_verifier in calls:
+        for place, (name, where, is_verifier) in enumerate(calls):
+            in_evaluation = rollout is None or place >= len(rollout.rewards)
             try:
-                reward = reward_scorer(self.cfg, name)
+                reward = reward_scorer(self.cfg, name, evaluation=in_evaluation)
                 reward.load()
             except PosttrainError as error:
                 self.report.errors.append(checks_rewards.placed(error, where))
                 continue
             for stops, finding in checks_rewards.reward_findings(
-                rows, name=name, where=where, reward=reward, is_verifier=is_verifier, threshold=threshold
+                rows,
+                name=name,
+                where=where,
+                limits_of="eval" if in_evaluation else "rollout",
+                reward=reward,
+                is_verifier=is_verifier,
+                threshold=threshold,
             ):
                 self.add(stops, finding)
 

@@ -17,7 +17,7 @@ Finding = tuple[bool, PosttrainError]
 
 
 def reward_findings(
-    rows: Rows, *, name: str, where: str, reward: Any, is_verifier: bool, threshold: float
+    rows: Rows, *, name: str, where: str, limits_of: str, reward: Any, is_verifier: bool, threshold: float
 ) -> Iterator[Finding]:
     """(whether it stops the run, finding) of one reward function on real rows.
 
@@ -25,6 +25,7 @@ def reward_findings(
         rows: training rows.
         name: of the reward in the recipe.
         where: its place in the recipe.
+        limits_of: block that its limits are set in.
         reward: a `RewardScorer`.
         is_verifier: whether its value is the verdict, which must lie in [0, 1].
         threshold: a value from here on counts as solved.
@@ -44,7 +45,7 @@ def reward_findings(
         failures = [outcome.reason for outcome in reward.outcomes if outcome.is_failed]
         if failures:
             stops = len(failures) > reward.max_failed_fraction * len(indices)
-            yield stops, _failed(name, where, told, texts[0], failures, len(indices))
+            yield stops, _failed(name, where, told, texts[0], failures, len(indices), limits_of)
             if stops:
                 return
         for index, value in enumerate(values[told]):
@@ -62,11 +63,13 @@ def placed(error: PosttrainError, where: str) -> PosttrainError:
     return type(error)(what, where=where, allowed=error.allowed, fix=error.fix, **facts)
 
 
-def _failed(name: str, where: str, told: str, text: str, reasons: list[str], count: int) -> RewardError:
+def _failed(
+    name: str, where: str, told: str, text: str, reasons: list[str], count: int, limits_of: str
+) -> RewardError:
     if reasons[0].startswith("timed out"):
-        fix = "Make it faster, or raise rollout.reward_timeout_seconds"
+        fix = f"Make it faster, or raise {limits_of}.reward_timeout_seconds"
     elif "reward_memory_bytes" in reasons[0] or "lack of memory" in reasons[0]:
-        fix = "Raise rollout.reward_memory_bytes"
+        fix = f"Raise {limits_of}.reward_memory_bytes"
     else:
         fix = "Return None for a row it cannot judge; it takes (prompts, completions, **columns)"
     what = f"reward {name!r} on {told}: it failed on {len(reasons)} of {count} rows, first: {reasons[0]}"

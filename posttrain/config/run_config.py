@@ -176,7 +176,8 @@ class RolloutBlock(OpenBlock):
     )
     reward_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
         default=30.0,
-        description="most time of one call of a reward; then its process is replaced",
+        description="most time of one call of a reward, that is a batch for a function of your own; then its "
+        "process is replaced",
         allow_inf_nan=False,
     )
     reward_memory_bytes: Annotated[int, Field(ge=2**28)] | None = Field(
@@ -193,6 +194,22 @@ class TrainerBlock(OpenBlock):
 
     output_dir: Name | None = Field(default=None, description="folder of the run; null = runs/<name of the recipe>")
     resume: Name = Field(default="auto", description="auto, never, or the path of a checkpoint")
+
+
+def _enough_memory(value: int) -> int:
+    if 0 < value < 2**28:
+        raise ValueError("at least 268435456, or 0")
+    return value
+
+
+# Of both blocks; in the eval block null stands for what the rollout block says.
+REWARD_LIMITS = (
+    "reward_workers",
+    "reward_timeout_seconds",
+    "reward_memory_bytes",
+    "reward_network",
+    "reward_environment",
+)
 
 
 class EvalBlock(Block):
@@ -217,10 +234,25 @@ class EvalBlock(Block):
     verifier: Name | None = Field(
         default=None, description="reward that gives the verdict; null = that of the rollout block"
     )
+    reward_workers: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="as in the rollout block, for the verifier; null = that of the rollout block, else 2"
+    )
+    reward_timeout_seconds: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="likewise; null = that of the rollout block, else 30", allow_inf_nan=False
+    )
+    reward_memory_bytes: Annotated[int, Field(ge=0), AfterValidator(_enough_memory)] | None = Field(
+        default=None, description="likewise; 0 = not limited, null = that of the rollout block, else 4 GiB"
+    )
+    reward_network: bool | None = Field(
+        default=None, description="likewise; null = that of the rollout block, else false"
+    )
+    reward_environment: list[Name] | None = Field(
+        default=None, description="likewise; null = that of the rollout block, else none"
+    )
 
     def settings(self) -> dict[str, Any]:
-        """The keys that `evaluation.EvalSettings` knows, that is all but `verifier`."""
-        return self.model_dump(exclude={"verifier"})
+        """The keys that `evaluation.EvalSettings` knows, that is all but the verifier and its limits."""
+        return self.model_dump(exclude={"verifier", *REWARD_LIMITS})
 
 
 class HubBlock(Block):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import registry
-from posttrain.config.run_config import BLOCKS, RunConfig, StageBlock
+from posttrain.config.run_config import BLOCKS, REWARD_LIMITS, RunConfig, StageBlock
 from posttrain.config.source import SourceMap
 from posttrain.config.validation import explain_all, parse_run, unknown_key
 from posttrain.errors import ConfigError, PosttrainError
@@ -152,7 +152,7 @@ def _parse_stage(
 
 
 def _without_rollout(raw: dict[str, Any]) -> dict[str, Any]:
-    """A supervised stage below a shared rollout block: its evaluation takes verdict and length from there."""
+    """A supervised stage below a shared rollout block: its evaluation takes verdict, limits and length from there."""
     rollout = raw["rollout"]
     raw = {block: value for block, value in raw.items() if block != "rollout"}
     data = raw.get("data")
@@ -163,5 +163,8 @@ def _without_rollout(raw: dict[str, Any]) -> dict[str, Any]:
     first = rewards[0] if isinstance(rewards, list) and rewards else None
     first = first.get("name") if isinstance(first, dict) else first
     defaults = {"verifier": rollout.get("verifier") or first, "max_new_tokens": rollout.get("max_completion_length")}
+    defaults |= {key: rollout.get(key) for key in REWARD_LIMITS}
+    if "reward_memory_bytes" in rollout and rollout["reward_memory_bytes"] is None:
+        defaults["reward_memory_bytes"] = 0
     given = {key: value for key, value in defaults.items() if value is not None}
     return {**raw, "eval": {**given, **{k: v for k, v in raw.get("eval", {}).items() if v is not None}}}

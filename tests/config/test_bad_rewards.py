@@ -69,6 +69,15 @@ def test_a_reward_that_hits_a_limit_is_told_within_seconds(tmp_path: Path, body:
     assert "rollout.rewards.1" in message and words in message and fix in message
 
 
+@pytest.mark.parametrize("base", ["sft", "grpo"])
+def test_an_evaluation_has_limits_of_its_own(tmp_path: Path, base: str):
+    body = "    import time; time.sleep(60)\n    return [0.0]\n"
+    (tmp_path / "mine.py").write_text(f"def slow(prompts, completions, **_):\n{body}")
+    changes = {"eval.verifier": "mine.py:slow", "eval.reward_timeout_seconds": 1.0, "eval.reward_memory_bytes": 0}
+    message = told(checked(tmp_path, base, changes), RewardError)
+    assert "no answer within 1 s" in message and "raise eval.reward_timeout_seconds" in message
+
+
 def test_a_reward_that_wants_the_live_trainer_is_told_to_stay_inside(tmp_path: Path):
     (tmp_path / "mine.py").write_text("def f(prompts, completions, trainer_state, **_):\n    return [0.0] * 8\n")
     message = told(checked(tmp_path, "grpo", {"rollout.rewards": ["exact", "mine.py:f"]}), RewardError)
@@ -87,9 +96,11 @@ def test_a_reward_that_wants_the_live_trainer_is_told_to_stay_inside(tmp_path: P
     ],
 )
 def test_limits_out_of_range_are_refused(tmp_path: Path, setting: str, value: object, words: str):
-    with pytest.raises(ConfigError, match=words):
-        report = checked(tmp_path, "grpo", {f"rollout.{setting}": value})
-        report.raise_if_failed()
+    blocks = [("grpo", "rollout"), ("sft", "eval")] if setting.startswith("reward_") else [("grpo", "rollout")]
+    for base, block in blocks:
+        with pytest.raises(ConfigError, match=rf"{block}\.{words}"):
+            report = checked(tmp_path, base, {f"{block}.{setting}": value})
+            report.raise_if_failed()
 
 
 def test_the_limits_of_a_recipe_are_those_of_the_python_interface_by_default():

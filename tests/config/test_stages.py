@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from posttrain.config.build import reward_scorer
 from posttrain.config.loader import RecipeError, load, parse, resolve_stages
 from posttrain.errors import ConfigError
+from posttrain.rewards.limits import RewardLimits
 from tests.config.recipes import GRPO, HPT, REMOVE, SFT, changed, write
 
 WARM_UP = {"name": "warm_up", "method": {"name": "sft"}, "trainer": {"max_steps": 5, "learning_rate": 0.01}}
@@ -43,6 +45,26 @@ def test_a_supervised_stage_takes_only_the_verdict_from_a_shared_rollout_block(t
     assert first.rollout is None
     assert first.eval is not None and first.eval.verifier == "exact" and first.eval.max_new_tokens == 64
     assert first.eval.num_prompts == 4
+
+
+@pytest.mark.parametrize("memory", [2**30, None])
+def test_a_supervised_stage_is_evaluated_under_the_limits_of_a_shared_rollout_block(
+    tmp_path: Path, memory: int | None
+):
+    limits = {
+        "reward_workers": 1,
+        "reward_timeout_seconds": 4.5,
+        "reward_memory_bytes": memory,
+        "reward_network": True,
+        "reward_environment": ["JUDGE_KEY"],
+    }
+    plan = changed(PLAN, {f"rollout.{name}": value for name, value in limits.items()})
+    plan["stages"] = [plan["stages"][0], {**plan["stages"][2]}]
+    (_, _, first), (_, _, second) = resolve_stages(load(write(tmp_path, plan)))
+    assert first.rollout is None
+    found = [reward_scorer(run, "exact", evaluation=True).limits for run in (first, second)]
+    assert found == [RewardLimits(1, 4.5, memory, True, ("JUDGE_KEY",))] * 2
+    assert reward_scorer(second, "exact").limits == found[0]
 
 
 def test_a_recipe_without_stages_is_one_run(tmp_path: Path):
