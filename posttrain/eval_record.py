@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import PosttrainError
-from posttrain.evaluating import template_sha256, template_variables, verifier_name
+from posttrain.evaluating import template_sha256, template_variables, verifier_name, verifier_sha256
 from posttrain.saved_models import SavedModel
 
 
@@ -63,6 +63,7 @@ class EvalRecord:
             "data": self.data["sha256"],
             "settings": settings_record(self.settings),
             "verifier": verifier_name(self.config),
+            "verifier_sha256": verifier_sha256(self.config),
             "success_threshold": getattr(self.config.method, "success_threshold", 1.0),
             "chat_template_sha256": template_sha256(self.tokenizer),
             "chat_template_kwargs": template_variables(self.config),

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import hashlib
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,6 +110,50 @@ def _matching(wanted: list[str], manager: Any) -> list[str]:
             )
         names += [item for item in sorted(found) if item not in names]
     return names
+
+
+# ---- what they are ----
+
+
+def tasks_sha256(tasks: SuiteTasks) -> str:
+    """SHA-256 of the configurations of the tasks, includes and members of groups with them, and of the local files of
+    data and functions that they name.
+    """
+    known, waiting = hashlib.sha256(), list(reversed(tasks.names))
+    seen: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        entry = tasks.manager.task_index.get(name)
+        if entry is None or name in seen:
+            continue
+        seen.add(name)
+        config = entry.cfg or {}
+        known.update(repr((name, config)).encode())
+        members = config.get("task")
+        named = members if isinstance(members, list) else []
+        waiting += [str(item.get("task") or item.get("group")) if isinstance(item, dict) else item for item in named]
+        if entry.yaml_path is None:
+            waiting += sorted(entry.tags, reverse=True)
+        for file in sorted({file for text in _texts(config) for file in _files(text)}):
+            known.update(hashlib.sha256(Path(file).read_bytes()).digest())
+    return known.hexdigest()
+
+
+def _files(text: str) -> list[str]:
+    """Local files that a value names: itself, or the module of a function, which reads "/folder/module.function"."""
+    module = f"{text.rpartition('.')[0]}.py" if Path(text).is_absolute() else ""
+    return [file for file in (text, module) if os.path.isfile(file)]
+
+
+def _texts(values: Any) -> Iterator[str]:
+    """Every text among nested values."""
+    if isinstance(values, dict):
+        values = list(values.values())
+    if isinstance(values, list):
+        for value in values:
+            yield from _texts(value)
+    elif isinstance(values, str):
+        yield values
 
 
 # ---- what is code ----

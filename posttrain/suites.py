@@ -24,7 +24,7 @@ from posttrain.evaluation.suite_results import (
 )
 from posttrain.saved_models import SavedModel, find_model
 from posttrain.stage_run import say
-from posttrain.suite_tasks import SuiteTasks, find_tasks, sandboxed
+from posttrain.suite_tasks import SuiteTasks, find_tasks, sandboxed, tasks_sha256
 
 __all__ = ["Drift", "SuiteOptions", "SuiteResult", "evaluate_suite", "read_suite", "run_suite", "suite_drift"]
 
@@ -86,6 +86,8 @@ def evaluate_suite(
         "model": [(files := found.identity(block))["sha256"], files.get("base")],
         "dtype": str(weights.dtype).removeprefix("torch."),
         "suite": {name: value for name, value in asdict(options).items() if name != "batch_size"},
+        "tasks_sha256": tasks_sha256(tasks),
+        "lm_eval": version("lm_eval"),
     }
     folder = claim(output or _place(found, options.tasks), identity, chosen=output is not None)
     say(f"running {options.tasks} on {found.path}")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from posttrain.errors import ConfigError, PosttrainError
-from posttrain.evaluating import evaluate_model, load_stage
+from posttrain.evaluating import evaluate_model, load_stage, main, verifier_sha256
 from posttrain.evaluation.records import json_value
 from posttrain.evaluation.report import RunFolder
 from posttrain.run import run
@@ -196,6 +196,36 @@ def test_the_same_evaluation_replaces_itself_and_another_gets_a_folder_of_its_ow
         evaluate_model(model, recipe=policy, overrides=["eval.top_p=0.8"], output=first)
     with pytest.raises(ConfigError, match="a run is in this folder"):
         evaluate_model(model, recipe=policy, output=policy.parent / "run")
+
+
+def test_a_changed_reward_file_is_another_evaluation(tmp_path: Path):
+    recipe = prepare(tmp_path, RECIPES["policy"])
+    (_, before), *_ = load_stage(recipe, [], None)
+    first = verifier_sha256(before)
+    (tmp_path / "verdict.py").write_text(VERDICT + "# changed\n")
+    assert first is not None and verifier_sha256(before) not in (first, None)
+    (_, packaged), *_ = load_stage(recipe, ["eval.verifier=exact"], None)
+    assert verifier_sha256(packaged) is None
+
+
+def test_a_changed_reward_file_gets_a_folder_of_its_own(policy: Path):
+    model, verdict = str(policy.parent / "run" / "checkpoint-1"), policy.parent / "verdict.py"
+    first = evaluate_model(model, recipe=policy).folder
+    verdict.write_text(VERDICT + "# changed\n")
+    second = evaluate_model(model, recipe=policy).folder
+    verdict.write_text(VERDICT)
+    assert (second.name, evaluate_model(model, recipe=policy).folder) == (f"{first.name}-2", first)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"), [(["m", "--nosuch", "1"], "--nosuch"), (["m"], "give either --recipe or --suite")]
+)
+def test_a_wrong_command_line_is_told_without_a_traceback(arguments: list[str], told: str, capsys, monkeypatch):
+    assert main(arguments) == 2
+    assert told in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    assert main(arguments) == 2
+    assert not capsys.readouterr().err
 
 
 # ---- warnings ----

@@ -195,6 +195,28 @@ def test_an_adapter_is_run_beside_its_base(tiny_dir, tmp_path, model, monkeypatc
     assert math.isfinite(second) and abs(first - second) > 0.1
 
 
+def test_a_changed_task_is_another_evaluation(tiny_dir, tmp_path, monkeypatch):
+    folder, output = tmp_path / "suite", tmp_path / "out"
+    file = task_file(folder, "include: shared\ndoc_to_text: !function helper.text")
+    (folder / "shared").write_text("description: first\n")
+    (folder / "helper.py").write_text("def text(doc):\n    return doc['question']\n")
+    (folder / "g.yaml").write_text("group: g\ntask: [own]\n")
+    options = SuiteOptions(tasks=str(folder / "g.yaml"), include=str(folder))
+    evaluate_suite(str(tiny_dir), options=options, output=output)
+    evaluate_suite(str(tiny_dir), options=options, output=output)
+    changes = {"own.yaml": "target_delimiter: ':'\n", "shared": "x: y\n", "helper.py": "# new\n", "rows.jsonl": "\n"}
+    for name, text in changes.items():
+        before = (folder / name).read_text()
+        (folder / name).write_text(before + text)
+        with pytest.raises(ConfigError, match="another evaluation is in this folder"):
+            evaluate_suite(str(tiny_dir), options=options, output=output)
+        (folder / name).write_text(before)
+    assert file.exists()
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9")
+    with pytest.raises(ConfigError, match="another evaluation is in this folder"):
+        evaluate_suite(str(tiny_dir), options=options, output=output)
+
+
 # ---- tasks are data unless the user says otherwise ----
 
 CODE = {
