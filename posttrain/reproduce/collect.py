@@ -15,6 +15,7 @@ from typing import Any
 
 from posttrain import registry
 from posttrain.errors import DataError, ResumeError
+from posttrain.evaluation.measure import Measure
 from posttrain.evaluation.provenance import without_secrets
 from posttrain.evaluation.records import json_value, training_seconds
 from posttrain.evaluation.report import RunFolder
@@ -195,9 +196,12 @@ def _after(folder: RunFolder, run: SeedRun, stage: str) -> dict[str, Any]:
 
 
 def metric_value(after: Mapping[str, Any], metric: str, folder: RunFolder) -> float:
-    """A number of an evaluation by its path; a group's name may hold dots: "per_group.<group>.accuracy"."""
+    """A number of an evaluation as `Measure` reads it; a group's name may hold dots: "per_group.<group>.accuracy"."""
+    number, _ = Measure(metric).read(after)
+    if not math.isnan(number):
+        return number
     value: Any = after
-    first, _, rest = metric.partition(".")
+    first, _, rest = Measure(metric).path.partition(".")
     group, _, last = rest.rpartition(".")
     for key in [key for key in (first, group, last) if key]:
         if not isinstance(value, Mapping) or key not in value:
@@ -208,9 +212,7 @@ def metric_value(after: Mapping[str, Any], metric: str, folder: RunFolder) -> fl
             where = f"{folder.eval_path}: after"
             raise DataError(f"the evaluation has no {metric}", where=where, allowed=allowed, fix=fix)
         value = value[key]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DataError(f"{metric} is no number", where=f"{folder.eval_path}: after", got=value)
-    return float(value)
+    raise DataError(f"{metric} is no number", where=f"{folder.eval_path}: after", got=value)
 
 
 def _ends(claim: ChangeClaim, folder: RunFolder) -> Ends:

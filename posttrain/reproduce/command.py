@@ -94,7 +94,7 @@ def parse_seeds(text: str) -> list[int]:
         ConfigError: anything else.
     """
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() for part in parts) or len(set(parts)) < len(parts):
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
         raise ConfigError("not a list of seeds", where="--seeds", got=text, allowed="different numbers, e.g. 0,1,2")
     return [int(part) for part in parts]
 

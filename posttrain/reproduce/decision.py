@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from posttrain.config.run_config import Block
 from posttrain.evaluation.markdown import points
+from posttrain.evaluation.measure import Measure
 from posttrain.evaluation.statistics import Interval, paired_interval, t_interval
 from posttrain.reproduce.claims import ChangeClaim, Claim, DifferenceClaim
 
@@ -100,9 +101,8 @@ def ends(values: Sequence[float], first_fraction: float, last_fraction: float) -
 
 
 def scale_of(metric: str) -> str:
-    """ "points" for a fraction of prompts, else "" for a plain number."""
-    name = metric.rsplit(".", 1)[-1]
-    return "points" if "accuracy" in name or name.startswith("pass") or name.endswith("fraction") else ""
+    """ "points" for a share, which is shown in per cent, else "" for a plain number."""
+    return "points" if Measure(metric).is_fraction else ""
 
 
 def shown(value: float | None, scale: str) -> str:

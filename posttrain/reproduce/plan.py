@@ -7,9 +7,10 @@ finished runs of other settings in the output folder.
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,14 @@ from posttrain.config.validation import raise_all
 from posttrain.errors import ConfigError, PosttrainError
 from posttrain.evaluating import evaluation_settings, verifier_name
 from posttrain.reproduce.claims import Study, load_claims, studies_in, study_file
+from posttrain.reproduce.metrics import unknown_metrics
 from posttrain.reproduce.results import StageRecord
 from posttrain.resuming import is_finished
 from posttrain.stage_run import MODEL_FOLDER
 
 Stages = list[tuple[str, str | None, RunConfig]]
+# Overrides that each seed of the study would replace.
+_SEED = re.compile(r"(stages\.[^.]+\.)?(trainer|model\.tiny)\.seed")
 
 
 @dataclass(frozen=True)
@@ -146,15 +150,17 @@ def make_plan(
     """
     study = load_claims(claims)
     for text in overrides:
-        if text.partition("=")[0].strip() == "trainer.output_dir":
-            raise ConfigError("decided by the study", where=f"override {text}", fix="Use --output FOLDER")
+        name = text.partition("=")[0].strip()
+        if name == "trainer.output_dir" or _SEED.fullmatch(name):
+            fix = "Use --output FOLDER" if name == "trainer.output_dir" else "Use --seeds, e.g. --seeds 0,1,2"
+            raise ConfigError("decided by the study", where=f"override {text}", fix=fix)
     chosen = list(study.block.seeds if seeds is None else seeds)
     runs = tuple(_seed_run(study, seed, output / f"seed-{seed}", list(overrides)) for seed in chosen)
     stages = runs[0].stages
     _check_arms_exist(study, stages)
     arms, preparation = _split(study, stages)
     plan = Plan(key, study, output, runs, arms, preparation, tuple(overrides))
-    raise_all([*_unequal_training(plan), *_unequal_evaluation(plan), *_unknown_metrics(study)])
+    raise_all([*_unequal_training(plan), *_unequal_evaluation(plan), *_unknown_metrics(plan)])
     return plan
 
 
@@ -301,22 +307,11 @@ def _evaluation(config: RunConfig) -> dict[str, Any] | None:
     }
 
 
-def _unknown_metrics(study: Study) -> list[PosttrainError]:
-    """Metrics that no evaluation has, by their first part: which groups there are is known afterwards."""
-    from posttrain.evaluation.results import EvalResult
-
-    known = [item.name for item in fields(EvalResult) if item.name != "samples"]
-    errors: list[PosttrainError] = []
-    for metric in study.metrics():
-        if metric.split(".")[0] not in known:
-            close = difflib.get_close_matches(metric, known, n=1, cutoff=0.5)
-            fix = f"Perhaps you mean {close[0]!r}" if close else None
-            allowed = ", ".join(known)
-            where = f"{study.source.file} metric"
-            errors.append(
-                ConfigError("an evaluation has no such number", where=where, got=metric, allowed=allowed, fix=fix)
-            )
-    return errors
+def _unknown_metrics(plan: Plan) -> list[PosttrainError]:
+    """Metrics that the evaluation of the arms will not have; nothing where that is a mistake itself."""
+    evaluated = [_evaluation(config) for name, _, config in plan.runs[0].stages if name in plan.study.arms]
+    found = next((settings for settings in evaluated if settings is not None), None)
+    return [] if found is None else unknown_metrics(plan.study, found["num_generations"])
 
 
 def _relative(path: Path) -> str:

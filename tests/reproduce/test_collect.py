@@ -165,3 +165,13 @@ def test_every_stage_of_an_arm_is_among_the_environments(tmp_path):
     ]  # fmt: skip
     report = write_report(plan, result).read_text()
     assert "the results are from a tree with uncommitted changes, of 2 commits." in report
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"), [("pass@4", 0.75), ("pass_at_k.4", 0.75), ("per_group.1.5 digits.accuracy", 0.25)]
+)
+def test_a_study_is_decided_on_any_number_that_was_planned(tmp_path, metric, value):
+    sampled = {"eval.num_generations": 4, "eval.temperature": 1.0}
+    result = collected(finished(tmp_path, recipe=sampled, claims={"metric": metric}))
+    assert {arm.spread.mean for arm in result.arms} == {value}
+    assert "points" in result.claims[0].decision.sentence

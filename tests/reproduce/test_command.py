@@ -35,6 +35,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         (["htp"], "error: recipes/htp: no recipes here."),
         (["hpt", "--seeds", "0,one"], "error: --seeds: not a list of seeds (got '0,one'; allowed: different numbers"),
         (["hpt", "--seeds", "1,1"], "error: --seeds: not a list of seeds"),
+        (["hpt", "--seeds", "0,1,²"], "error: --seeds: not a list of seeds (got '0,1,²'"),
         (["hpt", "--study", "big"], "no such study (got 'big'; allowed: main)"),
         (["hpt", "trainer.max_stebs=1"], "trainer.max_stebs"),
     ],

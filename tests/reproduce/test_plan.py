@@ -13,6 +13,7 @@ from tests.config.recipes import REMOVE, changed
 from tests.reproduce.studies import CLAIMS, RECIPE, study_folder
 
 TRAINER = RECIPE["trainer"]
+SAMPLED = {"eval.num_generations": 4, "eval.temperature": 1.0}
 
 
 def plan(root: Path, *, recipe: dict | None = None, claims: dict | None = None, **more: Any) -> Plan:
@@ -111,12 +112,31 @@ def test_a_batch_used_twice_has_half_the_prompts(tmp_path):
         ),
         ({"claims": {"metric": "acuracy"}}, "an evaluation has no such number (got 'acuracy'"),
         ({"claims": {"claims.0.metric": "pergroup.x.accuracy"}}, "an evaluation has no such number"),
+        ({"claims": {"metric": "pass_at_k.4"}}, "an evaluation has no such number (got 'pass_at_k.4'"),
+        ({"claims": {"metric": "pass@4"}}, "an evaluation has no such number (got 'pass@4'"),
+        ({"claims": {"metric": "per_group.1.5 digits.acuracy"}}, "Perhaps you mean 'per_group.1.5 digits.accuracy'."),
+        ({"claims": {"metric": "partial"}}, "an evaluation has no such number (got 'partial'"),
+        ({"claims": {"metric": "accuracy.value"}}, "an evaluation has no such number (got 'accuracy.value'"),
+        (
+            {"recipe": SAMPLED, "claims": {"metric": "pass_at_k.3"}},
+            "an evaluation has no such number (got 'pass_at_k.3'",
+        ),
+        ({"overrides": ["trainer.seed=7"]}, "override trainer.seed=7: decided by the study. Use --seeds"),
+        ({"overrides": ["stages.1.trainer.seed=7"]}, "stages.1.trainer.seed=7: decided by the study. Use --seeds"),
+        ({"overrides": ["model.tiny.seed=7"]}, "override model.tiny.seed=7: decided by the study. Use --seeds"),
         ({"overrides": ["trainer.output_dir=x"]}, "decided by the study. Use --output FOLDER."),
         ({"overrides": ["trainer.max_stebs=3"]}, "override trainer.max_stebs=3: unknown key"),
     ],
 )
 def test_an_unfair_or_impossible_study_is_refused(tmp_path, changes, expected):
     assert expected in refusal(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    "metric", ["pass@4", "pass_at_k.2", "mean_length", "per_group.1.5 digits.pass@1", "per_group.1.5 digits.accuracy"]
+)
+def test_numbers_an_evaluation_will_have_are_accepted(tmp_path, metric):
+    assert plan(tmp_path, recipe=SAMPLED, claims={"metric": metric}).study.metrics() == [metric]
 
 
 def test_a_stated_reason_allows_what_is_unequal(tmp_path):
