@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import registry
-from posttrain.config.build import build_args
+from posttrain.config.build import build_args, reward_limits
 from posttrain.config.loader import load
 from posttrain.config.run_config import RunConfig
 from posttrain.config.source import read_recipe
@@ -301,6 +301,7 @@ def _evaluation(config: RunConfig) -> dict[str, Any] | None:
     return {
         **{key: value for key, value in settings.items() if key not in free},
         "verifier": verifier,
+        **{f"reward_{name}": value for name, value in asdict(reward_limits(config, evaluation=True)).items()},
         "success_threshold": getattr(config.method, "success_threshold", 1.0),
         "data.eval": config.data.eval.model_dump(),
         "data.system_prompt": config.data.system_prompt,
