@@ -18,9 +18,9 @@ from posttrain.run import run
 from posttrain.stage_run import Stage
 from tests.config.recipes import HPT, SFT, changed, write
 
-# Stops the run as a kill would, at the first call in training for which the file named in `stop` exists.
+# Stops the run as a kill would, at the first call for which the file named in `stop` exists. It is called inside the
+# training process (reward_workers 0): in a process of its own it could stop only that.
 VERDICT = """
-import threading
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -28,8 +28,7 @@ HERE = Path(__file__).parent
 
 def verdict(prompts, completions, **columns):
     stop = HERE / "stop"
-    in_training = threading.current_thread() is threading.main_thread()  # the checks call it in a thread
-    if stop.exists() and in_training and (HERE / stop.read_text()).exists():
+    if stop.exists() and (HERE / stop.read_text()).exists():
         raise KeyboardInterrupt
     return [float(sum(map(ord, c[0]["content"])) % 2) for c in completions]
 """
@@ -46,8 +45,16 @@ CHANGES = {
     "eval.temperature": 1.0,
 }
 RECIPES = {
-    "hpt": changed(HPT, {**CHANGES, "rollout.rewards": ["verdict.py:verdict"]}),
-    "sft": changed(SFT, {**CHANGES, "trainer.per_device_train_batch_size": 2, "eval.verifier": "verdict.py:verdict"}),
+    "hpt": changed(HPT, {**CHANGES, "rollout.rewards": ["verdict.py:verdict"], "rollout.reward_workers": 0}),
+    "sft": changed(
+        SFT,
+        {
+            **CHANGES,
+            "trainer.per_device_train_batch_size": 2,
+            "eval.verifier": "verdict.py:verdict",
+            "eval.reward_workers": 0,
+        },
+    ),
 }
 
 

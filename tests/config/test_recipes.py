@@ -15,6 +15,8 @@ RECIPES = sorted(
     for path in (ROOT / "recipes").rglob("*.yaml")
     if "jobs" not in path.parts and not path.name.startswith("claims")
 )
+# Warnings that a recipe means to have.
+ON_PURPOSE = {"hpt/reproduce.yaml": ("refuses the demonstration or answer itself",)}  # a part of them is wrong
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
@@ -24,6 +26,7 @@ def test_a_shipped_recipe_passes_check(path: Path, monkeypatch: pytest.MonkeyPat
     assert report.ok, "\n".join(report.lines())
     doubts = [str(warning) for warning in report.warnings]
     allowed = ("the Hub cannot be reached", "which is not here", "pushing needs a token")
+    allowed += ON_PURPOSE.get(str(path.relative_to(ROOT / "recipes")), ())
     assert all(any(words in doubt for words in allowed) for doubt in doubts), "\n".join(doubts)
 
 
