@@ -63,6 +63,17 @@ def leave_group() -> None:
         torch.distributed.destroy_process_group()
 
 
+def _leave_at_once(status: int) -> None:
+    """End this process where the others may not be in step: torch 2.13's gloo threads can abort a normal exit."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().show_cursor(True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def quiet_libraries() -> None:
     """Leave the console to the run: no bars for steps that take a moment, no notice of a device nobody asked for."""
     import datasets
@@ -114,6 +125,8 @@ def main(argv: list[str] | None = None) -> int:
     except PosttrainError as error:
         if is_main_process():
             show_error(error)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            _leave_at_once(2)
         return 2
     leave_group()
     return 0
