@@ -8,7 +8,7 @@ leave the loss. Everything else is the policy trainer with the unified estimator
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from posttrain.errors import ConfigError, SupportError
 from posttrain.losses.gates import switch_to_demonstration
-from posttrain.losses.reductions import LossCounts, token_weights
-from posttrain.losses.upge import UPGE_PRESETS, group_advantages, upge_loss
+from posttrain.losses.reductions import token_weights
+from posttrain.losses.upge import UPGE_PRESETS, upge_loss
 from posttrain.seam.arguments import option
-from posttrain.seam.batches import PolicyBatch, RolloutBatch, is_left_out, trainable_mask
-from posttrain.seam.demonstrations import DemonstrationConfig, DemonstrationTrainer
+from posttrain.seam.batches import PolicyBatch, RolloutBatch, trainable_mask
+from posttrain.seam.demonstrations import DemonstrationConfig, DemonstrationTrainer, union_advantages
 from posttrain.seam.rollout_metrics import group_counts
 
 # Weights of the two demonstration losses of `offline_loss: mix`; arXiv 2509.04419, table 5 (supervised, off-policy).
@@ -180,54 +180,30 @@ class HPTTrainer(DemonstrationTrainer):
             return 1.0
         n = rollouts.num_generations
         rewards = rollouts.rewards[group * n : (group + 1) * n, self.verifier_index]
-        union = torch.cat([rewards, rewards.new_ones(1)])
-        return float(group_advantages(union, n + 1, config=UPGE_PRESETS["luffy_offline"])[-1])
+        config = UPGE_PRESETS["luffy_offline"]
+        return float(union_advantages(rewards, rewards.new_ones(1), config=config, num_generations=n)[1])
 
     # ---- once per optimizer step ----
 
     def loss_weights(self, window: list[dict[str, Any]]) -> list[Tensor]:
         """L = (1/Q) sum over prompts of alpha * L_RL + beta * lambda * L_SFT, Q = prompts of the optimizer step."""
-        n, args = self.num_generations, self.args
-        masks = [trainable_mask(tensors) for tensors in window]
-        demos = [tensors["is_demonstration"].float() for tensors in window]
-        rl_masks = [mask * (1 - demo).unsqueeze(1) for mask, demo in zip(masks, demos, strict=True)]
-        sft_masks = [mask * demo.unsqueeze(1) for mask, demo in zip(masks, demos, strict=True)]
+        args = self.args
+        rollouts, demos, num_failed = self.count_rows(window)
         rows = float(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
-        failed = [is_left_out(tensors) & (tensors["row_weight"] > 0) for tensors in window]
-        kept = [
-            (1 - demo) * (t["row_weight"] > 0) * ~gone for t, demo, gone in zip(window, demos, failed, strict=True)
-        ]
-        local = torch.stack(
-            [
-                sum(gone.sum() for gone in failed),
-                sum(rows_kept.sum() for rows_kept in kept),
-                sum(mask.sum() for mask in rl_masks),
-                sum(mask.sum() for mask in sft_masks),
-                sum(demo.sum() for demo in demos),
-            ]
-        )
-        num_failed, kept_rows, rl_tokens, sft_tokens, num_demos = self.accelerator.reduce(
-            local, reduction="sum"
-        ).tolist()
-        prompts, length = rows / n, args.max_completion_length
-        rl = LossCounts(rows=kept_rows, tokens=rl_tokens, max_completion_length=length)
+        prompts = rows / self.num_generations
+        # The mean is over the kept rollouts that were scored; their share of the loss is that of their prompts.
+        rl_scale = (rollouts.rows + num_failed) / rows
         # token_mean shares the demonstrations' part of the loss, num_demos / Q, out by tokens instead of by rows.
         by_token = args.offline_aggregation == "token_mean"
-        sft = LossCounts(rows=prompts, tokens=sft_tokens, max_completion_length=length)
-        # The mean is over the kept rollouts that were scored; their share of the loss is that of their prompts.
-        rl_scale = (kept_rows + num_failed) / rows
-        sft_scale = args.sft_loss_coef * (num_demos / prompts if by_token else 1.0)
+        sft_scale = args.sft_loss_coef * (demos.rows / prompts if by_token else 1.0)
         sft_reduction = "token_mean" if by_token else "seq_mean_token_mean"
-        self.record("gate/rl_tokens", rl_tokens)
-        self.spend_demonstrations(num_demos, sft_tokens)
-        return [
-            tensors["row_weight"].unsqueeze(1)
-            * (
-                rl_scale * token_weights(rl_mask, reduction=args.upge.loss_aggregation, counts=rl)
-                + sft_scale * token_weights(sft_mask, reduction=sft_reduction, counts=sft)
-            )
-            for tensors, rl_mask, sft_mask in zip(window, rl_masks, sft_masks, strict=True)
-        ]
+        found = []
+        for tensors in window:
+            mask, is_demo = trainable_mask(tensors), tensors["is_demonstration"].float().unsqueeze(1)
+            rl = token_weights(mask * (1 - is_demo), reduction=args.upge.loss_aggregation, counts=rollouts)
+            sft = token_weights(mask * is_demo, reduction=sft_reduction, counts=replace(demos, rows=prompts))
+            found.append(tensors["row_weight"].unsqueeze(1) * (rl_scale * rl + sft_scale * sft))
+        return found
 
     # ---- once per micro-batch ----
 

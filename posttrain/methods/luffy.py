@@ -59,7 +59,7 @@ class LUFFYTrainer(GroupedDemonstrationTrainer):
     }
 
     def loss_weights(self, window: list[dict[str, Any]]) -> list[Tensor]:
-        rollouts, demos = self.count_rows(window)
+        rollouts, demos, _ = self.count_rows(window)
         union = LossCounts(rollouts.rows + demos.rows, rollouts.tokens + demos.tokens, rollouts.max_completion_length)
         found, reduction = [], self.args.upge.loss_aggregation
         for tensors in window:

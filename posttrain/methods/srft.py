@@ -84,7 +84,7 @@ class SRFTTrainer(GroupedDemonstrationTrainer):
 
     def loss_weights(self, window: list[dict[str, Any]]) -> list[Tensor]:
         args, found = self.args, []
-        rollouts, _ = self.count_rows(window)
+        rollouts, _, _ = self.count_rows(window)
         rows = float(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
         prompts = rows / self.num_generations
         for tensors in window:

@@ -191,12 +191,28 @@ class DemonstrationTrainer(PolicyTrainer):
 
     # ---- once per optimizer step ----
 
-    def spend_demonstrations(self, num_rows: float, num_tokens: float) -> None:
-        """Count what an optimizer step trains on; called in `loss_weights` with the numbers of all ranks."""
-        self.record("gate/sft_tokens", num_tokens)
+    def count_rows(self, window: list[dict[str, Any]]) -> tuple[LossCounts, LossCounts, float]:
+        """Counts of an optimizer step over all ranks, and the log's and the costs' share of them; one all-reduce.
+
+        Returns:
+            Rollouts, demonstrations (neither with rows of weight 0, nor with those that a reward failed on), and how
+            many rollouts a reward failed on.
+        """
+        sums = []
+        for tensors in window:
+            is_row, is_demo, is_failed = tensors["row_weight"] > 0, tensors["is_demonstration"], is_left_out(tensors)
+            tokens = trainable_mask(tensors).sum(dim=1)
+            for kind in (is_row & ~is_failed & ~is_demo, is_row & ~is_failed & is_demo, is_row & is_failed):
+                sums.append(torch.stack([kind.sum(), tokens[kind].sum()]).double())
+        local = torch.stack(sums).view(len(window), 3, 2).sum(dim=0)
+        rollouts, demos, failed = self.accelerator.reduce(local, reduction="sum").tolist()
+        self.record("gate/rl_tokens", rollouts[1])
+        self.record("gate/sft_tokens", demos[1])
         if self.model.training:
-            self.spend("demonstrations", num_rows)
-            self.spend("demonstration_tokens", num_tokens)
+            self.spend("demonstrations", demos[0])
+            self.spend("demonstration_tokens", demos[1])
+        length = self.args.max_completion_length
+        return LossCounts(rollouts[0], rollouts[1], length), LossCounts(demos[0], demos[1], length), failed[0]
 
     def contributes(self, tensors: Mapping[str, Any]) -> Tensor:
         """As in the parent; a demonstration counts by its weight alone: its loss survives a zero advantage."""
@@ -262,22 +278,6 @@ class GroupedDemonstrationTrainer(DemonstrationTrainer):
         for group, ids in demonstrations.items():
             self.write_demonstration(rollouts, group, ids, weight=1.0, advantage=of_demonstrations[group])
         return rollouts
-
-    def count_rows(self, window: list[dict[str, Any]]) -> tuple[LossCounts, LossCounts]:
-        """Counts of rollouts and of demonstrations in an optimizer step over all ranks, without the rows that a reward
-        failed on; one all-reduce.
-        """
-        sums = []
-        for tensors in window:
-            is_row, tokens = (tensors["row_weight"] > 0) & ~is_left_out(tensors), trainable_mask(tensors).sum(dim=1)
-            for kind in (is_row & ~tensors["is_demonstration"], is_row & tensors["is_demonstration"]):
-                sums.append(torch.stack([kind.sum(), tokens[kind].sum()]).double())
-        local = torch.stack(sums).view(len(window), 2, 2).sum(dim=0)
-        (rows, tokens), (demo_rows, demo_tokens) = self.accelerator.reduce(local, reduction="sum").tolist()
-        self.record("gate/rl_tokens", tokens)
-        self.spend_demonstrations(demo_rows, demo_tokens)
-        length = self.args.max_completion_length
-        return LossCounts(rows, tokens, length), LossCounts(demo_rows, demo_tokens, length)
 
 
 def first_rows(rollouts: RolloutBatch) -> list[int]:
