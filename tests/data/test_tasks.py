@@ -17,7 +17,10 @@ HARD = {
     "permutation": {"length": [3, 5, 8], "operations": ["copy", "reverse", "permute"]},
     "number_puzzle": {},
     "modular_addition": {},
+    "digit_class": {},
+    "string_rewriting": {"length": [4, 8]},
 }
+ANSWER_ALONE = {"modular_addition", "digit_class", "string_rewriting"}
 NAMES = sorted(TASKS)
 
 
@@ -59,8 +62,8 @@ def test_the_demonstration_is_short_and_the_exact_reward_accepts_it(name):
     for row in generate(name, 200):
         assert len(row["prompt"]) <= 40
         assert len(row["solution"]) <= 48
-        if name != "modular_addition":  # its demonstration is the answer alone
-            assert row["solution"].endswith(f"\nAnswer: {row['answer']}")
+        marked = row["solution"].endswith(f"\nAnswer: {row['answer']}")
+        assert marked or (name in ANSWER_ALONE and row["solution"] == row["answer"])
         assert score_one(row["solution"], row["answer"]) == 1.0
         assert all(isinstance(value, str) for value in row.values())
         assert row["group"]
@@ -69,10 +72,10 @@ def test_the_demonstration_is_short_and_the_exact_reward_accepts_it(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_levels_come_in_turn_and_each_is_a_group(name):
-    rows = generate(name, 90)
+    rows = generate(name, 72)
     groups = [row["group"] for row in rows]
     period = len(set(groups))
-    assert groups == groups[:period] * (90 // period)
+    assert groups == groups[:period] * (72 // period)
 
 
 def test_a_level_named_twice_has_twice_the_rows():

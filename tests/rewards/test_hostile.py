@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.rewards import REWARDS
+from posttrain.rewards.answers import marked_answer
 from posttrain.rewards.reasoning_gym import EVALUATING_TASKS, final_answer
 from posttrain.rewards.scorer import RewardLimits, RewardScorer
 from tests.rewards.hostile import MEGABYTE, REFERENCES, hostile
@@ -100,6 +101,17 @@ def test_no_hostile_completion_is_right(reward: str, trap: Trap):
     assert settled(trap, reward, [f"Answer: {answer}" for answer in REFERENCES], answer=list(REFERENCES)) == [1.0] * 5
 
 
+def test_no_hostile_completion_is_one_of_several_right_answers(trap: Trap):
+    entries = [json.dumps({"accepted": list(REFERENCES)})] * len(trap.texts)
+    assert set(settled(trap, "one_of", trap.texts, entry=entries)) == {0.0}
+    # Single digits are answers that texts meet by chance; only those may be right.
+    digits = ["1", "3", "5", "7", "9"]
+    values = settled(trap, "one_of", trap.texts, entry=[json.dumps({"accepted": digits})] * len(trap.texts))
+    right = {text for text, value in zip(trap.texts, values, strict=True) if value == 1.0}
+    assert right == {text for text in trap.texts if (marked_answer(text) or text).strip() in digits}
+    assert settled(trap, "one_of", [f"Answer: {answer}" for answer in REFERENCES], entry=entries[:5]) == [1.0] * 5
+
+
 def test_the_format_reward_judges_form_alone(trap: Trap):
     values = settled(trap, "format", trap.texts)
     assert set(values) == {0.0, 1.0}
@@ -155,4 +167,4 @@ def test_no_hostile_completion_solves_any_reasoning_task(seed: int, trap: Trap):
 
 
 def test_every_shipped_reward_is_held_to_the_corpus():
-    assert set(REWARDS) == {"exact", "math", "format", "reasoning_gym"}, "add the new reward to this file"
+    assert set(REWARDS) == {"exact", "math", "format", "one_of", "reasoning_gym"}, "add the new reward to this file"

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 TASKS: dict[str, str] = {
     "arithmetic": "posttrain.data.tasks.arithmetic:generate",
+    "digit_class": "posttrain.data.tasks.digit_class:generate",
     "modular_addition": "posttrain.data.tasks.modular_addition:generate",
     "number_puzzle": "posttrain.data.tasks.number_puzzle:generate",
     "permutation": "posttrain.data.tasks.permutation:generate",
+    "string_rewriting": "posttrain.data.tasks.string_rewriting:generate",
 }

@@ -18,10 +18,10 @@ _MAX_DRAWS = 2000
 
 @dataclass(frozen=True)
 class Problem:
-    """One question with its only correct answer and a demonstration, usually one that ends in "Answer: <answer>".
+    """One question with a correct answer and a demonstration, usually one that ends in "Answer: <answer>".
 
     `identity` is what the split goes by where two questions are one problem (47+38 and 38+47); empty: the question.
-    `demonstration` replaces the usual one.
+    `demonstration` replaces the usual one. `accepted` lists every correct answer where there are several.
     """
 
     question: str
@@ -30,6 +30,7 @@ class Problem:
     group: str
     identity: str = ""
     demonstration: str = ""
+    accepted: tuple[str, ...] = ()
 
     @property
     def solution(self) -> str:
@@ -83,6 +84,7 @@ def draw_rows(
                 where=f"{task} row {index}",
                 fix="Take a harder level, whose problems are more",
             )
+        entry = {"level": level} | ({"accepted": problem.accepted} if problem.accepted else {})
         rows.append(
             {
                 "prompt": problem.question,
@@ -90,7 +92,7 @@ def draw_rows(
                 "solution": problem.solution,
                 "group": problem.group,
                 "task": task,
-                "entry": json.dumps({"level": level}),
+                "entry": json.dumps(entry),
             }
         )
     return rows
