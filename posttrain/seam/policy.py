@@ -9,7 +9,7 @@ micro-batch. Left out on purpose: TRL's entropy-quantile and off-policy masks an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,11 @@ from posttrain.losses.upge import group_advantages, upge_loss
 from posttrain.seam.batches import PolicyBatch, RolloutBatch, is_left_out, select_rows, trainable_mask, trim_padding
 from posttrain.seam.engine import seeded_engine
 from posttrain.seam.head import add_selective_scoring
-from posttrain.seam.hooks import ResumableTrainer
+from posttrain.seam.policy_checkpoint import PolicyCheckpoint
 from posttrain.seam.policy_config import PolicyConfig, verifier_index
 from posttrain.seam.reward_outcomes import RewardRecorder, leave_out, refuse_out_of_range
 from posttrain.seam.rollout_metrics import log_lengths, log_rollouts, log_update
 from posttrain.seam.sampling import EpochRepeatSampler
-from posttrain.seam.state import REFERENCE_FILE, read_tensors, save_file
 from posttrain.seam.weights import drift_free, materialised, refuse_prompt_learning
 
 __all__ = ["PolicyBatch", "PolicyConfig", "PolicyTrainer", "RolloutBatch"]
@@ -44,15 +43,15 @@ _VISION_KEYS = (
 ).split()
 
 
-class PolicyTrainer(ResumableTrainer, GRPOTrainer):
+class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
     """GRPO training with the unified policy gradient estimator; base of every method that learns from rollouts.
 
     Differs from `trl.GRPOTrainer` in the loss (any `UPGEConfig`), in normalisers that count the whole optimizer step
     over ranks and micro-batches, in exact resume, and in the savings named in the module header.
 
-    Hooks for methods: `prepare_rollouts` once per generation batch on every rank; `loss_weights` once per optimizer
-    step on every rank (contains collectives); `policy_loss` once per micro-batch; `completion_budget` before each
-    generation batch; `on_grad_norm` once per optimizer step.
+    Hooks for methods: `train_order` once per `train()`; `prepare_prompts` and `prepare_rollouts` once per generation
+    batch on every rank; `loss_weights` once per optimizer step on every rank (contains collectives); `policy_loss`
+    once per micro-batch; `completion_budget` before each generation batch; `on_grad_norm` once per optimizer step.
 
     Checkpoints hold the rollouts in flight, so that a run may stop at any optimizer step.
 
@@ -116,6 +115,18 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
             self.vllm_generation.sync_weights = drift_free(self.vllm_generation.sync_weights, self.model)
 
     # ---- hooks for methods ----
+
+    def train_order(self, data: Sized, **layout: Any) -> EpochRepeatSampler:
+        """Which prompts are drawn when; made once per `train()` on every rank, and equal on all. Default: a new
+        permutation every epoch. Each draw must follow from the seed, the epoch and its place, so that a run resumes.
+        """
+        return EpochRepeatSampler(data, **layout)
+
+    def prepare_prompts(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The dataset rows of a generation batch as they are to be completed; every rank, right before generation,
+        also in upstream's evaluation. Rows are this rank's, a prompt's row G times. Default: unchanged.
+        """
+        return rows
 
     def prepare_rollouts(self, rollouts: RolloutBatch) -> RolloutBatch:
         """Change rollouts after scoring and before they are shuffled; every rank, once per generation batch.
@@ -215,7 +226,7 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochRepeatSampler:
         args = self.args
-        self._epoch_sampler = EpochRepeatSampler(
+        self._epoch_sampler = self.train_order(
             self.train_dataset if dataset is None else dataset,
             seed=args.seed if args.data_seed is None else args.data_seed,
             num_generations=self.num_generations,
@@ -259,6 +270,7 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
             self.generation_kwargs["max_new_tokens"] = tokens
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        inputs = self.prepare_prompts(inputs)
         tensors = super()._generate_and_score_completions(inputs)
         tensors["trainable_mask"] = torch.ones_like(tensors["completion_mask"])
         first = self.args.process_index * len(inputs)
@@ -415,35 +427,3 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         rows = [int(r) for i in bad for r in self._window[i]["row_index"] if r < len(self._rollout_rows)]
         shown = "; ".join(str(self._rollout_rows[r].get("prompt"))[:80] for r in rows[:3])
         return f"Non-finite loss in micro-batches {bad} with rollouts {rows[:16]} of prompts: {shown}" if bad else ""
-
-    # ---- checkpoint ----
-
-    def _layout(self) -> dict[str, Any]:
-        names = ("num_generations", "steps_per_generation", "num_iterations", "max_completion_length", "preset")
-        return {**super()._layout(), **{name: getattr(self.args, name) for name in names}}
-
-    def rank_state(self) -> dict[str, Any]:
-        block = self.args.steps_per_generation * self.num_iterations
-        in_flight = self._buffered_inputs if self._step % block else None
-        return {"step": self._step, "rollouts": in_flight, "metrics": dict(self._metrics["train"])}
-
-    def load_rank_state(self, state: dict[str, Any]) -> None:
-        self._step, self._buffered_inputs = state["step"], state["rollouts"]
-        self._metrics["train"].update(state["metrics"])
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        if self.args.sync_ref_model and self.args.should_save:
-            weights = self.accelerator.unwrap_model(self.ref_model).state_dict()
-            save_file(
-                {name: value.detach().cpu().clone() for name, value in weights.items()},
-                Path(output_dir) / REFERENCE_FILE,
-            )
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.args.sync_ref_model:
-            # trl 1.16 does not save the synchronised reference, and resumes against the initial one.
-            self.accelerator.unwrap_model(self.ref_model).load_state_dict(
-                read_tensors(Path(checkpoint) / REFERENCE_FILE)
-            )

@@ -76,10 +76,14 @@ class EpochRepeatSampler(EpochSampler):
         self.prompts_per_batch = prompts_per_batch
         self.repeat_count = repeat_count
 
-    def __iter__(self) -> Iterator[int]:
+    def blocks(self) -> Iterator[list[int]]:
+        """The prompts of the epoch's generation batches, in order; a curriculum overrides this alone."""
         order = self.order()
         for start in range(0, len(order) - self.prompts_per_batch + 1, self.prompts_per_batch):
-            block = order[start : start + self.prompts_per_batch]
+            yield order[start : start + self.prompts_per_batch]
+
+    def __iter__(self) -> Iterator[int]:
+        for block in self.blocks():
             for _ in range(self.repeat_count):
                 for index in block:
                     yield from [index] * self.num_generations
