@@ -98,6 +98,20 @@ METHODS: dict[str, Entry] = {
             ),
             supports=frozenset({"ddp", "peft", "vllm", "resume"}),
         ),
+        Entry(
+            key="masked_thought",
+            kind="supervised",
+            summary="supervised fine-tuning with part of the demonstration's input tokens hidden",
+            config="posttrain.methods.masked_thought:MaskedThoughtConfig",
+            trainer="posttrain.methods.masked_thought:MaskedThoughtTrainer",
+            paper=Paper(
+                "Masked Thought: Simply Masking Partial Reasoning Steps Can Improve Mathematical Reasoning Learning "
+                "of Language Models",
+                "2403.02178",
+                2024,
+            ),
+            supports=frozenset({"ddp", "peft", "packing", "resume"}),
+        ),
     )
 }
 

@@ -141,11 +141,20 @@ class _Check:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             try:
-                build_args(self.cfg, output_dir=str(self.cfg.trainer.output_dir), changes=changes)
+                args = build_args(self.cfg, output_dir=str(self.cfg.trainer.output_dir), changes=changes)
             except PosttrainError as error:
                 self.report.errors.append(error)
+            else:
+                self.tokenizer_settings(args)
         told = [str(item.message) for item in caught if item.category is UserWarning]
         self.report.warnings += [ConfigError(text.rstrip("."), where=self.cfg.where("method")) for text in told]
+
+    def tokenizer_settings(self, args: Any) -> None:
+        """What the method's settings ask of the tokenizer."""
+        tokenizer = self.tokenizer()
+        if tokenizer is not None and self.entry.kind == "supervised":
+            for finding in args.tokenizer_findings(tokenizer, has_adapter=self.cfg.model.lora is not None):
+                self.add(True, checks_model.explained(self.cfg, finding))
 
     def model(self) -> bool:
         """The model's configuration, without weights; then the folder and the disk. Whether there is a model."""

@@ -58,11 +58,12 @@ class ResumableTrainer:
         """The tokenizer; of a multimodal processor, its text part."""
         return getattr(self.processing_class, "tokenizer", self.processing_class)  # type: ignore[attr-defined]
 
-    def record(self, name: str, value: float) -> None:
+    def record(self, name: str, value: float, *, training: bool | None = None) -> None:
         """Add a number to the log of training, or of the evaluation that runs; several between two log lines are
-        averaged, NaN is left out.
+        averaged, NaN is left out. `training` says which where the model's mode does not (between two steps).
         """
-        self._metrics["train" if self.model.training else "eval"][name].append(value)  # type: ignore[attr-defined]
+        training = self.model.training if training is None else training  # type: ignore[attr-defined]
+        self._metrics["train" if training else "eval"][name].append(value)  # type: ignore[attr-defined]
 
     def spend(self, name: str, amount: float) -> None:
         """Add to a total over the whole run, interruptions included, that is logged as `cost/<name>`.

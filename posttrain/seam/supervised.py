@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,13 +15,14 @@ from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
 from posttrain.data.demonstrations import encode_rows
-from posttrain.errors import ConfigError, SupportError
+from posttrain.errors import ConfigError, PosttrainError, SupportError
 from posttrain.losses.reductions import LossCounts, LossOutput, reduce_loss
 from posttrain.losses.supervised import dft_loss, nll_loss
 from posttrain.seam.arguments import check_options, option
 from posttrain.seam.head import add_selective_scoring
 from posttrain.seam.hooks import ResumableTrainer
 from posttrain.seam.policy_config import device_defaults
+from posttrain.seam.row_numbers import ROW_INDEX, NumberedCollator, drop_numbers, numbered
 from posttrain.seam.sampling import EpochSampler
 
 _LOSSES = {"nll": nll_loss, "dft": dft_loss}
@@ -72,6 +75,10 @@ class SupervisedConfig(SFTConfig):
         self.device_defaults = device_defaults(self)
         super().__post_init__()
 
+    def tokenizer_findings(self, tokenizer: Any, *, has_adapter: bool) -> Iterator[PosttrainError]:
+        """Mistakes that show once the tokenizer is known; `posttrain check` asks for them. Default: none."""
+        yield from ()
+
 
 class _WithColumns:
     """A collator that carries columns along, which trl 1.16's own collator leaves out of the batch.
@@ -94,8 +101,11 @@ class _WithColumns:
 class SupervisedTrainer(ResumableTrainer, SFTTrainer):
     """SFT base of every method whose loss is a function of the target tokens' log-probabilities.
 
-    Hook for methods: `token_loss`, once per micro-batch on every rank. Columns a method needs beside the tokens are
-    named in `extra_columns` and reach `token_loss` in `batch`: numbers as a (B,) tensor, others as a list.
+    Hooks for methods: `token_loss`, once per micro-batch on every rank; `prepare_batches`, once per optimizer step of
+    training on every rank, before anything is counted; `published_form`, around the saving of a model that is not a
+    checkpoint. Columns a method needs beside the tokens are named in `extra_columns` and reach `token_loss` in
+    `batch`: numbers as a (B,) tensor, others as a list. With `numbers_rows`, `row_numbers.row_spans` tells
+    `prepare_batches` which row of `train_dataset` is where in a batch.
 
     Checkpoints hold nothing beyond `method_state`; the data order follows from (seed, epoch).
 
@@ -108,8 +118,10 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
     loss_is_scaled_for_ga = True
     config_class: type[SupervisedConfig] = SupervisedConfig
     extra_columns: tuple[str, ...] = ()
+    numbers_rows = False
     args: SupervisedConfig
     data_collator: Any
+    train_dataset: Any
 
     def __init__(
         self,
@@ -135,6 +147,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
                 fix="Set it to false",
             )
         self._counts: LossCounts | None = None
+        self._writes_checkpoint = False
         super().__init__(
             model,
             args=args,
@@ -145,6 +158,9 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         )
         if self.extra_columns:
             self.data_collator = _WithColumns(self.data_collator, self.extra_columns)
+        if self.numbers_rows and self.train_dataset is not None:
+            self.train_dataset = numbered(self.train_dataset)
+            self.data_collator = NumberedCollator(self.data_collator)
         base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         self._scoring = add_selective_scoring(
             base, logits_budget_bytes=args.logits_budget_bytes, entropy_gradient=False
@@ -156,6 +172,22 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         """Per-token loss (B, S-1), not reduced; position t predicts token t+1. Default: `args.loss_type`."""
         output = _LOSSES[self.args.loss_type](log_probs, label_mask)
         return LossOutput(output.values, self.args.loss_aggregation, output.metrics)
+
+    def prepare_batches(self, batches: list[dict[str, Any]]) -> None:
+        """Change the micro-batches of the coming optimizer step; collectives allowed. Not called in evaluation.
+
+        Labels set to -100 here leave the loss and its normaliser. Keys that are added must be tensors, and taken out
+        again in `compute_loss`.
+        """
+
+    def published_form(self) -> AbstractContextManager[None]:
+        """Context in which the model is saved for use; checkpoints are written as training needs them."""
+        return nullcontext()
+
+    @property
+    def data_epoch(self) -> int:
+        """Pass over the training data that the current batches belong to, from 0."""
+        return 0 if self._epoch_sampler is None else self._epoch_sampler.epoch
 
     # ---- data ----
 
@@ -175,7 +207,8 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         known: list[str] = self._signature_columns or []  # type: ignore[has-type]
-        self._signature_columns = [*dict.fromkeys([*known, *self.extra_columns])]
+        own = (*self.extra_columns, ROW_INDEX) if self.numbers_rows else self.extra_columns
+        self._signature_columns = [*dict.fromkeys([*known, *own])]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         args, data = self.args, self.train_dataset if train_dataset is None else train_dataset
@@ -189,6 +222,9 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.prepare_batches(samples)
+        for batch in samples:
+            drop_numbers(batch)
         state, world = self.accelerator.gradient_state, self.accelerator.num_processes
         if samples and world > 1 and state.end_of_dataloader and state.remainder > 0:
             # accelerate 1.15 fills the last batch of an epoch up with rows from its beginning: they are not trained.
@@ -251,6 +287,19 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
             self._metrics[mode]["mean_token_accuracy"].append(total[3] / total[1])
         for name, value in output.metrics.items():
             self._metrics[mode][name].append(float(value))
+
+    # ---- saving ----
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._writes_checkpoint = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._writes_checkpoint = False
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        with nullcontext() if self._writes_checkpoint else self.published_form():
+            super().save_model(output_dir, _internal_call)
 
     def rank_state(self) -> dict[str, Any]:
         return {"tokens": self._total_train_tokens}

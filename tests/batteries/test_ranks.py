@@ -36,6 +36,9 @@ RUNS = [
     for key, entry in METHODS.items()
     for name, case in (CASES if entry.kind == "policy" else SUPERVISED).items()
 ]
+# Its first step has no noise with the defaults.
+HIDDEN = {"mask_schedule": "constant", "mask_ratio": 0.5, "mask_token": "~", "loss_on_masked": "clean_only"}
+RUNS.append({"key": "masked_thought", "name": "hidden inputs", "case": HIDDEN})
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,7 @@ SFT: dict[str, Any] = {
     "eval": {"num_prompts": 4, "verifier": "exact", "max_new_tokens": 32},
 }
 BASES = {"grpo": GRPO, "hpt": HPT, "sft": SFT}
+BASES["masked_thought"] = {**SFT, "method": {"name": "masked_thought"}}
 BASES |= {key: {**GRPO, "method": {"name": key}} for key in ("luffy", "srft")}
 REMOVE = object()
 

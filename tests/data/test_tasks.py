@@ -18,9 +18,10 @@ HARD = {
     "number_puzzle": {},
     "modular_addition": {},
     "digit_class": {},
+    "copied_sum": {"max_operand": 99},
     "string_rewriting": {"length": [4, 8]},
 }
-ANSWER_ALONE = {"modular_addition", "digit_class", "string_rewriting"}
+ANSWER_ALONE = {"copied_sum", "modular_addition", "digit_class", "string_rewriting"}
 NAMES = sorted(TASKS)
 
 

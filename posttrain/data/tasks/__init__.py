@@ -8,6 +8,7 @@ from __future__ import annotations
 
 TASKS: dict[str, str] = {
     "arithmetic": "posttrain.data.tasks.arithmetic:generate",
+    "copied_sum": "posttrain.data.tasks.copied_sum:generate",
     "digit_class": "posttrain.data.tasks.digit_class:generate",
     "modular_addition": "posttrain.data.tasks.modular_addition:generate",
     "number_puzzle": "posttrain.data.tasks.number_puzzle:generate",

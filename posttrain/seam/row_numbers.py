@@ -1,0 +1,66 @@
+"""The place of every row of a batch in the training data, so that a method can draw per row.
+
+What follows from (seed, epoch, place) is the same after a resume, in another split into micro-batches and on any
+number of processes. A packed row has one place, that of the packed row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from datasets import Dataset
+
+from posttrain.errors import SupportError
+
+ROW_INDEX = "row_index"
+_ROW_LENGTH = "row_length"
+
+
+def numbered(dataset: Any) -> Dataset:
+    """A prepared data set with the column `ROW_INDEX`.
+
+    Raises:
+        SupportError: a stream, whose rows have no numbers.
+    """
+    if not isinstance(dataset, Dataset):
+        raise SupportError(
+            "the method draws by row, and the rows of a stream have no numbers",
+            where="train_dataset",
+            got=type(dataset).__name__,
+            allowed="a datasets.Dataset",
+        )
+    return dataset.add_column(ROW_INDEX, list(range(len(dataset))))
+
+
+class NumberedCollator:
+    """A collator that also gives each row's place and its length before padding; rows without a place pass."""
+
+    def __init__(self, collator: Any):
+        self.collator = collator
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collator(examples)
+        if all(ROW_INDEX in example for example in examples):
+            batch[ROW_INDEX] = [example[ROW_INDEX] for example in examples]
+            batch[_ROW_LENGTH] = [len(example["input_ids"]) for example in examples]
+        return batch
+
+
+def row_spans(batch: dict[str, Any]) -> Iterator[tuple[int, slice]]:
+    """(place in the training data, its tokens in the flattened (B*S,) batch) of every row.
+
+    Padded on the right, or all rows after one another in a single one.
+    """
+    width, is_flat = batch["input_ids"].size(1), batch["input_ids"].size(0) != len(batch[ROW_INDEX])
+    begin = 0
+    for number, (place, length) in enumerate(zip(batch[ROW_INDEX], batch[_ROW_LENGTH], strict=True)):
+        begin = begin if is_flat else number * width
+        yield place, slice(begin, begin + length)
+        begin += length
+
+
+def drop_numbers(batch: dict[str, Any]) -> None:
+    """Take what `NumberedCollator` added out of a batch again: the model does not know it."""
+    for name in (ROW_INDEX, _ROW_LENGTH):
+        batch.pop(name, None)
