@@ -269,14 +269,18 @@ def _minutes(plan: Plan, jobs: int) -> Minutes:
 
 
 def _environments(plan: Plan) -> list[Environment]:
-    """Versions and commits of every stage that an arm is made of, preparation included; each kind once."""
+    """Versions and commits of every stage that an arm is made of, preparation included; each kind once.
+
+    A stage that was stopped and continued counts for each environment it ran in.
+    """
     found: dict[str, Environment] = {}
     stages = [record.name for records in (plan.preparation, *(arm.own for arm in plan.arms)) for record in records]
     for run in plan.runs:
         for stage in dict.fromkeys(stages):
             record = RunFolder(run.stage_folder(stage)).read_run()
-            facts = {key: record[key] for key in ("versions", "git", "world")}
-            name = json.dumps(facts, sort_keys=True)
-            count = found[name].num_runs if name in found else 0
-            found[name] = Environment(**facts, num_runs=count + 1)
+            attempts = [*record.get("earlier_attempts", []), record]
+            kinds = [{key: attempt[key] for key in ("versions", "git", "world")} for attempt in attempts]
+            for name, facts in {json.dumps(facts, sort_keys=True): facts for facts in kinds}.items():
+                count = found[name].num_runs if name in found else 0
+                found[name] = Environment(**facts, num_runs=count + 1)
     return list(found.values())

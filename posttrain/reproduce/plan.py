@@ -150,10 +150,7 @@ def make_plan(
     """
     study = load_claims(claims)
     for text in overrides:
-        name = text.partition("=")[0].strip()
-        if name == "trainer.output_dir" or _SEED.fullmatch(name):
-            fix = "Use --output FOLDER" if name == "trainer.output_dir" else "Use --seeds, e.g. --seeds 0,1,2"
-            raise ConfigError("decided by the study", where=f"override {text}", fix=fix)
+        _refuse_what_the_study_decides(study, text)
     chosen = list(study.block.seeds if seeds is None else seeds)
     runs = tuple(_seed_run(study, seed, output / f"seed-{seed}", list(overrides)) for seed in chosen)
     stages = runs[0].stages
@@ -162,6 +159,27 @@ def make_plan(
     plan = Plan(key, study, output, runs, arms, preparation, tuple(overrides))
     raise_all([*_unequal_training(plan), *_unequal_evaluation(plan), *_unknown_metrics(plan)])
     return plan
+
+
+def _refuse_what_the_study_decides(study: Study, override: str) -> None:
+    """Seeds and folder: by their own names, or inside a block that replaces the recipe's."""
+    name = override.partition("=")[0].strip()
+    values, _ = read_recipe(study.recipe, [override])
+    value: Any = values
+    for part in name.split("."):
+        value = value[int(part) if isinstance(value, list) else part]
+    for leaf in _leaves(value, name):
+        if leaf == "trainer.output_dir" or _SEED.fullmatch(leaf):
+            fix = "Use --output FOLDER" if leaf == "trainer.output_dir" else "Use --seeds, e.g. --seeds 0,1,2"
+            fix = fix if leaf == name else f"Take {leaf} out of the block. {fix}"
+            raise ConfigError("decided by the study", where=f"override {override}", fix=fix)
+
+
+def _leaves(value: Any, name: str) -> list[str]:
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return [leaf for key, item in items for leaf in _leaves(item, f"{name}.{key}")]
+    return [name]
 
 
 def _seed_run(study: Study, seed: int, folder: Path, overrides: list[str]) -> SeedRun:

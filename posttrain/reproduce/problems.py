@@ -56,6 +56,8 @@ def _outdated(path: Path, name: str, result: StudyResult) -> list[str]:
     for arm in result.arms:
         if [seed.seed for seed in arm.seeds] != result.seeds:
             found.append(f"arm {arm.stage} lacks seeds")
+        if any(seed.failed for seed in arm.seeds):
+            found.append(f"arm {arm.stage}: the verifier failed on completions, so there are no results")
     return found
 
 

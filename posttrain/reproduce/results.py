@@ -106,7 +106,7 @@ class Environment(Block):
     versions: dict[str, str | None]
     git: dict[str, Any] | None
     world: dict[str, Any]
-    num_runs: int = Field(description="stages, each seed's counted")
+    num_runs: int = Field(description="stages that ran in it, each seed's counted, also where only a part did")
 
 
 def source_remarks(environments: Sequence[Environment]) -> list[str]:

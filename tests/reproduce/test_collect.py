@@ -167,6 +167,14 @@ def test_every_stage_of_an_arm_is_among_the_environments(tmp_path):
     assert "the results are from a tree with uncommitted changes, of 2 commits." in report
 
 
+def test_what_a_stopped_stage_ran_with_is_among_the_environments(tmp_path):
+    plan = finished(tmp_path)
+    stopped = {"versions": {"torch": "2.12.0"}, "git": GIT, "world": {}}
+    edit(plan, "hpt", {"earlier_attempts": [stopped, stopped]}, file="run")
+    found = {item.versions["torch"]: item.num_runs for item in collected(plan).environments}
+    assert found == {"2.12.0": 1, "2.13.0": 3 * 3}
+
+
 @pytest.mark.parametrize(
     ("metric", "value"), [("pass@4", 0.75), ("pass_at_k.4", 0.75), ("per_group.1.5 digits.accuracy", 0.25)]
 )

@@ -125,6 +125,9 @@ def test_a_batch_used_twice_has_half_the_prompts(tmp_path):
         ({"overrides": ["stages.1.trainer.seed=7"]}, "stages.1.trainer.seed=7: decided by the study. Use --seeds"),
         ({"overrides": ["model.tiny.seed=7"]}, "override model.tiny.seed=7: decided by the study. Use --seeds"),
         ({"overrides": ["trainer.output_dir=x"]}, "decided by the study. Use --output FOLDER."),
+        ({"overrides": ["trainer={max_steps: 2, seed: 7}"]}, "Take trainer.seed out of the block. Use --seeds"),
+        ({"overrides": ["stages.1={name: a, trainer: {seed: 7}}"]}, "Take stages.1.trainer.seed out of the block"),
+        ({"overrides": ["model={tiny: {seed: 7}}"]}, "Take model.tiny.seed out of the block"),
         ({"overrides": ["trainer.max_stebs=3"]}, "override trainer.max_stebs=3: unknown key"),
     ],
 )

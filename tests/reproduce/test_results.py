@@ -84,6 +84,7 @@ def first_claim(study: dict[str, Any]) -> dict[str, Any]:
         (lambda s: s["preparation"].clear(), "preparation is not that of reproduce.yaml"),
         (lambda s: s.update(seeds=[0, 1]), "seeds is not that of claims.yaml"),
         (lambda s: s["arms"][1]["seeds"].pop(), "arm hpt lacks seeds"),
+        (lambda s: s["arms"][1]["seeds"][0].update(failed=1), "arm hpt: the verifier failed on completions"),
         (lambda s: s.update(changed=["trainer.max_steps=9"]), "it was run with changes: trainer.max_steps=9"),
         (lambda s: s["minutes"].pop("wall"), "studies.main.minutes.wall: field required"),
         (lambda s: s.update(extra=1), "studies.main.extra: extra inputs are not permitted"),
