@@ -116,14 +116,16 @@ class EvalRecord:
     def shared_prompts(self) -> list[str]:
         """Evaluation prompts that are training prompts of this stage or one before it."""
         from posttrain.config.checks_data import as_rows, shared_rows
-        from posttrain.data.sources import load_source
+        from posttrain.config.checks_mixture import load_split
+        from posttrain.models.loading import load_tokenizer
 
         held_out = as_rows("eval", self.rows, demonstration_column="solution")
         notes = []
         for name, config in self.chain:
             of = "" if name == "run" else f", stage {name}"
             try:
-                rows = load_source(config.data.train, system_prompt=config.data.system_prompt)
+                tokenizer = load_tokenizer(config.model) if config.data.train.mixture is not None else None
+                rows = load_split(config, "train", tokenizer).dataset
             except PosttrainError as problem:
                 notes.append(f"whether prompts overlap with the training rows{of} is not known: {problem}")
                 continue

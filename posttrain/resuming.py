@@ -133,12 +133,21 @@ def choose_checkpoint(resume: str, folder: Any, data: dict[str, Any]) -> str | N
     recorded = recorded_run(chosen).get("data", {})
     changed = sorted(split for split in data if split in recorded and recorded[split] != data[split])
     if changed:
+        told = f"the {' and '.join(changed)} data are not those of the run to continue"
+        sources = _changed_sources(recorded.get("train"), data.get("train")) if "train" in changed else []
         raise ResumeError(
-            f"the {' and '.join(changed)} data are not those of the run to continue",
+            told + (f": other rows of {', '.join(map(repr, sources))}" if sources else ""),
             where=str(chosen),
             fix="Restore the data, or start anew with trainer.resume: never",
         )
     return str(chosen)
+
+
+def _changed_sources(before: Any, now: Any) -> list[str]:
+    """Sources of a mixture of which other rows are used now."""
+    known = [(data or {}).get("sources", {}) for data in (before, now)]
+    names = dict.fromkeys([*known[0], *known[1]])
+    return [name for name in names if known[0].get(name) != known[1].get(name)]
 
 
 def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -72,6 +72,7 @@ class Stage:
         from posttrain.evaluation.report import RunFolder
 
         self.config, self.name, self.parent = config, name, parent
+        self.mixture: Any = None  # of the training rows, once they are loaded
         self.entry = registry.get(config.method.name)
         self.folder = RunFolder(Path(str(config.trainer.output_dir)))
         self.model_dir = self.folder.path / MODEL_FOLDER
@@ -86,6 +87,9 @@ class Stage:
             return self.outcome()
         trainer, data = self.build()
         fingerprints = {split: data_fingerprint(rows) for split, rows in data.items()}
+        if self.mixture is not None:
+            hashes = {share.name: share.indices_sha256 for share in self.mixture.shares}
+            fingerprints["train"] |= {"sources": hashes}
         checkpoint = choose_checkpoint(self.config.trainer.resume, self.folder, fingerprints)
         changes = changed_settings(recorded_run(checkpoint).get("config", {}), self.record()) if checkpoint else []
         trainer.accelerator.wait_for_everyone()  # every rank has read the stopped run's record before it is replaced
@@ -118,7 +122,6 @@ class Stage:
         from posttrain.callbacks.metrics import MetricsWriter
         from posttrain.callbacks.progress import RichProgress, replace_printing
         from posttrain.config.build import build_args, reward_scorer
-        from posttrain.data.sources import load_source
         from posttrain.evaluating import template_variables
         from posttrain.models.loading import load_model, load_tokenizer, peft_config, resolve_model_path
 
@@ -127,15 +130,11 @@ class Stage:
         with PartialState().main_process_first():
             initial = self.folder.path / "initial"
             path = merged(self.parent, initial) if self.parent else resolve_model_path(config.model, initial)
-            data = {
-                split: load_source(source, system_prompt=config.data.system_prompt)
-                for split, source in (("train", config.data.train), ("eval", config.data.eval))
-                if source is not None
-            }
+            tokenizer = load_tokenizer(config.model, path=path)
+            data = self.rows(tokenizer)
         extra: dict[str, Any] = {}
         if config.rollout is not None:
             extra["reward_funcs"] = [reward_scorer(config, entry.name) for entry in config.rollout.rewards]
-        tokenizer = load_tokenizer(config.model, path=path)
         trainer = self.entry.load_trainer()(
             model=load_model(config.model, path=path),
             args=args,
@@ -158,6 +157,25 @@ class Stage:
         trainer.add_callback(HealthMonitor(self.folder.health_path, say=progress.note))
         self.schedule_evaluation(trainer, data)
         return trainer, data
+
+    def rows(self, tokenizer: Any) -> dict[str, Any]:
+        """Training rows and, if there are any, evaluation rows; what a mixture holds is noted in `mixture`."""
+        from posttrain.data.mixture import build_mixture, token_counter
+        from posttrain.data.sources import load_source
+        from posttrain.evaluating import template_variables
+
+        block, prompt = self.config.data, self.config.data.system_prompt
+        held_out = {} if block.eval is None else {"eval": load_source(block.eval, system_prompt=prompt)}
+        if block.train.mixture is None:
+            return {"train": load_source(block.train, system_prompt=prompt), **held_out}
+        column = getattr(self.config.method, "demonstration_column", "solution")
+        count = token_counter(tokenizer, column=column, **template_variables(self.config))
+        mixture = build_mixture(block.train, system_prompt=prompt, count_tokens=count)
+        for warning in mixture.warnings:
+            if is_main_process():
+                say(f"warning: {warning}")
+        self.mixture = mixture.with_tokens(count)
+        return {"train": mixture.dataset, **held_out}
 
     def trainable(self, rows: Any, tokenizer: Any, variables: dict[str, Any]) -> Any:
         """Rows whose prompt is short enough; how many were left out is said. `check` has refused what is an error."""
@@ -193,6 +211,7 @@ class Stage:
             data=fingerprints,
             seeds={"trainer": args.seed, "data": args.data_seed if args.data_seed is not None else args.seed},
             world=world_layout(trainer.accelerator),
+            mixture=None if self.mixture is None else self.mixture.record(),
             defaults=chosen,
             chat_template_sha256=template_sha256(trainer.processing_class),
         )

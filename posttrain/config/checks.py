@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain import registry
-from posttrain.config import checks_data, checks_model, checks_rewards, checks_run, checks_template
+from posttrain.config import checks_data, checks_mixture, checks_model, checks_rewards, checks_run, checks_template
 from posttrain.config.build import build_args, reward_scorer
 from posttrain.config.checks_data import Rows
 from posttrain.config.checks_template import PromptEncoder
@@ -190,21 +190,21 @@ class _Check:
 
     def rows(self, split: str) -> Rows | None:
         """One split with its findings, or None if it cannot be had."""
-        from posttrain.data.sources import load_source
-
         source = getattr(self.cfg.data, split)
         key = source.model_dump_json() + repr(self.cfg.data.system_prompt)
         if key not in self.loaded.datasets:
             try:
-                self.loaded.datasets[key] = load_source(source, system_prompt=self.cfg.data.system_prompt)
+                self.loaded.datasets[key] = checks_mixture.load_split(self.cfg, split, self.tokenizer())
             except PosttrainError as error:
                 self.loaded.datasets[key] = None
                 self.missing(error, "data", split)
-        dataset = self.loaded.datasets[key]
-        if dataset is None:
+        loaded = self.loaded.datasets[key]
+        if loaded is None:
             return None
+        self.report.facts += loaded.facts
+        self.report.warnings += loaded.warnings
         column = str(getattr(self.cfg.method, "demonstration_column", "solution"))
-        rows = checks_data.as_rows(split, dataset, demonstration_column=column)
+        rows = checks_data.as_rows(split, loaded.dataset, demonstration_column=column)
         faults = list(checks_data.prompt_findings(self.cfg, rows))
         self.report.errors += faults
         self.report.errors += checks_data.answer_findings(self.cfg, rows, graded=self.graded(split))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import registry
-from posttrain.config.run_config import DataSource, RunConfig
+from posttrain.config.run_config import DataSource, MixtureEntry, RunConfig
 from posttrain.config.source import Key
 from posttrain.errors import ConfigError, PosttrainError, SupportError
 
@@ -105,11 +105,17 @@ def _quantised(cfg: RunConfig) -> Iterator[PosttrainError]:
 
 
 def _data(cfg: RunConfig) -> Iterator[PosttrainError]:
-    for split, rows in (("train", cfg.data.train), ("eval", cfg.data.eval)):
-        if rows is not None:
-            yield from _source(cfg, split, rows)
     train, other = cfg.data.train, cfg.data.eval
-    if other is not None and other == train:
+    if train.mixture is not None:
+        yield from _mixture(cfg)
+    else:
+        yield from _source(cfg, ("data", "train"), train)
+        if train.mixing is not None:
+            where = cfg.where("data", "train", "mixing")
+            yield ConfigError("there is no mixture", where=where, fix="Write data.train.mixture, or remove the line")
+    if other is not None:
+        yield from _source(cfg, ("data", "eval"), other)
+    if other is not None and other.model_dump() == train.model_dump(include=set(type(other).model_fields)):
         yield ConfigError(
             "evaluation would use the very rows of training",
             where=cfg.where("data", "eval"),
@@ -117,12 +123,38 @@ def _data(cfg: RunConfig) -> Iterator[PosttrainError]:
         )
 
 
-def _source(cfg: RunConfig, split: str, rows: DataSource) -> Iterator[PosttrainError]:
+def _mixture(cfg: RunConfig) -> Iterator[PosttrainError]:
+    """A mixture stands alone, and each of its numbers is one that is read."""
+    train = cfg.data.train
+    for key in DataSource.model_fields:
+        if key != "seed" and getattr(train, key) is not None:
+            where = cfg.where("data", "train", key)
+            yield ConfigError("does not go with mixture", where=where, fix="Write it in the sources it is meant for")
+    weighted = train.mixing == "interleave_weighted"
+    names = [entry.name for entry in train.mixture or ()]
+    for index, entry in enumerate(train.mixture or ()):
+        place: Key = ("data", "train", "mixture", index)
+        yield from _source(cfg, place, entry)
+        if entry.name in names[:index]:
+            where = cfg.where(*place, "name")
+            yield ConfigError("two sources have this name", where=where, got=entry.name, fix="Rename one")
+        if weighted and entry.weight is None:
+            yield ConfigError("interleave_weighted needs a weight", where=cfg.where(*place, "weight"), allowed="> 0")
+        unread = {
+            "weight": (not weighted, "read by mixing: interleave_weighted alone", "Use repeat, or that mixing"),
+            "repeat": (weighted, "with interleave_weighted the weight says how often rows come", "Remove the line"),
+            "replay_measure": (entry.replay_fraction is None, "there is no replay_fraction to measure", "Remove it"),
+        }
+        for key, (is_unread, what, fix) in unread.items():
+            if is_unread and getattr(entry, key) is not None:
+                yield ConfigError(what, where=cfg.where(*place, key), got=getattr(entry, key), fix=fix)
+
+
+def _source(cfg: RunConfig, place: Key, rows: DataSource) -> Iterator[PosttrainError]:
+    written = ".".join(str(part) for part in place)
     if rows.format == "text" and cfg.data.system_prompt is not None:
         where = cfg.where("data", "system_prompt")
-        yield ConfigError(
-            f"data.{split} is text, which has no system message", where=where, fix="Remove one of the two"
-        )
+        yield ConfigError(f"{written} is text, which has no system message", where=where, fix="Remove one of the two")
     from posttrain.data.tasks import TASKS
 
     given = [key for key in ("task", "reasoning_gym", "path") if getattr(rows, key) is not None]
@@ -130,7 +162,7 @@ def _source(cfg: RunConfig, split: str, rows: DataSource) -> Iterator[PosttrainE
         what = "rows come from one place" if given else "nothing says where the rows come from"
         yield ConfigError(
             what,
-            where=cfg.where("data", split),
+            where=cfg.where(*place),
             got=given,
             allowed="exactly one of: task, reasoning_gym, path",
             fix="Keep one of them",
@@ -139,25 +171,24 @@ def _source(cfg: RunConfig, split: str, rows: DataSource) -> Iterator[PosttrainE
     kind = given[0]
     foreign = _GENERATED if kind == "path" else _READ
     for key in foreign:
+        key = "configuration" if key == "name" and isinstance(rows, MixtureEntry) else key
         if getattr(rows, key) is not None:
             fix = "Use limit" if key == "size" else "Remove the line"
-            yield ConfigError(f"does not go with {kind}", where=cfg.where("data", split, key), fix=fix)
+            yield ConfigError(f"does not go with {kind}", where=cfg.where(*place, key), fix=fix)
     if kind != "path" and rows.size is None:
-        where = cfg.where("data", split, "size")
-        yield ConfigError(
-            "generated rows need a number", where=where, allowed="int >= 1", fix=f"Write data.{split}.size"
-        )
+        where = cfg.where(*place, "size")
+        yield ConfigError("generated rows need a number", where=where, allowed="int >= 1", fix=f"Write {written}.size")
     if rows.task is not None and rows.task not in TASKS:
         yield ConfigError(
             "unknown task",
-            where=cfg.where("data", split, "task"),
+            where=cfg.where(*place, "task"),
             got=rows.task,
             allowed="one of: " + ", ".join(TASKS),
             fix=nearest(rows.task, TASKS),
         )
     if rows.path is None or not is_local(rows.path):
         return
-    local, where = Path(rows.path).expanduser(), cfg.where("data", split, "path")
+    local, where = Path(rows.path).expanduser(), cfg.where(*place, "path")
     if not local.exists():
         yield ConfigError(
             "no such file or folder", where=where, got=rows.path, fix="Paths start from the working folder"

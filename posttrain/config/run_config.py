@@ -130,10 +130,50 @@ class DataSource(Block):
     )
 
 
+class MixtureEntry(DataSource):
+    """One source of a mixture, and how much of it; `posttrain/data/mixture.py` says what the numbers mean."""
+
+    name: Name = Field(description="name of the source")
+    role: Literal["specialized", "general"] | None = Field(
+        default=None, description="what presets of stages take the source for"
+    )
+    configuration: Name | None = Field(default=None, description="configuration of a Hub data set (path)")
+    fraction: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=1.0, description="part of the source's rows that there are; 0 = leave it out"
+    )
+    max_rows: Count | None = Field(default=None, description="no more than this many of them")
+    replay_fraction: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None, description="part of those that this stage repeats; null = all, 0 = leave it out"
+    )
+    replay_measure: Literal["rows", "tokens"] | None = Field(
+        default=None, description="what replay_fraction counts; null = rows"
+    )
+    repeat: Count | None = Field(
+        default=None, description="times each row comes in an epoch (concat_shuffle); null = 1"
+    )
+    weight: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="share of the rows of an epoch (interleave_weighted)", allow_inf_nan=False
+    )
+
+
+class TrainSource(DataSource):
+    """Rows to train on: from one place, or a mixture of several sources."""
+
+    mixture: Annotated[list[MixtureEntry], Field(min_length=1)] | None = Field(
+        default=None, description="several sources"
+    )
+    mixing: Literal["concat_shuffle", "interleave_weighted"] | None = Field(
+        default=None, description="how the sources of a mixture come together; null = concat_shuffle"
+    )
+    seed: Seed | None = Field(
+        default=None, description="seed of the generated rows, null = 0; of a mixture's random orders, null = 42"
+    )
+
+
 class DataBlock(Block):
     """Prompts to train on and to evaluate on."""
 
-    train: DataSource = Field(description="rows to train on")
+    train: TrainSource = Field(description="rows to train on")
     eval: DataSource | None = Field(default=None, description="rows to evaluate on; null = no evaluation")
     system_prompt: str | None = Field(default=None, description="system message put before every prompt")
     max_prompt_length: Count = Field(default=512, description="most tokens of a prompt after the chat template")

@@ -1,7 +1,7 @@
 """Rows for training and evaluation: packaged tasks, reasoning-gym tasks, local files and Hub datasets.
 
 Whatever the source, the columns are `prompt` (chat messages, or text), `answer`, `solution`, `group`, `task`, `entry`.
-Mixing several sources is left out.
+Several sources together are `posttrain.data.mixture`.
 """
 
 from __future__ import annotations

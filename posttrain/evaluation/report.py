@@ -66,6 +66,7 @@ class RunFolder:
         world: Mapping[str, Any] | None = None,
         defaults: Mapping[str, Any] | None = None,
         chat_template_sha256: str | None = None,
+        mixture: Mapping[str, Any] | None = None,
         argv: Sequence[str] | None = None,
     ) -> Path:
         """Write `run.json`. Versions, commit and time are added; secrets are hidden wherever they stand.
@@ -77,6 +78,7 @@ class RunFolder:
             world: `world_layout(accelerator)`.
             defaults: values chosen by device rather than written in the recipe (dtype, checkpointing).
             chat_template_sha256: of the tokenizer that trained; an evaluation of the model compares it with its own.
+            mixture: rows and tokens that training takes of each source of a mixture.
             argv: command line, default `sys.argv`.
 
         What was written by earlier attempts in this folder (before a resume) is kept under `earlier_attempts`.
@@ -92,6 +94,7 @@ class RunFolder:
             "data": dict(data or {}),
             "defaults": dict(defaults or {}),
             "chat_template_sha256": chat_template_sha256,
+            **({} if mixture is None else {"mixture": dict(mixture)}),
             "config": dict(config),
             "earlier_attempts": [
                 *(earlier.get("earlier_attempts", []) if earlier else []),

@@ -1,0 +1,70 @@
+"""Loading a split for the checks; of a mixture, what it will hold in rows and tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from posttrain.config.run_config import RunConfig
+from posttrain.errors import DataError, PosttrainError
+
+# Rows of a source whose tokens are counted before the run; the run counts all.
+_SAMPLED = 200
+
+
+@dataclass(frozen=True)
+class LoadedSplit:
+    """Rows of a split; `facts` and `warnings` are about a mixture."""
+
+    dataset: Any
+    facts: tuple[str, ...] = ()
+    warnings: tuple[PosttrainError, ...] = field(default=())
+
+
+def load_split(cfg: RunConfig, split: str, tokenizer: Any) -> LoadedSplit:
+    """Rows of "train" or "eval".
+
+    Args:
+        cfg: one run, without stages.
+        split: name of the block under `data`.
+        tokenizer: counts a mixture's tokens; None leaves them out.
+
+    Raises:
+        PosttrainError: the rows cannot be had, or do not go together.
+    """
+    from posttrain.data.mixture import build_mixture, token_counter
+    from posttrain.data.sources import load_source
+    from posttrain.evaluating import template_variables
+
+    source, prompt = getattr(cfg.data, split), cfg.data.system_prompt
+    if getattr(source, "mixture", None) is None:
+        return LoadedSplit(load_source(source, system_prompt=prompt))
+    column = str(getattr(cfg.method, "demonstration_column", "solution"))
+    count = None if tokenizer is None else token_counter(tokenizer, column=column, **template_variables(cfg))
+    mixture = build_mixture(source, system_prompt=prompt, count_tokens=count)
+    where = cfg.where("data", split, "mixture")
+    warnings = tuple(DataError(text, where=where) for text in mixture.warnings)
+    mixing = source.mixing or "concat_shuffle"
+    head = f"a mixture of {len(mixture.shares)} sources, {mixing}, {len(mixture.dataset)} rows an epoch"
+    tokens = dict(_token_shares(mixture, count)) if count is not None else {}
+    lines = [
+        f"  {line}{tokens.get(share.name, '')}" for share, line in zip(mixture.shares, mixture.lines(), strict=True)
+    ]
+    return LoadedSplit(mixture.dataset, (head, *lines), warnings)
+
+
+def _token_shares(mixture: Any, count: Any) -> Iterator[tuple[str, str]]:
+    """(source, text) of its share of the tokens, estimated from its first rows."""
+    from posttrain.data.mixture import SOURCE_COLUMN
+
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(mixture.dataset[SOURCE_COLUMN]):
+        places.setdefault(name, []).append(place)
+    means = {
+        name: sum(count(mixture.dataset[place]) for place in found[:_SAMPLED]) / len(found[:_SAMPLED])
+        for name, found in places.items()
+    }
+    total = sum(means[name] * len(found) for name, found in places.items())
+    for name, found in places.items():
+        yield name, f", about {means[name] * len(found) / total:.2%} of the tokens"
