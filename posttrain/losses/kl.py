@@ -6,7 +6,7 @@ KL(pi || ref), of k3 that of KL(ref || pi). With the ratio pi / pi_old in front,
 k3 have the mean and the mean gradient of KL(pi || ref) for tokens of pi_old; k2 has those of E_pi[d^2] / 2.
 
 Source: J. Schulman, Approximating KL Divergence (2020); correction: arXiv 2512.02556, section 3.1.
-Axes: B rows of a micro-batch, T completion tokens.
+Axes: B rows of a micro-batch, T completion tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -52,6 +52,23 @@ def k3_kl(logps: Tensor, ref_logps: Tensor, *, old_logps: Tensor | None = None) 
     negative_d = (ref_logps - logps).clamp(max=MAX_LOG_RATIO)
     # expm1: exp(x) - 1 - x would lose every digit where the policies still agree.
     return _corrected(torch.expm1(negative_d) - negative_d, logps, old_logps)
+
+
+def exact_kl(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
+    """KL(pi || ref) of whole distributions: sum over v of pi(v) (log pi(v) - log ref(v)).
+
+    Args:
+        log_probs: (..., V) log-probabilities under the current policy; -inf where it has none.
+        ref_log_probs: (..., V) the same under the reference; constant.
+
+    Returns:
+        (...) float32 (float64 if an input is), >= 0 up to rounding; inf where only the reference excludes a token.
+
+    Gradient: through `log_probs`.
+    """
+    log_probs, ref_log_probs = _promoted(log_probs, ref_log_probs)
+    possible = log_probs > -torch.inf
+    return torch.where(possible, log_probs.exp() * (log_probs - ref_log_probs), 0.0).sum(dim=-1)
 
 
 def _promoted(logps: Tensor, ref_logps: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Per-token losses of supervised fine-tuning, on the log-probs of the target tokens.
 
-Their gradients are the presets `sft` and `dft` of the unified estimator; these need no advantages or old log-probs.
+The gradients of the first two are the presets `sft` and `dft` of the unified estimator. None needs advantages or old
+log-probs.
 
 Axes: B rows of a micro-batch, T tokens.
 """
@@ -41,6 +42,20 @@ def dft_loss(logps: Tensor, mask: Tensor) -> LossOutput:
     """
     trained = _trained(logps, mask)
     return LossOutput(-(trained.detach().exp() * trained), "token_mean")
+
+
+def uncertainty_weighted_loss(logps: Tensor, mask: Tensor) -> LossOutput:
+    """- pi (1 - pi) log pi with the factor pi (1 - pi) held constant: targets that are sure, or far off, weigh little.
+
+    Arguments, returns and refusals as in `nll_loss`.
+
+    Gradient: through log pi only; the factor, at most 1/4, is detached.
+
+    Source: arXiv 2508.11408, token weight p (1 - p); the normaliser is our choice.
+    """
+    trained = _trained(logps, mask)
+    probability = trained.detach().exp()
+    return LossOutput(-(probability * (1 - probability) * trained), "token_mean")
 
 
 def _trained(logps: Tensor, mask: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ Axes: B rows of a rank's generation batch or of a micro-batch, N prompts of a ge
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -106,7 +107,10 @@ class DemonstrationTrainer(LikelihoodRowsTrainer):
         found: dict[int, list[int]] = {}
         for row in first_rows(rollouts):
             group = rollouts.group_of(row)
-            if wanted[group] and (ids := self._encoded_demonstration(rollouts, row)):
+            if not wanted[group]:
+                continue
+            prompt = rollouts.tensors["prompt_ids"][row][rollouts.tensors["prompt_mask"][row].bool()].tolist()
+            if ids := self.encoded_demonstration(rollouts.rows[row], prompt_ids=prompt):
                 found[group] = ids
         present = torch.zeros(len(wanted), device=self.accelerator.device)
         present[list(found)] = 1.0
@@ -114,20 +118,23 @@ class DemonstrationTrainer(LikelihoodRowsTrainer):
         self.record("gate/missing_demonstration_fraction", missing.float().mean().item())
         return found, missing
 
-    def _encoded_demonstration(self, rollouts: RolloutBatch, row: int) -> list[int] | None:
-        example = rollouts.rows[row]
-        text = example.get(self.args.demonstration_column)
+    def encoded_demonstration(self, row: Mapping[str, Any], *, prompt_ids: list[int]) -> list[int] | None:
+        """Token ids of a dataset row's demonstration; None if it is empty, or too long and `drop` is set.
+
+        Raises:
+            DataError: it is too long and `overlong_demonstration` is error.
+        """
+        text = row.get(self.args.demonstration_column)
         if not isinstance(text, str) or not text.strip():
             return None
-        prompt = rollouts.tensors["prompt_ids"][row][rollouts.tensors["prompt_mask"][row].bool()].tolist()
-        ids = encode_demonstration(self.tokenizer, text, prompt_ids=prompt)
+        ids = encode_demonstration(self.tokenizer, text, prompt_ids=prompt_ids)
         limit = self.args.max_completion_length
         if len(ids) <= limit:
             return ids
         if self.args.overlong_demonstration == "error":
             raise DataError(
                 "the demonstration is longer than a completion may be",
-                where=f"prompt {str(example['prompt'])[-80:]!r}",
+                where=f"prompt {str(row['prompt'])[-80:]!r}",
                 got=f"{len(ids)} tokens",
                 allowed=f"at most {limit} (rollout.max_completion_length)",
                 fix="Raise the limit, drop the row, or set method.overlong_demonstration",

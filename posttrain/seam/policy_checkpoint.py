@@ -20,6 +20,11 @@ class PolicyCheckpoint(ResumableTrainer):
     _metrics: Any
     _step: int
 
+    @property
+    def moves_reference(self) -> bool:
+        """Whether the reference model changes during training, so that checkpoints must hold it."""
+        return bool(self.args.sync_ref_model)
+
     def _layout(self) -> dict[str, Any]:
         names = ("num_generations", "steps_per_generation", "num_iterations", "max_completion_length", "preset")
         return {**super()._layout(), **{name: getattr(self.args, name) for name in names}}
@@ -35,7 +40,7 @@ class PolicyCheckpoint(ResumableTrainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        if self.args.sync_ref_model and self.args.should_save:
+        if self.moves_reference and self.args.should_save:
             weights = self.accelerator.unwrap_model(self.ref_model).state_dict()
             save_file(
                 {name: value.detach().cpu().clone() for name, value in weights.items()},
@@ -44,8 +49,8 @@ class PolicyCheckpoint(ResumableTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.args.sync_ref_model:
-            # trl 1.16 does not save the synchronised reference, and resumes against the initial one.
+        if checkpoint is not None and self.moves_reference:
+            # trl 1.16 does not save a reference that has moved, and resumes against the initial one.
             self.accelerator.unwrap_model(self.ref_model).load_state_dict(
                 read_tensors(Path(checkpoint) / REFERENCE_FILE)
             )

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from posttrain.losses.kl import k1_kl, k2_kl, k3_kl
+from posttrain.losses.kl import exact_kl, k1_kl, k2_kl, k3_kl
 
 ESTIMATORS = {"k1": k1_kl, "k2": k2_kl, "k3": k3_kl}
 V = 7
@@ -136,3 +136,18 @@ def test_low_precision_is_computed_in_float32_and_float64_stays(estimator):
     low, high = torch.zeros(1, 1, dtype=torch.bfloat16), torch.zeros(1, 1, dtype=torch.float64)
     assert estimator(low, low, old_logps=low).dtype == torch.float32
     assert estimator(low, high).dtype == estimator(high, low).dtype == torch.float64
+
+
+def test_exact_divergence_by_hand():
+    """(1/2, 1/2) from (1/4, 3/4): ln 2 / 2 + ln(2/3) / 2."""
+    ours, theirs = torch.tensor([[[0.5, 0.5, 0.0]]]).log(), torch.tensor([[[0.25, 0.75, 0.0]]]).log()
+    assert exact_kl(ours, theirs).item() == pytest.approx((math.log(2) + math.log(2 / 3)) / 2, rel=1e-6)
+    assert exact_kl(ours, torch.tensor([[[1.0, 0.0, 0.0]]]).log()).item() == math.inf
+
+
+def test_exact_divergence_and_its_gradient_are_the_definition(policies):
+    logits, ref, _ = policies
+    logps = logits.log_softmax(0)
+    found, expected = exact_kl(logps, ref), divergence(logps, ref)
+    close(found, expected)
+    close(gradient(found, logits), gradient(expected, logits))

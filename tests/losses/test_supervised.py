@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from posttrain.losses.reductions import LossCounts, reduce_loss
-from posttrain.losses.supervised import dft_loss, nll_loss
+from posttrain.losses.supervised import dft_loss, nll_loss, uncertainty_weighted_loss
 from posttrain.losses.upge import UPGE_PRESETS, upge_loss
 
 LOSSES = {"sft": nll_loss, "dft": dft_loss}
@@ -98,3 +98,14 @@ def test_precision_and_shapes(loss):
     for logps, mask in ((torch.zeros(2, 3), torch.ones(2, 2)), (torch.zeros(3), torch.ones(3))):
         with pytest.raises(ValueError, match=r"must have the same shape \(B, T\)"):
             loss(logps, mask)
+
+
+def test_uncertainty_weight_by_hand_in_value_and_gradient():
+    """p (1 - p) = .25, .1875 and .09; the factor is held constant."""
+    logps = torch.tensor([[0.5, 0.25, 0.9, 0.3]], dtype=torch.float64).log().requires_grad_()
+    mask = torch.tensor([[1, 1, 1, 0]])
+    output = uncertainty_weighted_loss(logps, mask)
+    expected = [0.25 * math.log(2), 0.1875 * math.log(4), -0.09 * math.log(0.9), 0.0]
+    assert output.values.tolist() == [pytest.approx(expected)] and output.reduction == "token_mean"
+    (found,) = torch.autograd.grad(output.values.sum(), logps)
+    assert found.tolist() == [pytest.approx([-0.25, -0.1875, -0.09, 0.0])]
