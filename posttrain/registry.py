@@ -27,7 +27,9 @@ class Paper:
 
 @dataclass(frozen=True)
 class Entry:
-    """One method. `config` and `trainer` are "module:Name"; `supports` is a subset of `FEATURES`."""
+    """One method. `config` and `trainer` are "module:Name"; `supports` is a subset of `FEATURES`; `reads` says whether
+    its training rows are prompts or documents that it makes its own prompts from.
+    """
 
     key: str
     kind: Kind
@@ -36,6 +38,7 @@ class Entry:
     trainer: str
     paper: Paper
     supports: frozenset[str] = field(default_factory=frozenset)
+    reads: Literal["prompts", "documents"] = "prompts"
 
     def load_config(self) -> Any:
         """The config class; imports trl and torch."""
@@ -111,6 +114,16 @@ METHODS: dict[str, Entry] = {
                 2024,
             ),
             supports=frozenset({"ddp", "peft", "packing", "resume"}),
+        ),
+        Entry(
+            key="rmt",
+            kind="policy",
+            summary="RL on raw text: think, then predict the next token, with a shrinking thinking budget",
+            config="posttrain.methods.rmt.config:RMTConfig",
+            trainer="posttrain.methods.rmt.trainer:RMTTrainer",
+            paper=Paper("Reinforcement Mid-Training", "2509.24375", 2025),
+            supports=frozenset({"ddp", "peft", "vllm", "resume"}),
+            reads="documents",
         ),
     )
 }

@@ -14,7 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain import registry
-from posttrain.config import checks_data, checks_mixture, checks_model, checks_rewards, checks_run, checks_template
+from posttrain.config import (
+    checks_data,
+    checks_documents,
+    checks_mixture,
+    checks_model,
+    checks_rewards,
+    checks_run,
+    checks_template,
+)
 from posttrain.config.build import build_args, reward_scorer
 from posttrain.config.checks_data import Rows
 from posttrain.config.checks_template import PromptEncoder
@@ -117,7 +125,9 @@ class _Check:
         if train is not None:
             if held_out is not None:
                 self.report.warnings += checks_data.shared_rows(self.cfg, train, held_out)
-            self.rewards(train)
+            asked = self.asked(train, tokenizer)
+            if asked is not None:
+                self.rewards(asked)
             if not arithmetic:
                 self.length(train)
 
@@ -267,6 +277,22 @@ class _Check:
                 self.report.previews.append(preview(title, encoder.tokenizer, prompt_ids, ids, note=note))
             else:
                 self.report.previews.append(preview(title, encoder.tokenizer, prompt_ids, [], note=sampled))
+
+    def asked(self, rows: Rows, tokenizer: Any) -> Rows | None:
+        """Training rows as the rewards will see them; None if a method that reads documents cannot ask about any."""
+        if self.entry.reads == "prompts":
+            return rows
+        if tokenizer is None:
+            return None
+        faults = list(checks_documents.document_findings(self.cfg, rows, tokenizer))
+        self.report.errors += faults
+        if faults:
+            return None
+        try:
+            return checks_documents.questions(self.cfg, rows, tokenizer)
+        except PosttrainError as error:
+            self.missing(error, "data", "train")
+            return None
 
     def rewards(self, rows: Rows) -> None:
         """Call each reward function once."""

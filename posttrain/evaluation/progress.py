@@ -1,4 +1,6 @@
-"""Console progress of one evaluation: a bar with the time left on a terminal, a line now and then elsewhere."""
+"""Console progress of a pass over data, such as an evaluation: a bar with the time left on a terminal, a line now and
+then elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,17 @@ class EvaluationProgress:
     Args:
         stream: default standard output; a live bar is drawn only if it is a terminal.
         line_every_seconds: off a terminal, the least time between two lines.
+        words: what is being done, what was done, and to what.
     """
 
-    def __init__(self, *, stream: TextIO | None = None, line_every_seconds: float = LINE_EVERY_SECONDS):
+    def __init__(
+        self,
+        *,
+        stream: TextIO | None = None,
+        line_every_seconds: float = LINE_EVERY_SECONDS,
+        words: tuple[str, str, str] = ("evaluating", "evaluated", "prompts"),
+    ):
+        self.words = words
         self.stream = stream if stream is not None else sys.stdout
         self.every = line_every_seconds
         self._bar: Any = None
@@ -35,14 +45,14 @@ class EvaluationProgress:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
             self._bar = Progress(
-                TextColumn("evaluating"),
+                TextColumn(self.words[0]),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("left {task.fields[left]}", markup=False),
                 console=Console(file=self.stream),
                 transient=True,
             )
-            self._task = self._bar.add_task("evaluating", total=None, left="?")
+            self._task = self._bar.add_task(self.words[0], total=None, left="?")
             self._bar.start()
         return self
 
@@ -62,5 +72,5 @@ class EvaluationProgress:
             self._bar.update(self._task, completed=done, total=total, left=left)
         elif now - self._told >= self.every and done < total:
             self._told = now
-            self.stream.write(f"evaluated {done} of {total} prompts, left {left}\n")
+            self.stream.write(f"{self.words[1]} {done} of {total} {self.words[2]}, left {left}\n")
             self.stream.flush()

@@ -24,6 +24,7 @@ REWARDS: dict[str, str] = {
     "exact": "posttrain.rewards.exact:exact",
     "format": "posttrain.rewards.format:format",
     "math": "posttrain.rewards.math:math",
+    "next_token": "posttrain.rewards.next_token:next_token",
     "one_of": "posttrain.rewards.one_of:one_of",
     "reasoning_gym": "posttrain.rewards.reasoning_gym:reasoning_gym",
 }

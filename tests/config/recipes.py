@@ -38,6 +38,16 @@ SFT: dict[str, Any] = {
 BASES = {"grpo": GRPO, "hpt": HPT, "sft": SFT}
 BASES["masked_thought"] = {**SFT, "method": {"name": "masked_thought"}}
 BASES |= {key: {**GRPO, "method": {"name": key}} for key in ("luffy", "srft")}
+BASES["rmt"] = {
+    **GRPO,
+    "method": {"name": "rmt", "prompt_template": "Next?\n{context}", "token_budget_initial": 8},
+    "data": {
+        "train": {"task": "woven_text", "size": 32, "seed": 1, "format": "text"},
+        "eval": {"task": "woven_text", "size": 8, "seed": 2, "options": {"form": "reasoning", "split": "eval"}},
+        "max_prompt_length": 200,
+    },
+    "rollout": {**GRPO["rollout"], "rewards": ["next_token"]},
+}
 REMOVE = object()
 
 

@@ -34,7 +34,11 @@ def test_a_users_file_may_define_dataclasses(tmp_path):
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("exakt", ConfigError, "unknown reward (got 'exakt'; allowed: one of: exact, format, math, one_of, reasoning_gym"),
+        (
+            "exakt",
+            ConfigError,
+            "unknown reward (got 'exakt'; allowed: one of: exact, format, math, next_token, one_of, reasoning_gym",
+        ),
         ("exakt", ConfigError, "Perhaps you mean 'exact'"),
         ("none.py:f", ConfigError, "no such file"),
         ("mine.py:lenght", ConfigError, "no such function (got 'lenght'; allowed: one of: length)"),

@@ -14,4 +14,5 @@ TASKS: dict[str, str] = {
     "number_puzzle": "posttrain.data.tasks.number_puzzle:generate",
     "permutation": "posttrain.data.tasks.permutation:generate",
     "string_rewriting": "posttrain.data.tasks.string_rewriting:generate",
+    "woven_text": "posttrain.data.tasks.woven_text:generate",
 }
