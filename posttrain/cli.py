@@ -199,6 +199,35 @@ def reproduce(
         raise typer.Exit(1)
 
 
+@app.command("score-tokens")
+def score_tokens(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    stage: Annotated[str | None, typer.Option(help="Stage of the recipe; default the first that reads text.")] = None,
+    questions: Annotated[
+        str | None, typer.Option(help="Folder for questions about the text, reasoning.jsonl and next_token.jsonl.")
+    ] = None,
+    per_tier: Annotated[int, typer.Option(min=1, help="Questions of each tier.")] = 100,
+    nested: Annotated[
+        bool, typer.Option("--nested", help="Questions above each threshold instead of between two.")
+    ] = False,
+) -> None:
+    """Score the text of a recipe of next-token reasoning ahead of training; a stopped scoring goes on."""
+    from posttrain.run import quiet_libraries
+    from posttrain.score_tokens import score_tokens as score
+
+    quiet_libraries()
+    score(
+        recipe,
+        overrides or [],
+        stage=stage,
+        questions=questions,
+        per_tier=per_tier,
+        nested=nested,
+        console=_console(),
+    )
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"posttrain {__version__}")

@@ -37,6 +37,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
         ["check", "--help"],
         ["eval", "--help"],
         ["reproduce", "--help"],
+        ["score-tokens", "--help"],
         ["methods"],
         ["--version"],
     ],

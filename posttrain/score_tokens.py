@@ -1,0 +1,140 @@
+"""`posttrain score-tokens RECIPE`: score the corpus of a recipe ahead of training, and write questions about it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from posttrain import registry
+from posttrain.errors import ConfigError, SupportError
+
+HISTOGRAM = "entropy.png"
+
+
+def score_tokens(
+    recipe: str | Path,
+    overrides: list[str],
+    *,
+    stage: str | None = None,
+    questions: str | Path | None = None,
+    per_tier: int = 100,
+    nested: bool = False,
+    console: Any,
+) -> Path:
+    """Make the token index of a recipe's training rows, or finish it; then say what it holds.
+
+    Args:
+        recipe, overrides: as for training.
+        stage: of the recipe; None = the first that reads documents. The stage it starts from must have run.
+        questions: folder for `reasoning.jsonl` and `next_token.jsonl`, rows for `data.eval`.
+        per_tier: questions from each tier, drawn with the trainer's seed.
+        nested: tiers of the questions are "above the first, second, third threshold" instead of bands.
+        console: rich console.
+
+    Returns:
+        Folder of the index.
+
+    Raises:
+        PosttrainError: as from training; SupportError: no stage reads documents.
+    """
+    from posttrain.config.build import build_args
+    from posttrain.data.sources import load_source
+    from posttrain.evaluating import template_variables
+    from posttrain.methods.rmt import corpus
+    from posttrain.models.loading import load_model, load_tokenizer, resolve_model_path
+    from posttrain.stage_run import MODEL_FOLDER, Stage
+
+    name, parent, config = _chosen(recipe, overrides, stage)
+    folder = Path(str(config.trainer.output_dir))
+    args = build_args(config, output_dir=folder, changes={"report_to": "none", "push_to_hub": False})
+    path = resolve_model_path(config.model, folder / "initial")
+    if parent is not None:
+        path = str(folder.parent / parent / MODEL_FOLDER)
+        if not Path(path).is_dir():
+            fix = f"Train stage {parent!r} first, or set method.entropy_model"
+            raise ConfigError("the stage it starts from has no model yet", where=f"stage {name}", got=path, fix=fix)
+    tokenizer = load_tokenizer(config.model, path=path)
+    rows = load_source(config.data.train)
+    rows = Stage(config, name=name).trainable(rows, tokenizer, template_variables(config))
+    model = load_model(config.model, path=path)
+    index = corpus.corpus_index(rows, args=args, tokenizer=tokenizer, model=model)
+    targets = corpus.targets_of(index, args=args, tokenizer=tokenizer, is_main=False)
+    _tell(index, targets, args, console)
+    if questions is not None:
+        made = corpus.rows_of(index, targets, args=args, tokenizer=tokenizer, budget_template=args.budget_prompt)
+        _write_questions(Path(questions), made, targets, args, per_tier=per_tier, nested=nested, console=console)
+    return Path(index.folder)
+
+
+def _chosen(recipe: str | Path, overrides: list[str], stage: str | None) -> tuple[str, str | None, Any]:
+    from posttrain.config.loader import load
+    from posttrain.config.stages import resolve_stages
+
+    runs = resolve_stages(load(recipe, overrides))
+    readers = [run for run in runs if registry.get(run[2].method.name).reads == "documents"]
+    if not readers:
+        raise SupportError("no stage of the recipe reads documents", where=str(recipe), fix="Use method rmt")
+    found = [run for run in readers if stage in (None, run[0])]
+    if not found:
+        names = ", ".join(name for name, _, _ in readers)
+        raise ConfigError("no such stage", where="--stage", got=stage, allowed=f"one of: {names}")
+    return found[0]
+
+
+def _tell(index: Any, targets: Any, args: Any, console: Any) -> None:
+    """Table of tiers, what was left out, and a histogram beside the index."""
+    from rich.table import Table
+
+    from posttrain.data.next_token_reasoning import tier_counts
+
+    edges = [*args.entropy_thresholds, args.max_entropy]
+    table = Table("tier", "entropy, nats", "tokens", "share of all")
+    for number, (tier, count) in enumerate(tier_counts(targets.tiers).items()):
+        band = f"{edges[number]} to {edges[number + 1]}" if edges[number + 1] is not None else f"above {edges[number]}"
+        table.add_row(tier, band, str(count), f"{count / len(index.tokens):.1%}")
+    console.print(table)
+    console.print(f"{index.num_documents} documents, {len(index.tokens)} tokens: {index.folder}")
+    for reason, count in {**index.record["dropped_documents"], **targets.left_out}.items():
+        console.print(f"left out: {count} ({reason})")
+    console.print(f"plot: {_plot(index, args)}")
+
+
+def _plot(index: Any, args: Any) -> Path:
+    import numpy
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    values = numpy.asarray(index.entropy)
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.hist(values[~numpy.isnan(values)], bins=60, color="#4477aa")
+    for edge in args.entropy_thresholds:
+        axes.axvline(edge, color="#cc6677", linewidth=1)
+    axes.set(xlabel="entropy of the next token, nats", ylabel="tokens", title="Tiers begin at the lines")
+    place = Path(index.folder) / HISTOGRAM
+    figure.savefig(place, dpi=120)
+    return place
+
+
+def _write_questions(
+    folder: Path, maker: Any, targets: Any, args: Any, *, per_tier: int, nested: bool, console: Any
+) -> None:
+    import numpy
+
+    from posttrain.data.next_token_reasoning import TIERS
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, list[dict[str, Any]]] = {"reasoning": [], "next_token": []}
+    for tier, band in enumerate(TIERS):
+        name = f"above {args.entropy_thresholds[tier]}" if nested else band
+        pool = targets.positions[targets.tiers >= tier if nested else targets.tiers == tier]
+        generator = numpy.random.default_rng([args.seed, tier])
+        for position in generator.permutation(pool)[:per_tier].tolist():
+            rows["reasoning"].append(maker.row(position, tier=name))
+            rows["next_token"].append(maker.plain_row(position, tier=name))
+    for name, made in rows.items():
+        place = folder / f"{name}.jsonl"
+        place.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made), encoding="utf-8")
+        console.print(f"{len(made)} questions: {place}")
