@@ -36,6 +36,8 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
 def parse(values: dict[str, Any], source: SourceMap | None = None) -> RunConfig:
     """Check a recipe given as nested dicts. Raises as `load` does."""
     source = source or SourceMap("recipe")
+    if isinstance(values.get("stages"), dict):
+        values = _expanded(values, source)
     errors: list[PosttrainError] = []
     read = parse_run if values.get("stages") is None else parse_stages
     config = read(values, source, errors)
@@ -43,3 +45,21 @@ def parse(values: dict[str, Any], source: SourceMap | None = None) -> RunConfig:
     if config is None:
         raise ConfigError("the recipe could not be read", where=source.file)
     return config
+
+
+def _expanded(values: dict[str, Any], source: SourceMap) -> dict[str, Any]:
+    """A recipe whose stages are a preset, as one with a list; a block that every stage has itself is no longer shared.
+
+    Raises:
+        ConfigError: of the preset, with the place of the key it is about.
+    """
+    from posttrain.stages.presets import expand
+
+    try:
+        stages = expand(values)
+    except PosttrainError as error:
+        key = tuple(int(part) if part.isdigit() else part for part in (error.where or "stages").split("."))
+        facts = {"got": error.got} if "(got " in str(error) else {}
+        raise type(error)(error.what, where=source.where(key), allowed=error.allowed, fix=error.fix, **facts) from None
+    shared = {block: value for block, value in values.items() if not all(block in stage for stage in stages)}
+    return {**shared, "stages": stages}

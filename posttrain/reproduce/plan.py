@@ -186,13 +186,15 @@ def _seed_run(study: Study, seed: int, folder: Path, overrides: list[str]) -> Se
     """The recipe with a seed in every stage's trainer and in every model made from its configuration."""
     values, source = read_recipe(study.recipe, overrides)
     stages = values.get("stages")
-    if not isinstance(stages, list):
+    if isinstance(stages, dict):  # a preset, whose stages all have the recipe's trainer
+        stages = []
+    elif not isinstance(stages, list):
         raise ConfigError(
             "a reproduction needs a recipe with stages", where=source.file, fix="Write one stage for each arm"
         )
     own = [(f"stages.{index}.", stage) for index, stage in enumerate(stages) if isinstance(stage, dict)]
     trained = [prefix for prefix, stage in own if "trainer" in stage]
-    prefixes = ["", *trained] if len(trained) < len(stages) else trained
+    prefixes = ["", *trained] if len(trained) < len(stages) or not stages else trained
     seeds = [f"{prefix}trainer.seed={seed}" for prefix in prefixes]
     for prefix, block in [("", values), *own]:
         model = block.get("model")
@@ -247,15 +249,27 @@ def _records(stages: Stages) -> list[StageRecord]:
 def _record(name: str, config: RunConfig) -> StageRecord:
     """Steps and prompts of one stage, from the arguments its trainer will get. One process."""
     args = build_args(config, output_dir=str(config.trainer.output_dir))
-    if args.max_steps < 1:
+    if args.max_steps < 1 and "num_train_epochs" not in config.trainer.fields:
         where = config.where("trainer", "max_steps")
-        fix = "Write trainer.max_steps, so that arms can be compared before they run"
+        fix = "Write trainer.max_steps or num_train_epochs, so that arms can be compared before they run"
         raise ConfigError(f"the steps of {name} are not known beforehand", where=where, fix=fix)
+    steps = args.max_steps if args.max_steps > 0 else _steps_of_epochs(config)
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
     if registry.get(config.method.name).kind == "policy":
         # Rows are rollouts, and a batch of them is used num_iterations times.
         rows = rows / args.num_generations / args.num_iterations
-    return StageRecord(name=name, trainer=config.method.name, steps=args.max_steps, prompts_per_step=float(rows))
+    return StageRecord(name=name, trainer=config.method.name, steps=steps, prompts_per_step=float(rows))
+
+
+def _steps_of_epochs(config: RunConfig) -> int:
+    """Optimizer steps that follow from the number of epochs and the rows of training. One process."""
+    from posttrain.config.checks_mixture import load_split
+    from posttrain.config.checks_run import run_length
+    from posttrain.models.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(config.model) if config.data.train.mixture is not None else None
+    rows = len(load_split(config, "train", tokenizer).dataset)
+    return run_length(config, registry.get(config.method.name), num_rows=rows, world_size=1)[0]
 
 
 # ---- fairness ----
