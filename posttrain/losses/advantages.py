@@ -13,7 +13,12 @@ from posttrain.losses.upge_config import GROUP_ESTIMATORS, UPGEConfig
 
 
 def group_advantages(
-    rewards: Tensor, num_generations: int, *, config: UPGEConfig, is_offline: Tensor | None = None
+    rewards: Tensor,
+    num_generations: int,
+    *,
+    config: UPGEConfig,
+    is_offline: Tensor | None = None,
+    greedy_rewards: Tensor | None = None,
 ) -> Tensor:
     """Advantage of every row, for the group estimators relative to the rows of its prompt.
 
@@ -23,17 +28,20 @@ def group_advantages(
         num_generations: G, rows per prompt, demonstrations included.
         config: its advantage_estimator, advantage_group and advantage_eps.
         is_offline: (B,) bool, True = demonstration; `advantage_group: on_policy` keeps those out of the baseline.
+        greedy_rewards: (B,) for `remax` alone: reward of a greedy completion of the row's prompt; NaN = not scored.
 
     Returns:
-        (B,) float32 (float64 if the rewards are), without gradient. Exactly 0 for NaN rewards, for rollouts whose
-        group's rewards are all equal, and where no row of the group counts; for a whole group without deviation in
-        group_norm. The deviation is the sample one (n - 1).
+        (B,) float32 (float64 if the rewards are), without gradient. Exactly 0 for NaN rewards (also of the greedy
+        completion), for rollouts whose group's rewards are all equal (remax: equal to the greedy completion's), and
+        where no row of the group counts; for a whole group without deviation in group_norm. The deviation is the
+        sample one (n - 1).
 
     Raises:
-        ValueError: shapes, a number of rows not divisible by G, G < 2 with a group estimator, infinite rewards.
+        ValueError: shapes, a number of rows not divisible by G, G < 2 with a group estimator, infinite rewards, greedy
+            rewards missing for remax or given for another estimator.
 
-    Source: arXiv 2509.04419, table 1; arXiv 2402.14740 (rloo). Deviation: `sign` maps a reward of 0 to -1, so that
-    verdicts in {0, 1} give the table's +-1.
+    Source: arXiv 2509.04419, table 1; arXiv 2402.14740 (rloo); arXiv 2310.10505, algorithm 2 (remax). Deviation:
+    `sign` maps a reward of 0 to -1, so that verdicts in {0, 1} give the table's +-1.
     """
     smallest = 2 if config.advantage_estimator in GROUP_ESTIMATORS else 1
     if rewards.dim() != 1 or (is_offline is not None and is_offline.shape != rewards.shape):
@@ -43,7 +51,11 @@ def group_advantages(
             f"num_generations is {num_generations} for {rewards.numel()} rewards; it must be at least {smallest} for "
             f"advantage_estimator {config.advantage_estimator} and divide their number"
         )
+    if (config.advantage_estimator == "remax") != (greedy_rewards is not None):
+        raise ValueError(f"greedy_rewards belong to remax; advantage_estimator is {config.advantage_estimator}")
     values = rewards.detach().to(compute_dtype(rewards))
+    if greedy_rewards is not None:
+        values = values - greedy_rewards.detach().to(values.dtype)
     if values.isinf().any():
         raise ValueError("rewards contain an infinite value; a row that could not be scored is NaN")
     is_scored = ~values.isnan()
@@ -53,7 +65,7 @@ def group_advantages(
             is_counted = is_scored & ~is_offline.bool()
         shape = (-1, num_generations)
         advantages = _relative_to_group(values.view(shape), is_counted.view(shape), config).view(-1)
-    elif config.advantage_estimator == "external":
+    elif config.advantage_estimator in ("external", "remax"):
         advantages = values
     elif config.advantage_estimator == "sign":
         advantages = torch.where(values > 0, torch.ones_like(values), -torch.ones_like(values))

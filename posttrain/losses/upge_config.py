@@ -14,7 +14,7 @@ from posttrain.errors import ConfigError
 from posttrain.losses.reductions import AGGREGATIONS, Aggregation
 
 ReferencePolicy = Literal["current", "rollout", "one", "sequence_geometric"]
-AdvantageEstimator = Literal["one", "sign", "group_norm", "group_mean", "rloo", "external"]
+AdvantageEstimator = Literal["one", "sign", "group_norm", "group_mean", "rloo", "remax", "external"]
 AdvantageGroup = Literal["on_policy", "all"]
 StabilizationMask = Literal["none", "ppo_clip", "sequence_clip", "dual_clip"]
 Shaping = Literal["p_over_p_plus_gamma"]
@@ -43,7 +43,8 @@ class UPGEConfig:
     itself, for rows of unknown origin), or pi * (pi_old / pi)^(1/len) (r's geometric mean s over the row)."""
     advantage_estimator: AdvantageEstimator = "group_norm"
     """one; sign (+1 for a reward above 0, else -1); reward minus the group's mean, divided by its deviation
-    (group_norm) or not (group_mean), or minus the mean of the others (rloo); external (the caller's numbers)."""
+    (group_norm) or not (group_mean), or minus the mean of the others (rloo); reward minus that of a greedy completion
+    of the prompt (remax, arXiv 2310.10505); external (the caller's numbers)."""
     advantage_group: AdvantageGroup = "on_policy"
     """Rows that enter the group's mean and deviation: rollouts only, or rollouts and demonstrations."""
     stabilization_mask: StabilizationMask = "ppo_clip"

@@ -26,6 +26,7 @@ from posttrain.losses.reductions import LossCounts, LossOutput, token_weights
 from posttrain.losses.upge import group_advantages, upge_loss
 from posttrain.seam.batches import PolicyBatch, RolloutBatch, is_left_out, select_rows, trainable_mask, trim_padding
 from posttrain.seam.engine import seeded_engine
+from posttrain.seam.greedy import greedy_baseline, refuse_greedy
 from posttrain.seam.head import add_selective_scoring
 from posttrain.seam.policy_checkpoint import PolicyCheckpoint
 from posttrain.seam.policy_config import PolicyConfig, verifier_index
@@ -99,6 +100,8 @@ class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
                 **kwargs,
             )
         self.optimizer_cls_and_kwargs = self._only_optimizer(optimizer_cls_and_kwargs)
+        if args.upge.advantage_estimator == "remax":
+            refuse_greedy(self)
         self.verifier_index = verifier_index(list(self.reward_func_names), args.verifier)
         self._window: list[dict[str, Any]] = []
         self._rollout_rows: list[dict[str, Any]] = []
@@ -237,14 +240,22 @@ class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
         return self._epoch_sampler
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
-        with self.reward_recorder.own_words():
-            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         metrics = self._metrics["train" if self.model.training else "eval"]
-        self._last_failed = self.reward_recorder.settle(metrics, num_rows=len(prompts), device=rewards.device)
-        refuse_out_of_range(rewards, names=self.reward_func_names, verifier=self.verifier_index)
+        scored = self.scored(inputs, prompts, completions, completion_ids_list, metrics=metrics)
+        rewards, self._last_failed = scored
         self._last_verdicts = rewards[:, self.verifier_index]
         self._last_rewards = rewards.masked_fill(self._last_failed.unsqueeze(1), torch.nan)
         return self._last_rewards
+
+    def scored(
+        self, inputs: Any, prompts: Any, completions: Any, ids: Any, *, metrics: dict[str, list[float]]
+    ) -> tuple[Tensor, Tensor]:
+        """((W*B, F) rewards, NaN for None; (W*B,) bool: a reward failed) of completions, gathered over ranks."""
+        with self.reward_recorder.own_words():
+            rewards = super()._calculate_rewards(inputs, prompts, completions, ids)
+        is_failed = self.reward_recorder.settle(metrics, num_rows=len(prompts), device=rewards.device)
+        refuse_out_of_range(rewards, names=self.reward_func_names, verifier=self.verifier_index)
+        return rewards, is_failed
 
     def _generate(self, prompts: Any) -> Any:
         training = self.model.training
@@ -289,7 +300,8 @@ class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
             num_generations=self.num_generations,
         )
         if self.args.upge.advantage_estimator != "external":
-            tensors["advantages"] = rollouts.local(self._group_advantages(rollouts.rewards))
+            greedy = greedy_baseline(self, inputs, tensors) if self.args.upge.advantage_estimator == "remax" else None
+            tensors["advantages"] = rollouts.local(self._group_advantages(rollouts.rewards, greedy))
         tensors["row_index"] = torch.arange(len(inputs), device=tensors["completion_mask"].device)
         self._rollout_rows = inputs
         log_rollouts(self._metrics["train"], rollouts, self.verdicts(rollouts))
@@ -309,9 +321,10 @@ class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
         weighted = rewards * self.reward_weights.to(rewards.device)
         return torch.where(rewards.isnan().all(dim=1), torch.nan, weighted.nansum(dim=1))
 
-    def _group_advantages(self, rewards: Tensor) -> Tensor:
+    def _group_advantages(self, rewards: Tensor, greedy: Tensor | None = None) -> Tensor:
         """(W*B,) advantages of the weighted reward sum; rows no function scored get 0 and leave the baseline alone."""
-        return group_advantages(self.total_rewards(rewards), self.num_generations, config=self.args.upge)
+        totals = self.total_rewards(rewards)
+        return group_advantages(totals, self.num_generations, config=self.args.upge, greedy_rewards=greedy)
 
     # ---- one optimizer step ----
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from trl import GRPOConfig
 
@@ -90,14 +90,17 @@ class PolicyConfig(GRPOConfig):
     Paper: arXiv 2509.04419, section 3.
     """
 
+    takes_greedy_baseline: ClassVar[bool] = True
+    """Whether `advantage_estimator: remax` is allowed. A subclass says so itself: many compare in their own way."""
+
     preset: str = option(
         "dr_grpo", help="Row of the estimator's preset table that the loss starts from.", choices=tuple(UPGE_PRESETS)
     )
     reference_policy: Literal["current", "rollout", "one", "sequence_geometric"] | None = option(
         None, help="Denominator of the likelihood ratio. None = the preset's."
     )
-    advantage_estimator: Literal["one", "sign", "group_norm", "group_mean", "rloo", "external"] | None = option(
-        None, help="How rewards of one prompt's group become advantages. None = the preset's."
+    advantage_estimator: Literal["one", "sign", "group_norm", "group_mean", "rloo", "remax", "external"] | None = (
+        option(None, help="How rewards of one prompt's group become advantages. None = the preset's.")
     )
     advantage_group: Literal["on_policy", "all"] | None = option(
         None, help="Rows that enter the group mean and deviation. None = the preset's."
@@ -159,11 +162,16 @@ class PolicyConfig(GRPOConfig):
     )
     logging_steps: float = option(1, help="Log every this many optimizer steps.", gt=0, block="trainer")
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.takes_greedy_baseline = cls.__dict__.get("takes_greedy_baseline", False)
+
     def __post_init__(self) -> None:
         check_options(self)
         self._refuse_replaced()
         self._refuse_unused_parts()
         self.upge = self._resolve_estimator()
+        self._check_greedy_baseline()
         self.epsilon, self.epsilon_high = self.upge.epsilon_low, self.upge.epsilon_high
         self.scale_rewards, self.loss_type = "none", "dr_grpo"
         self.device_defaults = device_defaults(self)
@@ -221,6 +229,17 @@ class PolicyConfig(GRPOConfig):
                 got="all",
                 allowed="on_policy",
             )
+
+    def _check_greedy_baseline(self) -> None:
+        if self.upge.advantage_estimator != "remax":
+            return
+        where, got = "method.advantage_estimator", "remax"
+        if not self.takes_greedy_baseline:
+            what = "this method compares the rows of a group in a way of its own, without a greedy completion"
+            raise SupportError(what, where=where, got=got, fix="Choose another estimator, or the method grpo")
+        if self.use_vllm:
+            what = "the greedy completion of each prompt is made by transformers alone"
+            raise SupportError(what, where=where, got=got, fix="Set rollout.engine to hf, or choose rloo")
 
     def _check_batches(self) -> None:
         steps, accumulation = self.steps_per_generation, self.gradient_accumulation_steps

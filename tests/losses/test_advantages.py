@@ -154,6 +154,27 @@ def test_estimators_without_a_group():
     assert advantages(rewards, 5, UPGE_PRESETS["ppo"]) == [1.0, 0.0, -2.0, 0.3, 0.0]
 
 
+def test_remax_compares_with_the_greedy_completion():
+    config = replace(RLOO, advantage_estimator="remax")
+
+    def remax(rewards, greedy):
+        found = group_advantages(torch.tensor(rewards), 4, config=config, greedy_rewards=torch.tensor(greedy))
+        return found.tolist()
+
+    assert remax([1.0, 0.0, 0.0, 0.0], [1.0] * 4) == [0.0, -1.0, -1.0, -1.0]
+    assert remax([1.0, 0.0, 0.0, 0.0], [0.0] * 4) == [1.0, 0.0, 0.0, 0.0]
+    # The sum of squares is n (1 - p) where the greedy answer is right, n p where it is wrong; 0 if all are alike.
+    for solved in range(5):
+        rewards = [1.0] * solved + [0.0] * (4 - solved)
+        assert sum(value**2 for value in remax(rewards, [1.0] * 4)) == 4 - solved
+        assert sum(value**2 for value in remax(rewards, [0.0] * 4)) == solved
+    assert remax([1.0, NAN, 0.0, 1.0], [0.5, 0.5, NAN, 0.5]) == [0.5, 0.0, 0.0, 0.5]
+    with pytest.raises(ValueError, match="greedy_rewards belong to remax; advantage_estimator is remax"):
+        group_advantages(torch.zeros(4), 4, config=config)
+    with pytest.raises(ValueError, match="advantage_estimator is rloo"):
+        group_advantages(torch.zeros(4), 4, config=RLOO, greedy_rewards=torch.zeros(4))
+
+
 def test_precision_shape_and_detachment():
     rewards = torch.tensor([1.0, 0.0], dtype=torch.bfloat16, requires_grad=True)
     for config in [*UPGE_PRESETS.values()]:

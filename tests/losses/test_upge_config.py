@@ -14,7 +14,7 @@ from posttrain.losses.reductions import AGGREGATIONS
 from posttrain.losses.upge import UPGE_PRESETS, UPGEConfig, group_advantages, upge_weights
 
 REFERENCES = ("current", "rollout", "one", "sequence_geometric")
-ESTIMATORS = ("one", "sign", "group_norm", "group_mean", "rloo", "external")
+ESTIMATORS = ("one", "sign", "group_norm", "group_mean", "rloo", "remax", "external")
 MASKS = ("none", "ppo_clip", "sequence_clip", "dual_clip")
 TRUNCATIONS = (None, (0.0, 1.28), (0.3, 0.7))
 
@@ -27,7 +27,7 @@ def meaningless(reference, estimator, group, mask, truncation, dual):
         return "is_truncation: the reference is the current policy, so the ratio is always 1"
     if truncation == (0.0, 1.28) and reference == "one":
         return "is_truncation: clamps nothing"
-    if group == "all" and estimator in ("one", "sign", "external"):
+    if group == "all" and estimator in ("one", "sign", "remax", "external"):
         return f"advantage_group: advantage_estimator {estimator} has no group mean"
     return None
 
@@ -63,11 +63,12 @@ def test_every_combination_gives_finite_weights_or_is_refused_with_the_reason():
             assert reason is None, parts
             accepted += 1
             if aggregation == "token_mean":  # the weights do not depend on the aggregation
-                advantages = group_advantages(rewards, 4, config=config)
+                greedy = torch.full((4,), 0.5) if estimator == "remax" else None
+                advantages = group_advantages(rewards, 4, config=config, greedy_rewards=greedy)
                 weights = upge_weights(logps, old, advantages, mask, config=config)
                 assert torch.isfinite(weights).all(), config
                 assert (weights[mask == 0] == 0).all(), config
-    assert refused > 1000 and accepted > 1000 and refused + accepted == 4 * 6 * 2 * 4 * 3 * 2 * 2 * 4
+    assert refused > 1000 and accepted > 1000 and refused + accepted == 4 * 7 * 2 * 4 * 3 * 2 * 2 * 4
 
 
 def test_every_pair_of_preset_and_replaced_part_is_accepted_or_refused_by_a_config_error():
