@@ -21,7 +21,9 @@ from posttrain.errors import ConfigError
 DEFAULT_NEW_TOKENS = 256
 
 
-def recipe_evaluator(config: Any, *, tokenizer: Any, rows: Any, accelerator: Any) -> tuple[Callable[..., Any], Any]:
+def recipe_evaluator(
+    config: Any, *, tokenizer: Any, rows: Any, accelerator: Any, verifier: str | None = None
+) -> tuple[Callable[..., Any], Any]:
     """How one run evaluates: the only place where a recipe becomes an evaluation, in training and after it.
 
     Args:
@@ -29,6 +31,7 @@ def recipe_evaluator(config: Any, *, tokenizer: Any, rows: Any, accelerator: Any
         tokenizer: of the model.
         rows: evaluation rows.
         accelerator: `accelerate.Accelerator`; generation runs in its mixed precision.
+        verifier: reward that gives the verdict; None = `verifier_name(config)`.
 
     Returns:
         (evaluate(model, progress=None) -> EvalResult, its `EvalSettings`).
@@ -39,13 +42,13 @@ def recipe_evaluator(config: Any, *, tokenizer: Any, rows: Any, accelerator: Any
     from posttrain.config.build import reward_scorer
     from posttrain.evaluation.generate import EvalSettings, evaluate
 
-    name = verifier_name(config)
+    name = verifier or verifier_name(config)
     if name is None:
         raise ConfigError(
             "no reward gives a verdict", where=config.where("eval", "verifier"), fix="Set it, e.g. eval.verifier=exact"
         )
     settings = EvalSettings(**evaluation_settings(config))
-    verifier = reward_scorer(config, name, evaluation=True)
+    scorer = reward_scorer(config, name, evaluation=True)
 
     def call(model: Any, progress: Callable[[int, int], None] | None = None) -> Any:
         # accelerate wraps a model that is being trained in this very context, and no other.
@@ -54,7 +57,7 @@ def recipe_evaluator(config: Any, *, tokenizer: Any, rows: Any, accelerator: Any
                 model,
                 tokenizer,
                 rows,
-                verifier,
+                scorer,
                 settings=settings,
                 progress=progress,
                 accelerator=accelerator,

@@ -20,6 +20,7 @@ from posttrain.resuming import (
 )
 
 MODEL_FOLDER = "model"
+TASK_ROWS = "task "  # before a task's name, among the data of a run
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,8 @@ class Stage:
 
         block, prompt = self.config.data, self.config.data.system_prompt
         held_out = {} if block.eval is None else {"eval": load_source(block.eval, system_prompt=prompt)}
+        for name, source in (block.eval_tasks or {}).items():
+            held_out[TASK_ROWS + name] = load_source(source, system_prompt=prompt)
         if block.train.mixture is None:
             return {"train": load_source(block.train, system_prompt=prompt), **held_out}
         column = getattr(self.config.method, "demonstration_column", "solution")
@@ -234,12 +237,31 @@ class Stage:
         if found is None:
             return
         result = found[0](trainer.model)
+        tasks = self.evaluate_tasks(trainer, data, result)
         if is_main_process():
-            self.folder.write_eval(name, result, step=trainer.state.global_step, settings=found[1])
+            self.folder.write_eval(name, result, step=trainer.state.global_step, settings=found[1], tasks=tasks)
             label = name if self.name == "run" else f"{self.name}, {name}"
             say(
                 f"{label}: accuracy {result.accuracy:.3f} ± {result.accuracy_stderr:.3f}, {result.num_prompts} prompts"
             )
+
+    def evaluate_tasks(self, trainer: Any, data: dict[str, Any], own: Any) -> dict[str, Any]:
+        """Results of `data.eval_tasks` by name; `own` stands for a task whose rows and verifier are those of it."""
+        from posttrain.evaluating import recipe_evaluator, verifier_name
+
+        results: dict[str, Any] = {}
+        usual, block = verifier_name(self.config), self.config.data
+        for name, source in (block.eval_tasks or {}).items():
+            verifier = source.verifier or usual
+            if source.model_dump(exclude={"verifier"}) == block.eval.model_dump() and verifier == usual:
+                results[name] = own
+                continue
+            rows, tokenizer = data[TASK_ROWS + name], trainer.processing_class
+            call, _ = recipe_evaluator(
+                self.config, tokenizer=tokenizer, rows=rows, accelerator=trainer.accelerator, verifier=verifier
+            )
+            results[name] = call(trainer.model)
+        return results
 
     def schedule_evaluation(self, trainer: Any, data: dict[str, Any]) -> None:
         """Evaluate every so many steps if the recipe asks for it."""

@@ -21,6 +21,7 @@ from posttrain.config import (
     checks_model,
     checks_rewards,
     checks_run,
+    checks_tasks,
     checks_template,
 )
 from posttrain.config.build import build_args, reward_scorer
@@ -122,6 +123,11 @@ class _Check:
             # A trap of the template shows in training rows first; it need not be told twice.
             if rows is not None and tokenizer is not None and not self.texts(rows, tokenizer):
                 break
+        for stops, finding in checks_tasks.task_findings(self.cfg, train):
+            if stops:
+                self.missing(finding, "data", "eval_tasks")
+            else:
+                self.add(False, finding)
         if train is not None:
             if held_out is not None:
                 self.report.warnings += checks_data.shared_rows(self.cfg, train, held_out)

@@ -238,7 +238,7 @@ def shared_rows(cfg: RunConfig, train: Rows, held_out: Rows) -> Iterator[Posttra
     if found:
         yield DataError(
             f"{len(found)} of {len(held_out)} evaluation prompts are training prompts too ({rows_text(found)})",
-            where=cfg.where("data", "eval"),
+            where=cfg.where("data", held_out.split),
             fix="Use another split or seed, or remove them, if the score is to speak of new prompts",
         )
 

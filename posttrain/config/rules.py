@@ -115,6 +115,11 @@ def _data(cfg: RunConfig) -> Iterator[PosttrainError]:
             yield ConfigError("there is no mixture", where=where, fix="Write data.train.mixture, or remove the line")
     if other is not None:
         yield from _source(cfg, ("data", "eval"), other)
+    for name, task in (cfg.data.eval_tasks or {}).items():
+        yield from _source(cfg, ("data", "eval_tasks", name), task)
+    if cfg.data.eval_tasks is not None and other is None:
+        where = cfg.where("data", "eval_tasks")
+        yield ConfigError("further tasks stand beside data.eval", where=where, fix="Write data.eval, too")
     if other is not None and other.model_dump() == train.model_dump(include=set(type(other).model_fields)):
         yield ConfigError(
             "evaluation would use the very rows of training",
@@ -243,6 +248,9 @@ def _rewards(cfg: RunConfig) -> Iterator[PosttrainError]:
     entries += [(("rollout", "rewards", i), e.name) for i, e in enumerate(cfg.rollout.rewards)] if cfg.rollout else []
     if cfg.eval is not None and cfg.eval.verifier is not None:
         entries.append((("eval", "verifier"), cfg.eval.verifier))
+    for task, source in (cfg.data.eval_tasks or {}).items():
+        if source.verifier is not None:
+            entries.append((("data", "eval_tasks", task, "verifier"), source.verifier))
     for key, name in entries:
         if re.fullmatch(r".+\.py:[A-Za-z_]\w*", name):
             continue

@@ -170,11 +170,25 @@ class TrainSource(DataSource):
     )
 
 
+class TaskSource(DataSource):
+    """Rows of a named task that a run is evaluated on beside its own rows."""
+
+    verifier: Name | None = Field(
+        default=None, description="reward that gives the verdict on this task; null = that of the evaluation"
+    )
+
+
+TaskName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
 class DataBlock(Block):
     """Prompts to train on and to evaluate on."""
 
     train: TrainSource = Field(description="rows to train on")
     eval: DataSource | None = Field(default=None, description="rows to evaluate on; null = no evaluation")
+    eval_tasks: dict[TaskName, TaskSource] | None = Field(
+        default=None, description="further tasks by name, evaluated before and after training with the eval block"
+    )
     system_prompt: str | None = Field(default=None, description="system message put before every prompt")
     max_prompt_length: Count = Field(default=512, description="most tokens of a prompt after the chat template")
     overlong_prompts: Literal["error", "drop"] = Field(default="error", description="what happens to longer prompts")

@@ -103,7 +103,15 @@ class RunFolder:
         }
         return write_json(self.run_path, without_secrets(json_value(record)))
 
-    def write_eval(self, name: str, result: EvalResult, *, step: int, settings: EvalSettings | None = None) -> Path:
+    def write_eval(
+        self,
+        name: str,
+        result: EvalResult,
+        *,
+        step: int,
+        settings: EvalSettings | None = None,
+        tasks: Mapping[str, EvalResult] | None = None,
+    ) -> Path:
         """Add an evaluation to `eval.json` and write its completions; one of the same name is replaced.
 
         Args:
@@ -111,6 +119,7 @@ class RunFolder:
             result: of `evaluate`.
             step: optimizer steps done by the model that was evaluated.
             settings: what it was asked for.
+            tasks: results on further tasks by name; they stand under `tasks`, their completions in `<name>.<task>`.
         """
         if not re.fullmatch(r"[\w.-]+", name):
             raise ValueError(f"an evaluation's name is also a file name: letters, digits, . _ -, got {name!r}")
@@ -119,6 +128,11 @@ class RunFolder:
         if settings is not None:
             entry["settings"] = asdict(settings)
         entry["completions"] = self._samples_path(name).relative_to(self.path).as_posix()
+        for task, found in (tasks or {}).items():
+            write_jsonl(self._samples_path(f"{name}.{task}"), found.samples)
+            place = self._samples_path(f"{name}.{task}").relative_to(self.path).as_posix()
+            values = {**found.to_dict(with_samples=False), "completions": place}
+            entry.setdefault("tasks", {})[task] = values
         return write_json(self.eval_path, {**self.read_evals(), name: entry})
 
     def read_run(self) -> dict[str, Any]:

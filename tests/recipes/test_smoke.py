@@ -1,4 +1,7 @@
-"""Every smoke recipe, end to end: what it leaves behind, and that a finished run is left alone."""
+"""Every smoke recipe, end to end: what it leaves behind, and that a finished run is left alone.
+
+Marked slow, and still part of every full run: `scripts/test.sh` without arguments runs this file after the others.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*/smoke.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.parent.name)
 def test_smoke_recipe_leaves_a_model_and_its_story(recipe: Path, tmp_path: Path, capsys):
     overrides = [f"trainer.output_dir={tmp_path}"]
@@ -52,7 +56,8 @@ def _check_records(outcome: Outcome) -> None:
     if record["config"].get("eval") is None:
         assert (outcome.before, outcome.after) == (None, None) and not (folder / "eval.json").exists()
         return
-    assert "accuracy" in report and set(record["data"]) == {"train", "eval"}
+    tasks = record["config"]["data"].get("eval_tasks") or {}
+    assert "accuracy" in report and set(record["data"]) == {"train", "eval", *(f"task {name}" for name in tasks)}
     evaluations = json.loads((folder / "eval.json").read_text())
     assert [evaluations["before"]["accuracy"], evaluations["after"]["accuracy"]] == [outcome.before, outcome.after]
     assert evaluations["after"]["step"] == steps and evaluations["before"]["step"] == 0
