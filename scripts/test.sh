@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Sets the test environment up on first use, then checks style and runs the tests. Arguments go to pytest:
+# Sets the test environment up on first use, then checks style and runs the tests, and after them every smoke recipe.
+# With arguments, which go to pytest, only what they name:
 #   scripts/test.sh tests/losses             one folder
-#   scripts/test.sh -m slow                  the tests that are left out by default
+#   scripts/test.sh -m slow                  the tests that are left out by default, smoke recipes among them
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,3 +14,6 @@ scripts/setup.sh dev
 # One thread a process: two OpenMP teams on the same cores make a step tens of times slower.
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
+if [ $# -eq 0 ]; then
+    .venv/bin/python -m pytest -n 2 --dist load --durations=0 -m slow tests/recipes/test_smoke.py
+fi

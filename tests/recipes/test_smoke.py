@@ -72,3 +72,10 @@ def _check_model(trained: Path, initial: Path) -> None:
     assert model.generate(**prompt, max_new_tokens=2, do_sample=False).size(1) > prompt["input_ids"].size(1)
     start = AutoModelForCausalLM.from_pretrained(initial).state_dict()
     assert any(not torch.equal(value, start[name]) for name, value in model.state_dict().items())
+
+
+def test_a_full_run_includes_the_smoke_recipes():
+    """Marked slow, they would be left out otherwise."""
+    script = (ROOT / "scripts" / "test.sh").read_text()
+    assert "-m slow tests/recipes/test_smoke.py" in script.split("if [ $# -eq 0 ]")[1]
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "exec bash scripts/test.sh"
