@@ -120,7 +120,8 @@ class MaskedThoughtTrainer(SupervisedTrainer):
     `prepare_batches` (once per optimizer step, every rank): hides tokens; one all-reduce for the log. Every draw
     follows from (noise_seed, epoch, place of the row), so a checkpoint holds nothing and any split sees the same.
     Deviation: the specification of arXiv 2403.02178 seeds by optimizer step, micro-batch and rank, which another
-    split into micro-batches would change. Evaluation is never corrupted.
+    split into micro-batches would change. Random tokens are ordinary ones: the paper does not say whether special
+    tokens are drawn. Evaluation is never corrupted.
     `published_form` (at a save that is no checkpoint): the model without the added mask token.
     """
 

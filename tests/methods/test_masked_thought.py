@@ -189,6 +189,39 @@ def test_evaluation_is_never_corrupted(tiny_dir, tmp_path):
     assert found[0] == found[1]
 
 
+def test_a_model_that_ignores_its_input_has_the_same_loss_for_any_noise(tiny_dir, tmp_path):
+    found = []
+    for ratio in (0.0, 0.9):
+        model = fresh_model(tiny_dir)
+        embeddings = model.get_input_embeddings().weight
+        embeddings.data[:] = embeddings.data[0]
+        trainer = make(tiny_dir, tmp_path / str(ratio), model=model, max_steps=1, mask_ratio=ratio)
+        gradients(trainer)
+        found.append(losses(trainer))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("style", ["prompt and completion", "messages", "one text"])
+def test_the_labels_of_other_formats_say_what_may_be_hidden(style, tiny_dir, tmp_path):
+    """Formats that TRL encodes itself: its completion-only and assistant-only labels are the target."""
+    user, assistant = {"role": "user", "content": "1+1=?"}, {"role": "assistant", "content": "Answer: 2"}
+    row, settings = {
+        "prompt and completion": ({"prompt": "1+1=?", "completion": " Answer: 2"}, {"completion_only_loss": True}),
+        "messages": ({"messages": [user, assistant, user, assistant]}, {"assistant_only_loss": True}),
+        "one text": ({"text": "1+1=? Answer: 2"}, {}),
+    }[style]
+    trainer = make(tiny_dir, tmp_path, data=Dataset.from_list([row] * 12), max_steps=3, mask_ratio=0.9, **settings)
+    trainer.train()
+    hidden = 0
+    for step in trainer.steps:
+        for _, ids, now, labels, labels_now in step:
+            assert torch.equal(labels, labels_now)
+            assert torch.equal(ids[labels == -100], now[labels == -100])
+            assert bool((labels == -100).any()) == (style != "one text")
+            hidden += int((ids != now).sum())
+    assert hidden > 50
+
+
 def test_packed_rows_keep_their_boundaries(tiny_dir, tmp_path):
     """Two batches are packed into longer rows; nothing but completion tokens, end tokens excepted, is hidden."""
     trainer = make(
