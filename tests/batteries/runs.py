@@ -104,7 +104,7 @@ def build(
     is_policy = entry.kind == "policy"
     arguments = {**COMMON, **(POLICY if is_policy else SUPERVISED), **OF_METHOD.get(key, {}), **overrides}
     data = dataset() if data is None else data
-    if entry.reads == "documents" and "text" not in data.column_names:
+    if entry.reads == "documents" and {"prompt", "solution"} <= set(data.column_names or ()):
         data = as_documents(data)
     args = entry.load_config()(output_dir=str(output_dir), **arguments)
     extra = dict(trainer_kwargs or {})

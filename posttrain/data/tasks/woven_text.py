@@ -59,8 +59,8 @@ def generate(
         split: "train", "eval" (disjoint from train for every seed) or "all".
 
     Returns:
-        Rows as of `draw_rows`; the group is the level for a digit, "letter" for a letter. The entry of "plain" and
-        "reasoning" is what the reward `next_token` reads.
+        Rows as of `draw_rows`; the group is the level for a digit, "letter" for a letter. The entry of "plain",
+        "reasoning" and "sum" is what the reward `next_token` reads.
 
     Raises:
         ConfigError: for an option out of its range.
@@ -98,7 +98,7 @@ def generate(
         return Problem(question, text[place], "", group, identity=text, demonstration=demonstration)
 
     rows = draw_rows(TASK, size, seed=seed, split=split, levels=plan, draw=draw)
-    if form in ("plain", "reasoning"):
+    if form in ("plain", "reasoning", "sum"):
         for row in rows:
             row["entry"] = json.dumps(_entry(row["answer"], form))
     if form == "document":
