@@ -125,6 +125,19 @@ METHODS: dict[str, Entry] = {
             supports=frozenset({"ddp", "peft", "vllm", "resume"}),
             reads="documents",
         ),
+        Entry(
+            key="dmt",
+            kind="stages",
+            summary="supervised fine-tuning in two stages, the second repeating part of the first one's rows",
+            config="posttrain.seam.supervised:SupervisedConfig",
+            trainer="posttrain.seam.supervised:SupervisedTrainer",
+            paper=Paper(
+                "How Abilities in Large Language Models are Affected by Supervised Fine-tuning Data Composition",
+                "2310.05492",
+                2023,
+            ),
+            supports=frozenset({"ddp", "peft", "resume"}),
+        ),
     )
 }
 
@@ -137,6 +150,11 @@ def methods_table() -> str:
         features = ", ".join(name for name in FEATURES if name in entry.supports)
         lines.append(f"| [`{entry.key}`](recipes/{entry.key}/README.md) | {entry.summary} | {paper} | {features} |")
     return "\n".join(lines)
+
+
+def trained() -> dict[str, Entry]:
+    """The entries that a recipe can name as its `method`; plans of stages are named under `stages.preset`."""
+    return {key: entry for key, entry in METHODS.items() if entry.kind != "stages"}
 
 
 def get(key: str, *, where: str | None = None) -> Entry:

@@ -19,6 +19,7 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 NOT_MEASURED: dict[tuple[str, str], str] = {
     ("hpt", "smollm2"): "being measured",
     ("masked_thought", "main"): "being measured",
+    ("dmt", "main"): "being measured",
 }
 BLOCK = re.compile(r"<!-- example:(\w+) -->\n```\w+\n(.*?)```\n<!-- /example:\1 -->", re.DOTALL)
 

@@ -223,6 +223,10 @@ def _method_specs(values: dict[str, Any], source: SourceMap, errors: list[Posttr
     except ConfigError as error:
         errors.append(error)
         return None
+    if entry.kind == "stages":
+        what, fix = f"{name} is a plan of stages", f"Write stages: {{preset: {name}}}, and method: {{name: sft}}"
+        errors.append(ConfigError(what, where=source.where(("method", "name")), got=name, fix=fix))
+        return None
     if entry.kind == "supervised" and "rollout" in values:
         errors.append(
             SupportError(

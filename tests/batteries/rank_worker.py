@@ -13,7 +13,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 import torch
 from safetensors.torch import save_file
 
-from posttrain.registry import METHODS
+from posttrain.registry import METHODS, trained
 from tests.batteries.runs import build, dataset, gradients, losses, marked_right, replay, weights
 
 
@@ -58,7 +58,7 @@ def main(folder: Path) -> None:
         logged.append(losses(trainer)[0])
         if trainer.accelerator.is_main_process:
             save_file(caught, folder / f"{number}.safetensors")
-    resumed = {key: resume(key, Path(spec["model"]), folder / key) for key in METHODS}
+    resumed = {key: resume(key, Path(spec["model"]), folder / key) for key in trained()}
     if trainer.accelerator.is_main_process:
         facts = {"world_size": trainer.accelerator.num_processes, "losses": logged, "resumed": resumed}
         (folder / "facts.json").write_text(json.dumps(facts))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from posttrain.registry import METHODS
+from posttrain.registry import trained
 from tests.batteries.runs import relative_difference
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ SUPERVISED = {
 }
 RUNS = [
     {"key": key, "name": name, "case": case}
-    for key, entry in METHODS.items()
+    for key, entry in trained().items()
     for name, case in (CASES if entry.kind == "policy" else SUPERVISED).items()
 ]
 # Its first step has no noise with the defaults.
@@ -73,7 +73,7 @@ def test_two_processes_make_the_gradients_of_one(number, launched):
 
 
 @pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("key", list(METHODS))
+@pytest.mark.parametrize("key", list(trained()))
 def test_a_run_of_several_processes_resumes_bit_equal(key, world, launched):
     """Stopped after step 3 of 5, for policy methods inside a rollout block; compared on rank 0."""
     facts = json.loads((launched[world] / "facts.json").read_text())

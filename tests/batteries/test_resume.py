@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from posttrain.errors import ResumeError
-from posttrain.registry import METHODS
+from posttrain.registry import METHODS, trained
 from posttrain.seam.hooks import NonFiniteError
 from tests.batteries.runs import Recorder, build, costs, losses, weights
 
 POLICY_KEYS = [key for key, entry in METHODS.items() if entry.kind == "policy"]
-ALL_KEYS = list(METHODS)
+ALL_KEYS = list(trained())
 # Six prompts a block of two optimizer steps makes an epoch of 4 steps; passes over a block twice in the last case.
 LAYOUTS = {
     "aligned": {},
