@@ -102,6 +102,34 @@ METHODS: dict[str, Entry] = {
             supports=frozenset({"ddp", "peft", "vllm", "resume"}),
         ),
         Entry(
+            key="sasr",
+            kind="policy",
+            summary="supervised and GRPO steps in turn, the share of the first following its gradient norm",
+            config="posttrain.methods.sasr.trainer:SASRConfig",
+            trainer="posttrain.methods.sasr.trainer:SASRTrainer",
+            paper=Paper(
+                "Step-wise Adaptive Integration of Supervised Fine-tuning and Reinforcement Learning for "
+                "Task-Specific LLMs",
+                "2505.13026",
+                2025,
+            ),
+            supports=frozenset({"ddp", "peft", "vllm", "resume"}),
+        ),
+        Entry(
+            key="chord",
+            kind="policy",
+            summary="supervised and policy losses in every step, the share of the first decaying",
+            config="posttrain.methods.chord:CHORDConfig",
+            trainer="posttrain.methods.chord:CHORDTrainer",
+            paper=Paper(
+                "On-Policy RL Meets Off-Policy Experts: Harmonizing Supervised Fine-Tuning and Reinforcement "
+                "Learning via Dynamic Weighting",
+                "2508.11408",
+                2025,
+            ),
+            supports=frozenset({"ddp", "peft", "vllm", "resume"}),
+        ),
+        Entry(
             key="masked_thought",
             kind="supervised",
             summary="supervised fine-tuning with part of the demonstration's input tokens hidden",

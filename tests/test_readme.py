@@ -20,6 +20,9 @@ NOT_MEASURED: dict[tuple[str, str], str] = {
     ("hpt", "smollm2"): "being measured",
     ("masked_thought", "main"): "being measured",
     ("dmt", "main"): "being measured",
+    ("sasr", "main"): "waits for a quiet machine",
+    ("sasr", "noisy"): "waits for a quiet machine",
+    ("chord", "main"): "waits for a quiet machine",
 }
 BLOCK = re.compile(r"<!-- example:(\w+) -->\n```\w+\n(.*?)```\n<!-- /example:\1 -->", re.DOTALL)
 

@@ -49,7 +49,8 @@ def test_policy_run_resumes_bit_equal(key, stop, layout, warm_dir, tmp_path):
     whole, rest, seen_whole, seen_rest = _pair(key, warm_dir, tmp_path, stop, 10, **LAYOUTS[layout])
     _assert_equal(whole, rest, stop)
     assert seen_rest == seen_whole[len(seen_whole) - len(seen_rest) :]
-    assert 0 < len(seen_rest) < len(seen_whole) or stop >= 9 or layout != "aligned"
+    # SASR may have no policy step before or after the stop; tests/seam/test_alternation.py has both.
+    assert 0 < len(seen_rest) < len(seen_whole) or key == "sasr" or stop >= 9 or layout != "aligned"
 
 
 @pytest.mark.parametrize("stop", [2, 4])
