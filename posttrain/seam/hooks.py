@@ -73,9 +73,18 @@ class ResumableTrainer:
                 demonstration_tokens.
             amount: of all ranks together.
         """
+        self.tally(f"cost/{name}", amount)
+
+    def tally(self, name: str, amount: float) -> float:
+        """Add to a total over the whole run that is logged as `name`, and return it; see `spend`."""
         self._costs = self._costs or {}
         self._costs[name] = self._costs.get(name, 0.0) + amount
-        self._metrics["train"][f"cost/{name}"] = [self._costs[name]]  # type: ignore[attr-defined]
+        self.show(name, self._costs[name])
+        return self._costs[name]
+
+    def show(self, name: str, value: float) -> None:
+        """Log a number of training as it is now, in place of what was to be logged under its name."""
+        self._metrics["train"][name] = [value]  # type: ignore[attr-defined]
 
     # ---- for methods ----
 

@@ -28,6 +28,7 @@ from posttrain.seam.batches import PolicyBatch, RolloutBatch, is_left_out, selec
 from posttrain.seam.engine import seeded_engine
 from posttrain.seam.greedy import greedy_baseline, refuse_greedy
 from posttrain.seam.head import add_selective_scoring
+from posttrain.seam.mixture_log import MixtureLog
 from posttrain.seam.policy_checkpoint import PolicyCheckpoint
 from posttrain.seam.policy_config import PolicyConfig, verifier_index
 from posttrain.seam.reward_outcomes import RewardRecorder, leave_out, refuse_out_of_range
@@ -99,6 +100,7 @@ class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
                 peft_config=peft_config,
                 **kwargs,
             )
+        self._mixture = MixtureLog.of(train_dataset)
         self.optimizer_cls_and_kwargs = self._only_optimizer(optimizer_cls_and_kwargs)
         if args.upge.advantage_estimator == "remax":
             refuse_greedy(self)
@@ -308,6 +310,8 @@ class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
         log_lengths(self._metrics["train"], tensors, self.accelerator)
         leave_out(tensors, is_failed)
         self.spend("prompts", len(rollouts.rewards) / self.num_generations)
+        if self._mixture is not None:
+            self._mixture.count_rollouts(self, inputs, tensors["completion_mask"].sum(dim=1).tolist())
         return self.prepare_rollouts(rollouts).tensors
 
     def verdicts(self, rollouts: RolloutBatch) -> Tensor:

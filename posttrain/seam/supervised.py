@@ -21,6 +21,7 @@ from posttrain.losses.supervised import dft_loss, nll_loss
 from posttrain.seam.arguments import check_options, option
 from posttrain.seam.head import add_selective_scoring
 from posttrain.seam.hooks import ResumableTrainer
+from posttrain.seam.mixture_log import MixtureLog
 from posttrain.seam.policy_config import device_defaults
 from posttrain.seam.row_numbers import ROW_INDEX, NumberedCollator, drop_numbers, numbered
 from posttrain.seam.sampling import EpochSampler
@@ -147,6 +148,8 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
                 fix="Set it to false",
             )
         self._counts: LossCounts | None = None
+        self._mixture = MixtureLog.of(train_dataset, packing=args.packing)
+        self.numbers_rows = self.numbers_rows or self._mixture is not None
         self._writes_checkpoint = False
         super().__init__(
             model,
@@ -223,13 +226,15 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.prepare_batches(samples)
-        for batch in samples:
-            drop_numbers(batch)
         state, world = self.accelerator.gradient_state, self.accelerator.num_processes
         if samples and world > 1 and state.end_of_dataloader and state.remainder > 0:
             # accelerate 1.15 fills the last batch of an epoch up with rows from its beginning: they are not trained.
             own = state.remainder - self.accelerator.process_index * self.args.per_device_train_batch_size
             samples[-1]["labels"][max(0, own) :] = -100
+        if self._mixture is not None:
+            self._mixture.count_batches(self, samples)
+        for batch in samples:
+            drop_numbers(batch)
         # transformers 5.17 calls this once per optimizer step with all its micro-batches: the place to count.
         self._counts = self._count([batch["labels"] for batch in samples], device)
         self.spend("demonstrations", self._counts.rows)

@@ -13,6 +13,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 import torch
 from safetensors.torch import save_file
 
+from posttrain.data.mixture import SOURCE_COLUMN
 from posttrain.registry import METHODS, trained
 from tests.batteries.runs import build, dataset, gradients, losses, marked_right, replay, weights
 
@@ -22,8 +23,6 @@ def resume(key: str, model: Path, folder: Path) -> dict:
     layout = {"per_device_train_batch_size": 4, "max_steps": 5, "save_strategy": "steps", "save_steps": 3}
     if METHODS[key].kind == "policy":
         layout["steps_per_generation"] = 4
-    if key == "sasr":  # a supervised step of four micro-batches fits the data
-        layout |= {"sft_per_device_batch_size": 2, "warmup_sft_steps": 1, "switch_controller": "fixed"}
     whole = build(key, model, folder, **layout)
     whole.train()
     rest = build(key, model, folder, **layout)
@@ -38,11 +37,13 @@ def main(folder: Path) -> None:
     """Run every case of `folder/spec.json` and leave `facts.json` and `<case>.safetensors` there."""
     torch.set_num_threads(1)
     spec = json.loads((folder / "spec.json").read_text())
-    logged = []
+    logged, shares = [], []
     for number, run in enumerate(spec["runs"]):
         data, case = dataset(), dict(run["case"])
         if "prompts" in case:
             data = data.select(case.pop("prompts"))
+        if case.pop("mixture", False):
+            data = data.add_column(SOURCE_COLUMN, [f"source{row % 3}" for row in range(len(data))])
         if METHODS[run["key"]].kind == "policy":
             case |= {"reward": marked_right, "trainer_kwargs": {"rollout_func": replay}, "shuffle_dataset": False}
         trainer = build(
@@ -58,11 +59,13 @@ def main(folder: Path) -> None:
         )
         caught = gradients(trainer)
         logged.append(losses(trainer)[0])
+        shares.append({k: v for k, v in trainer.state.log_history[0].items() if k.startswith("mixture/")})
         if trainer.accelerator.is_main_process:
             save_file(caught, folder / f"{number}.safetensors")
     resumed = {key: resume(key, Path(spec["model"]), folder / key) for key in trained()}
     if trainer.accelerator.is_main_process:
         facts = {"world_size": trainer.accelerator.num_processes, "losses": logged, "resumed": resumed}
+        facts["shares"] = shares
         (folder / "facts.json").write_text(json.dumps(facts))
 
 

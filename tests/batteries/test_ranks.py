@@ -35,15 +35,13 @@ RUNS = [
     {"key": key, "name": name, "case": case}
     for key, entry in trained().items()
     for name, case in (CASES if entry.kind == "policy" else SUPERVISED).items()
-    if key != "sasr" or "prompts" not in case  # its supervised step takes eight demonstrations
 ]
-# Its first step is supervised with the defaults.
-POLICY_STEP = {"switch_controller": "sequential", "warmup_sft_steps": 0}
-RUNS.append({"key": "sasr", "name": "a policy step", "case": POLICY_STEP})
-RUNS.append({"key": "sasr", "name": "groups on both ranks", "case": {"num_generations": 8, **POLICY_STEP}})
 # Its first step has no noise with the defaults.
 HIDDEN = {"mask_schedule": "constant", "mask_ratio": 0.5, "mask_token": "~", "loss_on_masked": "clean_only"}
 RUNS.append({"key": "masked_thought", "name": "hidden inputs", "case": HIDDEN})
+
+
+RUNS += [{"key": key, "name": "a mixture", "case": {"mixture": True}} for key in ("sft", "grpo")]
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +81,13 @@ def test_a_run_of_several_processes_resumes_bit_equal(key, world, launched):
     """Stopped after step 3 of 5, for policy methods inside a rollout block; compared on rank 0."""
     facts = json.loads((launched[world] / "facts.json").read_text())
     assert facts["resumed"][key] == {"weights": 0.0, "losses": True}
+
+
+def test_two_processes_count_the_sources_of_a_mixture_as_one_does(launched):
+    one, two = (json.loads((launched[world] / "facts.json").read_text())["shares"] for world in (1, 2))
+    mixed = [number for number, run in enumerate(RUNS) if run["case"].get("mixture")]
+    assert all(one[number] == two[number] != {} for number in mixed)
+    assert [sum(one[number][f"mixture/source{i}_rows"] for i in range(3)) for number in mixed] == [8, 2]
 
 
 def test_the_comparison_has_something_to_compare(launched):
