@@ -228,6 +228,102 @@ def score_tokens(
     )
 
 
+@app.command("filter")
+def filter_rows(
+    model: Annotated[
+        str, typer.Argument(help="Model, run, checkpoint-N or adapter folder, or a Hub id.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    recipe: Annotated[str, typer.Option(help="Whose training rows, verifier and device.", show_default=False)] = ...,  # type: ignore[assignment]
+    stage: Annotated[str | None, typer.Option(help="Stage of the recipe; default the last.")] = None,
+    output: Annotated[str | None, typer.Option(help="Folder; default runs/filter/<model>-<recipe>.")] = None,
+    num_rollouts: Annotated[int | None, typer.Option(min=2, help="Completions of each prompt, default 8.")] = None,
+    min_correct: Annotated[int | None, typer.Option(min=0, help="Fewest right ones, default 1.")] = None,
+    max_correct: Annotated[int | None, typer.Option(min=1, help="Most right ones, default all.")] = None,
+    max_examples: Annotated[int | None, typer.Option(min=1, help="No more rows than this.")] = None,
+    choose: Annotated[str | None, typer.Option(help="solvable (default), unsolvable or random.")] = None,
+) -> None:
+    """Keep the training rows that a model can solve now and then; rollouts are kept and not made twice."""
+    from posttrain.filtering import filter_model
+
+    given = {"num_rollouts": num_rollouts, "min_correct": min_correct, "max_correct": max_correct}
+    given |= {"max_examples": max_examples, "choose": choose}
+    options = {name: value for name, value in given.items() if value is not None}
+    if choose not in (None, "solvable", "unsolvable", "random"):
+        raise typer.BadParameter("--choose is solvable, unsolvable or random")
+    filter_model(model, recipe=recipe, overrides=overrides or [], stage=stage, output=output, options=options)
+
+
+study_app = typer.Typer(help="Train the stages of a recipe and report on them together.", no_args_is_help=True)
+app.add_typer(study_app, name="study")
+
+
+@study_app.command("continual")
+def continual(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    known: Annotated[
+        float, typer.Option(min=0, max=1, help="Accuracy from which on the base model could already do a task.")
+    ] = 0.5,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Train nothing; report on what is there.")
+    ] = False,
+) -> None:
+    """Tasks one after another: score matrix as table and heat map, forgetting and transfer, cost."""
+    from rich.table import Table
+
+    from posttrain.study_continual import study_continual
+
+    reports, path = study_continual(recipe, overrides or [], train=not report_only, known=known)
+    table = Table("metric", *[report.name for report in reports])
+    for name in reports[0].metrics:
+        values = [report.metrics[name].value for report in reports]
+        table.add_row(name.replace("_", " "), *["–" if v is None else f"{100 * v:+.1f}" for v in values])
+    _console().print(table)
+    typer.echo(f"report: {path}")
+
+
+@study_app.command("composition")
+def composition(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    amounts: Annotated[str, typer.Option(help="Parts of the sources' rows.")] = "1,1/4,1/16,1/64,1/256",
+    replays: Annotated[
+        str, typer.Option(help="Parts k of the specialised rows that stage 2 repeats.")
+    ] = "0,1/256,1/64,1/16,1/4,1",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help='A model, "NAME: key=value ..."; may come several times. Default: the recipe\'s.'),
+    ] = None,
+    questions: Annotated[str, typer.Option(help="Of amount, mixed, ratio, strategy.")] = "amount,mixed,ratio,strategy",
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Train nothing; report on what is there.")
+    ] = False,
+) -> None:
+    """Sources by amount, ratio and order, for each model: one table, one plot, and the k that no other beats."""
+    from rich.table import Table
+
+    from posttrain.study_composition import best_lines, parse_fractions, parse_models, study_composition, table_rows
+
+    studies, path = study_composition(
+        recipe,
+        overrides or [],
+        amounts=parse_fractions(amounts, option="--amounts"),
+        replays=parse_fractions(replays, option="--replays"),
+        models=parse_models(model or []),
+        questions=[name.strip() for name in questions.split(",")],
+        train=not report_only,
+    )
+    header, rows = table_rows(studies)
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
+    _console().print(table)
+    for line in best_lines(studies):
+        typer.echo(line)
+    typer.echo(f"report: {path}")
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"posttrain {__version__}")

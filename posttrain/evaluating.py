@@ -186,7 +186,8 @@ def load_stage(recipe: str | Path, overrides: Sequence[str], stage: str | None) 
 
     Args:
         recipe: path of the YAML file.
-        overrides: "block.key=value"; where the stage has a block of its own, they change that one.
+        overrides: "block.key=value"; where the stage has a block of its own, they change that one. The stages of a
+            preset have none.
         stage: None = the last; a recipe without stages has one run, named "run".
     """
     from posttrain.config.loader import load
@@ -194,15 +195,18 @@ def load_stage(recipe: str | Path, overrides: Sequence[str], stage: str | None) 
     from posttrain.config.stages import resolve_stages
 
     written = read_recipe(recipe)[0].get("stages")
+    is_preset = isinstance(written, dict)
     written = [item for item in written if isinstance(item, dict)] if isinstance(written, list) else []
     names = [str(item.get("name")) for item in written]
+    if is_preset:
+        names = [name for name, _, _ in resolve_stages(load(recipe, overrides))]
     if stage is not None and stage not in names:
         close = difflib.get_close_matches(stage, names, n=1)
         what = "no such stage" if names else "the recipe has no stages"
         fix = (f"Perhaps you mean {close[0]!r}" if close else None) if names else "Leave it out"
         allowed = f"one of: {', '.join(names)}" if names else None
         raise ConfigError(what, where="--stage", got=stage, allowed=allowed, fix=fix)
-    if names:
+    if written:
         index = names.index(stage) if stage is not None else len(names) - 1
         own = written[index].keys() - {"name", "start_from"}
         overrides = [f"stages.{index}.{text}" if text.split(".")[0] in own else text for text in overrides]

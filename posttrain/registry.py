@@ -130,6 +130,19 @@ METHODS: dict[str, Entry] = {
             supports=frozenset({"ddp", "peft", "vllm", "resume"}),
         ),
         Entry(
+            key="rft_cpt",
+            kind="policy",
+            summary="tasks one after another by reinforcement or supervised fine-tuning, and what is forgotten",
+            config="posttrain.methods.rft_cpt:RFTCPTConfig",
+            trainer="posttrain.methods.rft_cpt:RFTCPTTrainer",
+            paper=Paper(
+                "Reinforcement Fine-Tuning Naturally Mitigates Forgetting in Continual Post-Training",
+                "2507.05386",
+                2025,
+            ),
+            supports=frozenset({"ddp", "peft", "vllm", "resume"}),
+        ),
+        Entry(
             key="masked_thought",
             kind="supervised",
             summary="supervised fine-tuning with part of the demonstration's input tokens hidden",

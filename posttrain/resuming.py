@@ -35,6 +35,9 @@ def identity(config: Any, *, parent: Path | None) -> str:
     blocks["trainer"] = {
         key: value for key, value in (blocks.get("trainer") or {}).items() if key not in _FREE_TRAINER
     }
+    stage = getattr(config, "stage", None)
+    extras = {} if stage is None else stage.model_dump(include={"reference_from", "rif"}, exclude_none=True)
+    blocks |= {"stage": extras} if extras else {}
     blocks["parent"] = run_id(parent.parent) if parent is not None else None
     return hashlib.sha256(json.dumps(blocks, sort_keys=True, default=str).encode()).hexdigest()
 

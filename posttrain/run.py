@@ -42,7 +42,10 @@ def run(recipe: str | Path, overrides: list[str] | None = None) -> list[Outcome]
     done: dict[str, Outcome] = {}
     for name, parent, stage in resolve_stages(config):
         try:
-            done[name] = Stage(stage, name=name, parent=done[parent].model if parent else None).run()
+            start = done[parent].model if parent else None
+            named = stage.stage.reference_from if stage.stage is not None else None
+            reference = done[named].model if named in done else named
+            done[name] = Stage(stage, name=name, parent=start, reference=reference).run()
         except PosttrainError as error:
             _show_own(error)
             raise

@@ -67,12 +67,15 @@ class Stage:
         config: blocks without stages.
         name: of the stage, or "run".
         parent: folder of the model it starts from instead of the model block's.
+        reference: folder of the model that a divergence is measured from, or "model" for the model block's; None =
+            the model it starts from.
     """
 
-    def __init__(self, config: Any, *, name: str, parent: Path | None = None):
+    def __init__(self, config: Any, *, name: str, parent: Path | None = None, reference: Path | str | None = None):
         from posttrain.evaluation.report import RunFolder
 
-        self.config, self.name, self.parent = config, name, parent
+        self.config, self.name, self.parent, self.reference = config, name, parent, reference
+        self.filtered: dict[str, Any] | None = None  # what a filter of the training rows kept
         self.mixture: Any = None  # of the training rows, once they are loaded
         self.entry = registry.get(config.method.name)
         self.folder = RunFolder(Path(str(config.trainer.output_dir)))
@@ -81,7 +84,9 @@ class Stage:
     def run(self) -> Outcome:
         """Train, unless this very stage was finished before."""
         from posttrain.evaluation.provenance import data_fingerprint
+        from posttrain.stage_lineage import refuse_changed_order, write_metrics
 
+        refuse_changed_order(self.config, self.folder.path)
         if is_finished(self.folder.path, self.config, parent=self.parent):
             if is_main_process():
                 say(f"{self.folder.path} is finished; nothing to do (trainer.resume: never trains it again)")
@@ -110,6 +115,7 @@ class Stage:
         self.evaluate(trainer, data, "after")
         self.save(trainer)
         if is_main_process():
+            write_metrics(self.config, self.folder.path)
             self.folder.write_report()
             mark_finished(self.folder.path, self.config, parent=self.parent)
         trainer.accelerator.wait_for_everyone()
@@ -133,6 +139,7 @@ class Stage:
             path = merged(self.parent, initial) if self.parent else resolve_model_path(config.model, initial)
             tokenizer = load_tokenizer(config.model, path=path)
             data = self.rows(tokenizer)
+        self.filter_rows(data, path)
         extra: dict[str, Any] = {}
         if config.rollout is not None:
             extra["reward_funcs"] = [reward_scorer(config, entry.name) for entry in config.rollout.rewards]
@@ -144,6 +151,7 @@ class Stage:
             peft_config=peft_config(config.model),
             **extra,
         )
+        self.set_reference(trainer)
         world = int(os.environ.get("WORLD_SIZE", "1"))
         if trainer.accelerator.num_processes != world:
             raise SupportError(
@@ -158,6 +166,30 @@ class Stage:
         trainer.add_callback(HealthMonitor(self.folder.health_path, say=progress.note))
         self.schedule_evaluation(trainer, data)
         return trainer, data
+
+    def filter_rows(self, data: dict[str, Any], path: str) -> None:
+        """Keep the training rows that `rif` chooses with the model the stage starts from, and say so."""
+        from posttrain.filtering import filter_stage
+
+        stage = self.config.stage
+        if stage is None or stage.rif is None:
+            return
+        kept = filter_stage(self.config, rows=data["train"], model=path, folder=self.folder.path)
+        data["train"], self.filtered = data["train"].select(kept.indices), kept.record()
+        if is_main_process():
+            say(f"{self.name}: {kept.sentence()}")
+
+    def set_reference(self, trainer: Any) -> None:
+        """Measure the divergence from another model than the one the stage starts from, if that is asked for."""
+        if self.reference is None:
+            return
+        from posttrain.models.loading import load_model, resolve_model_path
+        from posttrain.seam.initial_reference import set_reference
+
+        folder = self.folder.path / "initial" / "reference"
+        own = self.reference == "model"
+        path = resolve_model_path(self.config.model, folder) if own else merged(Path(self.reference), folder)
+        set_reference(trainer, load_model(self.config.model, path=path))
 
     def rows(self, tokenizer: Any) -> dict[str, Any]:
         """Training rows and, if there are any, evaluation rows; what a mixture holds is noted in `mixture`."""
@@ -204,6 +236,7 @@ class Stage:
         from posttrain.evaluating import template_sha256
         from posttrain.evaluation.provenance import world_layout
         from posttrain.rewards.pool import describe
+        from posttrain.stage_lineage import lineage
 
         args = trainer.args
         chosen = {**args.device_defaults, "dtype": str(trainer.model.dtype).removeprefix("torch.")}
@@ -215,6 +248,9 @@ class Stage:
             seeds={"trainer": args.seed, "data": args.data_seed if args.data_seed is not None else args.seed},
             world=world_layout(trainer.accelerator),
             mixture=None if self.mixture is None else self.mixture.record(),
+            lineage=lineage(
+                self.config, name=self.name, parent=self.parent, data=fingerprints, filtered=self.filtered
+            ),
             defaults=chosen,
             chat_template_sha256=template_sha256(trainer.processing_class),
         )
@@ -281,7 +317,11 @@ class Stage:
 
     def save(self, trainer: Any) -> None:
         """The trained model with its tokenizer; to the Hub, if asked for; merged, if asked for."""
+        from posttrain.stage_lineage import write_model_card
+
         trainer.save_model(str(self.model_dir))
+        if is_main_process() and self.config.stage is not None:
+            write_model_card(self.model_dir, self.folder.read_run())
         if self.config.hub.push:
             trainer.push_to_hub()
         # Last, because merging takes the adapters out of the trainer's model.

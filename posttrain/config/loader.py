@@ -62,4 +62,7 @@ def _expanded(values: dict[str, Any], source: SourceMap) -> dict[str, Any]:
         facts = {"got": error.got} if "(got " in str(error) else {}
         raise type(error)(error.what, where=source.where(key), allowed=error.allowed, fix=error.fix, **facts) from None
     shared = {block: value for block, value in values.items() if not all(block in stage for stage in stages)}
+    trainer = values.get("trainer")
+    if "trainer" not in shared and isinstance(trainer, dict):  # two keys of it belong to the whole recipe
+        shared["trainer"] = {key: trainer[key] for key in ("output_dir", "resume") if key in trainer}
     return {**shared, "stages": stages}

@@ -9,42 +9,13 @@ from __future__ import annotations
 import copy
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PrivateAttr, StringConstraints
 
+from posttrain.config.block import Block, Count, Name, OpenBlock, Seed
+from posttrain.config.rif_block import RifBlock
 from posttrain.config.source import Key, SourceMap
 
 BLOCKS = ("method", "model", "data", "rollout", "trainer", "eval", "hub", "job")
-Name = Annotated[str, StringConstraints(min_length=1)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-
-
-class Block(BaseModel):
-    """A mapping with fixed keys and strict types."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
-
-
-class OpenBlock(Block):
-    """A block that also takes fields of the method's config class."""
-
-    model_config = ConfigDict(extra="allow")
-    _defaults: dict[str, Any] = PrivateAttr(default_factory=dict)
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """The written fields of the method's config class."""
-        return dict(self.__pydantic_extra__ or {})
-
-    def __getattr__(self, name: str) -> Any:
-        if not name.startswith("_"):
-            extra = object.__getattribute__(self, "__pydantic_extra__") or {}
-            if name in extra:
-                return extra[name]
-            private = object.__getattribute__(self, "__pydantic_private__") or {}
-            if name in private.get("_defaults", {}):
-                return private["_defaults"][name]
-        raise AttributeError(f"{type(self).__name__} has no field {name!r}")
 
 
 class MethodBlock(OpenBlock):
@@ -328,6 +299,12 @@ class StageBlock(Block):
     start_from: Name | None = Field(
         default=None, description="earlier stage whose model this one starts from; null = model block"
     )
+    reference_from: Name | None = Field(
+        default=None,
+        description="stage whose model the divergence is measured from, or model; null = the one it starts from",
+    )
+    rif: RifBlock | None = Field(default=None, description="filter of the training rows by rollouts of the model")
+    lineage: dict[str, Any] | None = Field(default=None, description="what a preset tells about the stage")
     method: Any = None
     model: Any = None
     data: Any = None
@@ -359,6 +336,12 @@ class RunConfig(Block):
     _source: SourceMap = PrivateAttr(default_factory=lambda: SourceMap("recipe"))
     _values: dict[str, Any] = PrivateAttr(default_factory=dict)
     _runs: list[tuple[str, str | None, RunConfig]] = PrivateAttr(default_factory=list)
+    _stage: StageBlock | None = PrivateAttr(default=None)
+
+    @property
+    def stage(self) -> StageBlock | None:
+        """The stage that this run is; None for a recipe without stages."""
+        return self._stage
 
     @property
     def source(self) -> SourceMap:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,10 @@ def _check_plan(
                     fix=f"Perhaps you mean {close[0]!r}" if close else None,
                 )
             )
+        if stage.reference_from not in (None, "model", *earlier):
+            where, allowed = source.where(("stages", index, "reference_from")), ", ".join(["model", *earlier])
+            what = "not the name of an earlier stage"
+            errors.append(ConfigError(what, where=where, got=stage.reference_from, allowed=allowed))
         earlier.append(stage.name)
     for block in BLOCKS:
         if values.get(block) is None or not all(_ignores(stage, block, values) for stage in stages):
@@ -146,9 +151,40 @@ def _parse_stage(
         raw["trainer"] = {**resume, **trainer, "output_dir": str(Path(_root(values, source)) / stage.name)}
     found: list[PosttrainError] = []
     config = parse_run(raw, source.stage(index, own), found)
+    if config is not None:
+        config._stage = stage
+        found += stage_findings(config, source, index)
     known = {str(error) for error in errors}
     errors += [error for error in found if str(error) not in known]
     return config
+
+
+def stage_findings(config: RunConfig, source: SourceMap, index: int) -> Iterator[PosttrainError]:
+    """What does not go together in `reference_from` and `rif` of a stage."""
+    from posttrain.evaluating import verifier_name
+
+    stage = config.stage
+    if stage is None:
+        return
+    if stage.reference_from is not None:
+        where = source.where(("stages", index, "reference_from"))
+        if config.rollout is None or not getattr(config.trainer, "beta", 0.0):
+            what = "there is no divergence to measure"
+            fix = "Set trainer.beta above 0 in a policy method, or remove it"
+            yield ConfigError(what, where=where, got=stage.reference_from, fix=fix)
+        elif config.model.lora is not None:
+            what = "with an adapter the reference is the model without it"
+            yield ConfigError(what, where=where, got=stage.reference_from, fix="Remove the line, or model.lora")
+    if stage.rif is None:
+        return
+    where = source.where(("stages", index, "rif"))
+    if verifier_name(config) is None:
+        yield ConfigError("no reward tells which completion is right", where=where, fix="Write eval.verifier")
+    most = stage.rif.max_correct if stage.rif.max_correct is not None else stage.rif.num_rollouts
+    if not stage.rif.min_correct <= most <= stage.rif.num_rollouts:
+        allowed = f"min_correct <= max_correct <= num_rollouts ({stage.rif.num_rollouts})"
+        got = [stage.rif.min_correct, most]
+        yield ConfigError("no row could be kept", where=where, got=got, allowed=allowed)
 
 
 def _without_rollout(raw: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from posttrain.evaluation.results import Sample, mean_and_stderr, prompt_accurac
 
 # Numbers of an evaluation that are shares of something, shown in per cent.
 _FRACTIONS = ("accuracy", "truncated_fraction", "pass_at_k")
+# Metrics of a sequence of tasks: means and differences of accuracies.
+_OF_A_SEQUENCE = "continual."
 # What a completion's record holds of a number that is a mean over completions.
 _OF_A_SAMPLE = {"mean_length": "length", "truncated_fraction": "truncated"}
 
@@ -36,7 +38,8 @@ class Measure:
     @property
     def is_fraction(self) -> bool:
         """Whether it is a share, shown in per cent and compared in percentage points."""
-        return self.path.rpartition(".")[2] in _FRACTIONS or ".pass_at_k." in f".{self.path}"
+        path = self.path
+        return path.rpartition(".")[2] in _FRACTIONS or ".pass_at_k." in f".{path}" or path.startswith(_OF_A_SEQUENCE)
 
     @property
     def unit(self) -> str:

@@ -67,6 +67,7 @@ class RunFolder:
         defaults: Mapping[str, Any] | None = None,
         chat_template_sha256: str | None = None,
         mixture: Mapping[str, Any] | None = None,
+        lineage: Sequence[Mapping[str, Any]] | None = None,
         argv: Sequence[str] | None = None,
     ) -> Path:
         """Write `run.json`. Versions, commit and time are added; secrets are hidden wherever they stand.
@@ -79,6 +80,7 @@ class RunFolder:
             defaults: values chosen by device rather than written in the recipe (dtype, checkpointing).
             chat_template_sha256: of the tokenizer that trained; an evaluation of the model compares it with its own.
             mixture: rows and tokens that training takes of each source of a mixture.
+            lineage: of a stage, the stages its model went through, this one last.
             argv: command line, default `sys.argv`.
 
         What was written by earlier attempts in this folder (before a resume) is kept under `earlier_attempts`.
@@ -95,6 +97,7 @@ class RunFolder:
             "defaults": dict(defaults or {}),
             "chat_template_sha256": chat_template_sha256,
             **({} if mixture is None else {"mixture": dict(mixture)}),
+            **({} if lineage is None else {"lineage": list(lineage)}),
             "config": dict(config),
             "earlier_attempts": [
                 *(earlier.get("earlier_attempts", []) if earlier else []),

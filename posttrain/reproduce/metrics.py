@@ -10,8 +10,11 @@ from posttrain.errors import ConfigError, PosttrainError
 from posttrain.evaluation.measure import Measure
 from posttrain.evaluation.results import EvalResult, Score, pass_at_k_sizes
 from posttrain.reproduce.claims import Study
+from posttrain.stages.matrix import METRICS
 
 _NOT_NUMBERS = {"samples", "per_group", "pass_at_k", "partial"}
+# Of the preset `continual`: metrics of the score matrix, and what stands for each task.
+_OF_A_SEQUENCE, _OF_A_TASK = "continual.", re.compile(r"^tasks\.[\w-]+\.")
 # A group's name may hold dots.
 _OF_A_GROUP = re.compile(r"per_group\.(.+?)\.(pass_at_k\..+|[^.]+)")
 
@@ -27,6 +30,9 @@ def unknown_metrics(study: Study, num_generations: int) -> list[PosttrainError]:
     rates = [f"pass@{k}" for k in pass_at_k_sizes(num_generations)]
     for metric in study.metrics():
         path = Measure(metric).path
+        if path.startswith(_OF_A_SEQUENCE) and path.removeprefix(_OF_A_SEQUENCE) in METRICS:
+            continue
+        path = re.sub(_OF_A_TASK, "", path)
         group = _OF_A_GROUP.fullmatch(path)
         plain = _numbers(Score if group else EvalResult)
         if (group[2] if group else path) in (*plain, *(Measure(rate).path for rate in rates)):

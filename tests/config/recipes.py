@@ -37,7 +37,7 @@ SFT: dict[str, Any] = {
 }
 BASES = {"grpo": GRPO, "hpt": HPT, "sft": SFT}
 BASES["masked_thought"] = {**SFT, "method": {"name": "masked_thought"}}
-BASES |= {key: {**GRPO, "method": {"name": key}} for key in ("chord", "luffy", "sasr", "srft")}
+BASES |= {key: {**GRPO, "method": {"name": key}} for key in ("chord", "luffy", "rft_cpt", "sasr", "srft")}
 BASES["rmt"] = {
     **GRPO,
     "method": {"name": "rmt", "prompt_template": "Next?\n{context}", "token_budget_initial": 8},

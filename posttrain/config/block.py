@@ -1,0 +1,39 @@
+"""What the blocks of a recipe are made of: strict mappings and the types that many keys share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StringConstraints
+
+Name = Annotated[str, StringConstraints(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Block(BaseModel):
+    """A mapping with fixed keys and strict types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+class OpenBlock(Block):
+    """A block that also takes fields of the method's config class."""
+
+    model_config = ConfigDict(extra="allow")
+    _defaults: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The written fields of the method's config class."""
+        return dict(self.__pydantic_extra__ or {})
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_"):
+            extra = object.__getattribute__(self, "__pydantic_extra__") or {}
+            if name in extra:
+                return extra[name]
+            private = object.__getattribute__(self, "__pydantic_private__") or {}
+            if name in private.get("_defaults", {}):
+                return private["_defaults"][name]
+        raise AttributeError(f"{type(self).__name__} has no field {name!r}")

@@ -1,0 +1,114 @@
+"""Where the model of a stage comes from: the stages it went through, in `run.json` and on the model card.
+
+Also the metrics of a finished sequence of tasks, beside its last evaluation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import ResumeError
+
+CARD = "README.md"
+
+
+def lineage(
+    config: Any, *, name: str, parent: Path | None, data: Mapping[str, Any], filtered: Mapping[str, Any] | None
+) -> list[dict[str, Any]] | None:
+    """The stages that a model went through, this one last; None for a recipe without stages.
+
+    Args:
+        config: of the stage.
+        name: of the stage.
+        parent: folder of the model it starts from.
+        data: fingerprints of its rows.
+        filtered: what a filter of the training rows kept.
+
+    Returns:
+        For each: stage, method, seed, training rows with their hash, hash of the parent's weights, and what the preset
+        says (arm, task, place, order).
+    """
+    from posttrain.evaluation.report import RunFolder
+
+    if config.stage is None:
+        return None
+    before = RunFolder(parent.parent).read_run().get("lineage", []) if parent is not None else []
+    train = data["train"]
+    own = {
+        "stage": name,
+        "method": config.method.name,
+        "seed": config.trainer.seed,
+        "data": {"rows": train["rows"], "sha256": train["sha256"]},
+        "parent": None if parent is None else {"stage": parent.parent.name, "sha256": weights_sha256(parent)},
+        **(config.stage.lineage or {}),
+        **({"rif": dict(filtered)} if filtered is not None else {}),
+    }
+    return [*before, own]
+
+
+def weights_sha256(folder: Path) -> str:
+    """One hash of all weight files of a folder."""
+    from posttrain.saved_models import weight_hashes
+
+    hashes = weight_hashes(folder)
+    return hashlib.sha256("".join(f"{name} {value}\n" for name, value in hashes.items()).encode()).hexdigest()
+
+
+def write_model_card(folder: Path, run: Mapping[str, Any]) -> None:
+    """Write the lineage of a stage's model beside its weights; a card that is there already is kept in front."""
+    from posttrain.evaluation.markdown import escape, table
+    from posttrain.evaluation.records import write_atomic
+
+    rows = []
+    for item in run.get("lineage", []):
+        parent = item["parent"]
+        start = "the model of the recipe" if parent is None else f"{parent['stage']}, SHA-256 {parent['sha256'][:16]}"
+        trained = f"{item['data']['rows']} rows, SHA-256 {item['data']['sha256'][:16]}"
+        rows.append([item["stage"], item["method"], item.get("task") or "", str(item["seed"]), trained, start])
+    heads = ["stage", "method", "task", "seed", "trained on", "starts from"]
+    text = table(heads, [[escape(cell) for cell in row] for row in rows]).replace("---:", ":---")
+    orders = [item["order"] for item in run.get("lineage", []) if item.get("order")]
+    order = f"\nOrder of the tasks: {', '.join(map(escape, orders[-1]))}.\n" if orders else ""
+    path = folder / CARD
+    before = path.read_text(encoding="utf-8").rstrip() + "\n\n" if path.exists() else ""
+    write_atomic(path, f"{before}## Lineage\n\n{text}\n{order}")
+
+
+def refuse_changed_order(config: Any, folder: Path) -> None:
+    """Raise ResumeError where the same arm was begun with its tasks in another order."""
+    own = config.stage.lineage if config.stage is not None else None
+    if not own or "order" not in own or config.trainer.resume == "never":
+        return
+    for path in sorted(folder.parent.glob("*/run.json")):
+        recorded = (json.loads(path.read_text(encoding="utf-8")).get("lineage") or [{}])[-1]
+        if recorded.get("arm") == own["arm"] and recorded.get("order") not in (None, own["order"]):
+            raise ResumeError(
+                "the sequence was begun with its tasks in another order",
+                where=str(path.parent),
+                got=own["order"],
+                allowed=str(recorded["order"]),
+                fix="Restore the order, set another trainer.output_dir, or trainer.resume: never to start anew",
+            )
+
+
+def write_metrics(config: Any, folder: Path) -> None:
+    """Put the metrics of a sequence under `continual` in the evaluation after its last stage; None is left out."""
+    from posttrain.evaluation.records import write_json
+    from posttrain.evaluation.report import AFTER, RunFolder
+    from posttrain.stages.matrix import all_metrics
+    from posttrain.stages.sequences import matrix_of
+
+    own = config.stage.lineage if config.stage is not None else None
+    if not own or not own.get("order") or own.get("position") != len(own["order"]):
+        return
+    run = RunFolder(folder)
+    evals = run.read_evals()
+    if AFTER not in evals:
+        return
+    found = all_metrics(matrix_of(folder.parent, own))
+    values = {name: metric.value for name, metric in found.items() if metric.value is not None}
+    write_json(run.eval_path, {**evals, AFTER: {**evals[AFTER], "continual": values}})

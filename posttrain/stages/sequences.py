@@ -1,0 +1,61 @@
+"""The score matrix of a sequence of stages, read from the evaluations in their folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import DataError
+from posttrain.stages.matrix import ScoreMatrix
+
+
+def matrix_of(
+    root: Path, lineage: Mapping[str, Any], *, joint: Path | None = None, measure: str = "accuracy"
+) -> ScoreMatrix:
+    """Scores of one arm of `stages: {preset: continual}`.
+
+    Args:
+        root: folder of the run, which holds one folder a stage.
+        lineage: `arm`, `order` and `general` of one of its stages.
+        joint: folder of a stage that trained all tasks together; None = there is none.
+        measure: number of an evaluation.
+
+    Raises:
+        DataError: a stage, or a score in it, is missing: (stage, task) is named.
+    """
+    order = [str(task) for task in lineage["order"]]
+    folders = [root / f"{lineage['arm']}-{number}-{task}" for number, task in enumerate(order, start=1)]
+    before, last = _scores(folders[0], "before", measure), _scores(folders[-1], "after", measure)
+    rows = [_scores(folder, "after", measure) for folder in folders]
+    together = None if joint is None else _scores(joint, "after", measure)
+    return ScoreMatrix(
+        tuple(order),
+        tuple(_row(order, row, folder.name) for folder, row in zip(folders, rows, strict=True)),
+        base=_row(order, before, f"before {folders[0].name}"),
+        joint=None if together is None or joint is None else _row(order, together, joint.name),
+        general={
+            name: (_cell(before, name, f"before {folders[0].name}"), _cell(last, name, folders[-1].name))
+            for name in lineage.get("general") or []
+        },
+    )
+
+
+def _scores(folder: Path, name: str, measure: str) -> dict[str, Any]:
+    path = folder / "eval.json"
+    evals = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    tasks = evals.get(name, {}).get("tasks", {})
+    return {task: found.get(measure) for task, found in tasks.items()}
+
+
+def _row(order: Sequence[str], scores: Mapping[str, Any], stage: str) -> tuple[float, ...]:
+    return tuple(_cell(scores, task, stage) for task in order)
+
+
+def _cell(scores: Mapping[str, Any], task: str, stage: str) -> float:
+    value = scores.get(task)
+    if value is None:
+        where = f"score matrix, (stage, task) = ({stage!r}, {task!r})"
+        raise DataError("the score is missing", where=where, fix="Run the recipe to its end: posttrain train")
+    return float(value)

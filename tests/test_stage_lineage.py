@@ -1,0 +1,93 @@
+"""A sequence of tasks end to end: matrix, lineage, reference, filter, another order; and the report on it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain.errors import ResumeError
+from posttrain.filtering import filter_model
+from posttrain.run import run
+from posttrain.stage_lineage import weights_sha256
+from posttrain.study_continual import study_continual
+from tests.config.recipes import write
+from tests.stages.test_continual import recipe, task
+
+RIGHT = '''
+def right(prompts, completions, **columns):
+    """About half of what an untrained model writes."""
+    return [float(sum(map(ord, c[-1]["content"] if isinstance(c, list) else c)) % 2) for c in completions]
+'''
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Two tasks by GRPO with the filter, and by SFT; the recipe's path and its values."""
+    folder = tmp_path_factory.mktemp("continual")
+    (folder / "rewards.py").write_text(RIGHT)
+    tasks = [{**task(name, seed), "verifier": "rewards.py:right"} for seed, name in enumerate(("parity", "prime"), 1)]
+    arms = [{"name": "rif", "paradigm": "grpo", "rif": {"num_rollouts": 2, "max_new_tokens": 4}}, "multitask_sft"]
+    values = recipe(tasks=tasks, paradigms=arms)
+    values["trainer"] |= {"max_steps": 1, "save_strategy": "no"}
+    del values["trainer"]["save_steps"]
+    path = write(folder, json.loads(json.dumps(values)))
+    run(path)
+    return path, values
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_the_record_says_what_the_model_went_through(trained):
+    root = trained[0].parent / "run"
+    first, second = read(root / "rif-2-prime" / "run.json")["lineage"]
+    assert [first["stage"], second["stage"]] == ["rif-1-parity", "rif-2-prime"]
+    assert first["parent"] is None and second["parent"]["stage"] == "rif-1-parity"
+    assert second["parent"]["sha256"] == weights_sha256(root / "rif-1-parity" / "model")
+    assert second["order"] == ["parity", "prime"] and second["task"] == "prime" and second["method"] == "rft_cpt"
+    assert second["rif"]["kept"] == second["data"]["rows"] < second["rif"]["rows"] == 32
+    card = (root / "rif-2-prime" / "model" / "README.md").read_text()
+    assert "rif-1-parity" in card and "Order of the tasks: parity, prime." in card
+
+
+def test_another_order_is_refused(trained):
+    path, values = trained
+    tasks = list(reversed(values["stages"]["tasks"]))
+    other = write(path.parent, {**values, "stages": {**values["stages"], "tasks": tasks}}, "other.yaml")
+    with pytest.raises(ResumeError, match="begun with its tasks in another order"):
+        run(other)
+
+
+def test_metrics_stand_beside_the_last_evaluation_and_in_the_report(trained):
+    path, _ = trained
+    root = path.parent / "run"
+    after = read(root / "rif-2-prime" / "eval.json")["after"]
+    assert set(after["tasks"]) == {"parity", "prime"}
+    values = [after["tasks"][name]["accuracy"] for name in ("parity", "prime")]
+    assert after["continual"]["average_accuracy"] == pytest.approx(sum(values) / 2)
+    reports, report = study_continual(path, train=False)
+    assert [item.name for item in reports] == ["rif"] and reports[0].metrics["intransigence"].value is not None
+    text = report.read_text()
+    assert "| after prime |" in text and "general drift: nothing was evaluated" in text
+    assert (root / "plots" / "continual.png").read_bytes()[:4] == b"\x89PNG"
+    assert read(root / "continual_report.json")[0]["metrics"]["forgetting"]["value"] is not None
+
+
+def test_the_filter_is_not_made_twice_and_refuses_another_checkpoint(trained, capsys):
+    path, _ = trained
+    root = path.parent / "run"
+    options = {"num_rollouts": 2, "max_new_tokens": 4}
+    asked = {"recipe": path, "stage": "rif-2-prime", "output": path.parent / "filter", "options": options}
+    first = filter_model(str(root / "rif-1-parity"), **asked)
+    # The stage's own filter asked the same of the same model.
+    assert first.counts == read(root / "rif-2-prime" / "rif" / "counts.json")["counts"]
+    again = filter_model(str(root / "rif-1-parity"), **asked)
+    assert again.num_tokens == 0 < first.num_tokens and again.indices == first.indices
+    lines = (path.parent / "filter" / "kept.jsonl").read_text().splitlines()
+    assert len(lines) == len(first.indices)
+    with pytest.raises(ResumeError, match="another checkpoint"):
+        filter_model(str(root / "rif-2-prime"), **asked)
