@@ -56,7 +56,7 @@ def composition_stages(values: Mapping[str, Any]) -> Stages:
     block = dict(values["stages"])
     preset = str(block.pop("preset"))
     _check_options(preset, block)
-    recipe = _Sources(values)
+    recipe = Sources(values)
     if preset == "custom":
         return list(_custom(recipe, block.get("plan")))
     if preset != "composition":
@@ -84,7 +84,7 @@ def replay_stage_name(fraction: float, measure: str) -> str:
     return f"dmt-{fraction:g}" + ("" if measure == "rows" else f"-{measure}")
 
 
-class _Sources:
+class Sources:
     """The sources of a recipe, and stages that take some of them."""
 
     def __init__(self, values: Mapping[str, Any]):
@@ -136,7 +136,7 @@ class _Sources:
 
 
 def _plan(
-    recipe: _Sources, strategies: Sequence[str], *, fractions: Sequence[Any], measures: Sequence[str], order: Any
+    recipe: Sources, strategies: Sequence[str], *, fractions: Sequence[Any], measures: Sequence[str], order: Any
 ) -> Stages:
     stages: dict[str, dict[str, Any]] = {}
     for strategy in strategies:
@@ -154,7 +154,7 @@ def _plan(
     return list(stages.values())
 
 
-def _dmt(recipe: _Sources, fractions: Sequence[Any], measures: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _dmt(recipe: Sources, fractions: Sequence[Any], measures: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The specialised sources, then the general ones with a part of the specialised rows, for every fraction.
 
     At 0 the specialised sources are left out of the second stage, which makes it mixed_sequential's.
@@ -176,7 +176,7 @@ def _dmt(recipe: _Sources, fractions: Sequence[Any], measures: Sequence[str]) ->
             yield recipe.stage(name, [*special, *general], start_from="specialized", changes=changes)
 
 
-def _sequential(recipe: _Sources, order: Any) -> Iterator[dict[str, Any]]:
+def _sequential(recipe: Sources, order: Any) -> Iterator[dict[str, Any]]:
     """One source after another."""
     roles = [entry.get("role") for entry in recipe.entries]
     usual = [n for n, role in zip(recipe.names, roles, strict=True) if role != "general"]
@@ -199,7 +199,7 @@ def _sequential(recipe: _Sources, order: Any) -> Iterator[dict[str, Any]]:
         before = stage
 
 
-def _custom(recipe: _Sources, plan: Any) -> Iterator[dict[str, Any]]:
+def _custom(recipe: Sources, plan: Any) -> Iterator[dict[str, Any]]:
     """Stages as they are written: each with a name, its sources (with keys to change, if given), and what it starts
     from."""
     if not isinstance(plan, list) or not plan:
