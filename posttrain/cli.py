@@ -246,7 +246,7 @@ def filter_rows(
     """Keep the training rows that a model can solve now and then; rollouts are kept and not made twice."""
     from posttrain.filtering import filter_model
 
-    given = {"num_rollouts": num_rollouts, "min_correct": min_correct, "max_correct": max_correct}
+    given: dict[str, Any] = {"num_rollouts": num_rollouts, "min_correct": min_correct, "max_correct": max_correct}
     given |= {"max_examples": max_examples, "choose": choose}
     options = {name: value for name, value in given.items() if value is not None}
     if choose not in (None, "solvable", "unsolvable", "random"):

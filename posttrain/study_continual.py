@@ -53,11 +53,11 @@ def study_continual(
     placed = {n: s.stage.lineage for n, s in stages.items() if s.stage is not None and s.stage.lineage}
     arms: dict[str, Mapping[str, Any]] = {}
     joint: str | None = None
-    for name, lineage in placed.items():
-        if lineage.get("paradigm") == "multitask_sft":
+    for name, place in placed.items():
+        if place.get("paradigm") == "multitask_sft":
             joint = name
-        elif "order" in lineage:
-            arms.setdefault(lineage["arm"], lineage)
+        elif "order" in place:
+            arms.setdefault(place["arm"], place)
     if not arms:
         fix = "Write stages: {preset: continual, ...}"
         raise ConfigError("the recipe trains no sequence of tasks", where=str(recipe), fix=fix)

@@ -43,7 +43,8 @@ class RFTCPTConfig(PolicyConfig):
         Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum_norm", "seq_mean_token_sum"] | None
     ) = option("token_mean", help="How token losses become one number.")
     epsilon: float | None = option(0.2, help="Lower clip range.", ge=0.0, block="trainer")
-    epsilon_high: float | None = option(0.3, help="Upper clip range.", ge=0.0, block="trainer")
+    # trl 1.16 writes `float`, though None is its default.
+    epsilon_high: float = option(0.3, help="Upper clip range.", ge=0.0, block="trainer")
 
     def _refuse_unused_parts(self) -> None:
         super()._refuse_unused_parts()
