@@ -30,6 +30,8 @@ SHOWN = (
     ("groups/mixed", "mixed"),
     ("groups/all_correct", "all correct"),
     ("gate/sft_fraction", "demonstrations"),
+    ("sasr/p_sft", "chance supervised"),
+    ("chord/mu", "supervised share"),
     ("update/gradient_rows", "gradient rows"),
     ("rollout/truncated_fraction", "truncated"),
     ("completions/mean_length", "length"),
