@@ -23,6 +23,8 @@ def resume(key: str, model: Path, folder: Path) -> dict:
     layout = {"per_device_train_batch_size": 4, "max_steps": 5, "save_strategy": "steps", "save_steps": 3}
     if METHODS[key].kind == "policy":
         layout["steps_per_generation"] = 4
+    if key == "sasr":  # a supervised step of four micro-batches fits the data
+        layout |= {"sft_per_device_batch_size": 2, "warmup_sft_steps": 1, "switch_controller": "fixed"}
     whole = build(key, model, folder, **layout)
     whole.train()
     rest = build(key, model, folder, **layout)

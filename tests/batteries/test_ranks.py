@@ -35,7 +35,12 @@ RUNS = [
     {"key": key, "name": name, "case": case}
     for key, entry in trained().items()
     for name, case in (CASES if entry.kind == "policy" else SUPERVISED).items()
+    if key != "sasr" or "prompts" not in case  # its supervised step takes eight demonstrations
 ]
+# Its first step is supervised with the defaults.
+POLICY_STEP = {"switch_controller": "sequential", "warmup_sft_steps": 0}
+RUNS.append({"key": "sasr", "name": "a policy step", "case": POLICY_STEP})
+RUNS.append({"key": "sasr", "name": "groups on both ranks", "case": {"num_generations": 8, **POLICY_STEP}})
 # Its first step has no noise with the defaults.
 HIDDEN = {"mask_schedule": "constant", "mask_ratio": 0.5, "mask_token": "~", "loss_on_masked": "clean_only"}
 RUNS.append({"key": "masked_thought", "name": "hidden inputs", "case": HIDDEN})
