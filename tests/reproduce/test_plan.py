@@ -116,6 +116,7 @@ def test_a_batch_used_twice_has_half_the_prompts(tmp_path):
         ({"claims": {"metric": "pass@4"}}, "an evaluation has no such number (got 'pass@4'"),
         ({"claims": {"metric": "per_group.1.5 digits.acuracy"}}, "Perhaps you mean 'per_group.1.5 digits.accuracy'."),
         ({"claims": {"metric": "partial"}}, "an evaluation has no such number (got 'partial'"),
+        ({"claims": {"metric": "continual.forgeting"}}, "an evaluation has no such number (got 'continual.forgeting'"),
         ({"claims": {"metric": "accuracy.value"}}, "an evaluation has no such number (got 'accuracy.value'"),
         (
             {"recipe": SAMPLED, "claims": {"metric": "pass_at_k.3"}},
@@ -136,7 +137,11 @@ def test_an_unfair_or_impossible_study_is_refused(tmp_path, changes, expected):
 
 
 @pytest.mark.parametrize(
-    "metric", ["pass@4", "pass_at_k.2", "mean_length", "per_group.1.5 digits.pass@1", "per_group.1.5 digits.accuracy"]
+    "metric",
+    [
+        *("pass@4", "pass_at_k.2", "mean_length", "per_group.1.5 digits.pass@1", "per_group.1.5 digits.accuracy"),
+        *("continual.forgetting_measure", "tasks.copy.accuracy"),
+    ],
 )
 def test_numbers_an_evaluation_will_have_are_accepted(tmp_path, metric):
     assert plan(tmp_path, recipe=SAMPLED, claims={"metric": metric}).study.metrics() == [metric]
