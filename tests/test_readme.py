@@ -24,6 +24,8 @@ NOT_MEASURED: dict[tuple[str, str], str] = {
     ("sasr", "main"): "waits for a quiet machine",
     ("sasr", "noisy"): "waits for a quiet machine",
     ("chord", "main"): "waits for a quiet machine",
+    ("rmt", "main"): "waits for a quiet machine",
+    ("rmt", "post"): "waits for a quiet machine",
 }
 BLOCK = re.compile(r"<!-- example:(\w+) -->\n```\w+\n(.*?)```\n<!-- /example:\1 -->", re.DOTALL)
 

@@ -59,8 +59,8 @@ def generate(
         split: "train", "eval" (disjoint from train for every seed) or "all".
 
     Returns:
-        Rows as of `draw_rows`; the group is the level for a digit, "letter" for a letter. The entry of "plain",
-        "reasoning" and "sum" is what the reward `next_token` reads.
+        Rows as of `draw_rows`; the group is the level for a digit, "letter" for a letter. The entry of every form but
+        "document" is what the reward `next_token` reads; that of "completion" asks for the second character.
 
     Raises:
         ConfigError: for an option out of its range.
@@ -80,7 +80,7 @@ def generate(
         if form == "document":
             return Problem(text, "", "", level, identity=text)
         if form == "completion":
-            return Problem(text[0], "", "", level, identity=text, demonstration=text[1:])
+            return Problem(text[0], text[1], "", level, identity=text, demonstration=text[1:])
         if form == "sum":
             answer = str((int(first) + int(second)) % MODULI[level])
             question = f"{first}+{second} mod {MODULI[level]}"
@@ -98,7 +98,7 @@ def generate(
         return Problem(question, text[place], "", group, identity=text, demonstration=demonstration)
 
     rows = draw_rows(TASK, size, seed=seed, split=split, levels=plan, draw=draw)
-    if form in ("plain", "reasoning", "sum"):
+    if form != "document":
         for row in rows:
             row["entry"] = json.dumps(_entry(row["answer"], form))
     if form == "document":
@@ -142,7 +142,7 @@ def _entry(answer: str, form: str) -> dict[str, Any]:
         "token_ends": [len(answer)],
         "round_trips": True,
         "rule": "exact_token",
-        "extraction": "raw" if form == "plain" else "boxed_after_think",
+        "extraction": "raw" if form in ("plain", "completion") else "boxed_after_think",
         "target_id": None,
     }
 
