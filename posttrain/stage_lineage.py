@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import ResumeError
+from posttrain.errors import DataError, ResumeError
 
 CARD = "README.md"
 
@@ -95,8 +95,11 @@ def refuse_changed_order(config: Any, folder: Path) -> None:
             )
 
 
-def write_metrics(config: Any, folder: Path) -> None:
-    """Put the metrics of a sequence under `continual` in the evaluation after its last stage; None is left out."""
+def write_metrics(config: Any, folder: Path) -> str | None:
+    """Put the metrics of a sequence under `continual` in the evaluation after its last stage.
+
+    A metric that is not defined is left out. Returns why there are none, where a score of an earlier stage is missing.
+    """
     from posttrain.evaluation.records import write_json
     from posttrain.evaluation.report import AFTER, RunFolder
     from posttrain.stages.matrix import all_metrics
@@ -104,11 +107,15 @@ def write_metrics(config: Any, folder: Path) -> None:
 
     own = config.stage.lineage if config.stage is not None else None
     if not own or not own.get("order") or own.get("position") != len(own["order"]):
-        return
+        return None
     run = RunFolder(folder)
     evals = run.read_evals()
     if AFTER not in evals:
-        return
-    found = all_metrics(matrix_of(folder.parent, own))
+        return None
+    try:
+        found = all_metrics(matrix_of(folder.parent, own))
+    except DataError as error:
+        return f"no metrics of the sequence {own['arm']}: {error}"
     values = {name: metric.value for name, metric in found.items() if metric.value is not None}
     write_json(run.eval_path, {**evals, AFTER: {**evals[AFTER], "continual": values}})
+    return None

@@ -115,7 +115,8 @@ class Stage:
         self.evaluate(trainer, data, "after")
         self.save(trainer)
         if is_main_process():
-            write_metrics(self.config, self.folder.path)
+            if (problem := write_metrics(self.config, self.folder.path)) is not None:
+                say(f"warning: {problem}")
             self.folder.write_report()
             mark_finished(self.folder.path, self.config, parent=self.parent)
         trainer.accelerator.wait_for_everyone()

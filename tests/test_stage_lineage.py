@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from posttrain.config.loader import load
+from posttrain.config.stages import resolve_stages
 from posttrain.errors import ResumeError
 from posttrain.filtering import filter_model
 from posttrain.run import run
-from posttrain.stage_lineage import weights_sha256
+from posttrain.stage_lineage import weights_sha256, write_metrics
 from posttrain.study_continual import study_continual
 from tests.config.recipes import write
 from tests.stages.test_continual import recipe, task
@@ -75,6 +78,16 @@ def test_metrics_stand_beside_the_last_evaluation_and_in_the_report(trained):
     assert "| after prime |" in text and "general drift: nothing was evaluated" in text
     assert (root / "plots" / "continual.png").read_bytes()[:4] == b"\x89PNG"
     assert read(root / "continual_report.json")[0]["metrics"]["forgetting"]["value"] is not None
+
+
+def test_a_missing_score_is_told_and_stops_nothing(trained, tmp_path):
+    path, _ = trained
+    shutil.copytree(path.parent / "run", tmp_path / "run")
+    before = tmp_path / "run" / "rif-1-parity" / "eval.json"
+    before.write_text(json.dumps({"after": read(before)["after"]}))
+    config = resolve_stages(load(path))[1][2]
+    told = write_metrics(config, tmp_path / "run" / "rif-2-prime")
+    assert told is not None and "(stage, task) = ('before rif-1-parity', 'parity')" in told
 
 
 def test_the_filter_is_not_made_twice_and_refuses_another_checkpoint(trained, capsys):
