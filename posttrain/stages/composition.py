@@ -61,8 +61,8 @@ def composition_stages(values: Mapping[str, Any]) -> Stages:
         return list(_custom(recipe, block.get("plan")))
     if preset != "composition":
         fraction = block.get("specialized_replay_fraction", REPLAY_FRACTION)
-        named = {"order": block.get("order"), "fractions": [fraction]}
-        return _plan(recipe, [preset], measures=[block.get("replay_measure", "rows")], **named)
+        measures = [block.get("replay_measure", "rows")]
+        return _plan(recipe, [preset], fractions=[fraction], measures=measures, order=block.get("order"))
     return _plan(
         recipe,
         _listed(block.get("strategies", list(STRATEGIES)), "strategies", STRATEGIES),
