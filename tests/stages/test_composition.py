@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ SOURCES = [
         "options": {"operations": "reverse"},
     },
 ]
+ROOT = Path(__file__).parents[2]
 NO_EVALUATION = {"data.eval": None, "eval": None}
 
 
@@ -205,3 +207,35 @@ REFUSED = [
 def test_refusals(stages, changes, message, tmp_path: Path):
     with pytest.raises(ConfigError, match=re.escape(message)):
         load(write(tmp_path, recipe(stages, changes)))
+
+
+def test_the_study_of_dmt_compares_what_its_notes_say(tmp_path: Path):
+    """6 epochs of every stage's rows; whole orders of the three sources cost the same."""
+    from posttrain.reproduce.plan import make_plan
+
+    plan = make_plan("dmt", ROOT / "recipes" / "dmt" / "claims.yaml", seeds=[0, 1, 2], output=tmp_path)
+    steps = {arm.stage: arm.steps for arm in plan.arms}
+    whole = 6 * math.ceil((2048 + 1024 + 2048) / 64)
+    assert steps["multitask"] == steps["sequential"] == steps["mixed_sequential"] == whole
+    assert steps["dmt-0.25"] == 6 * math.ceil(3072 / 64) + 6 * math.ceil((2048 + 512 + 256) / 64)
+    seeds = {
+        (run.seed, config.trainer.seed, config.model.tiny.seed) for run in plan.runs for _, _, config in run.stages
+    }
+    assert seeds == {(0, 0, 0), (1, 1, 1), (2, 2, 2)}
+
+
+def test_a_stopped_second_stage_goes_on_without_the_first_one_again(tmp_path: Path):
+    changes = {"trainer.max_steps": 4, "trainer.save_steps": 2, "trainer.output_dir": str(tmp_path / "cut")}
+    values = recipe({"preset": "dmt", "specialized_replay_fraction": 0.25}, changes)
+    whole = run(write(tmp_path, {**values, "trainer": {**values["trainer"], "output_dir": str(tmp_path / "whole")}}))
+    first, second = run(write(tmp_path, values))
+    stamp = (first.folder / "finished.json").read_bytes()
+    (second.folder / "finished.json").unlink()
+    shutil.rmtree(second.folder / "model")
+    shutil.rmtree(second.folder / "checkpoint-4")
+    again = run(write(tmp_path, values))
+    assert (first.folder / "finished.json").read_bytes() == stamp
+    left, right = (load_file(found[-1].model / "model.safetensors") for found in (again, whole))
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    last = [json.loads(line) for line in (second.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in last if line["event"] == "start"] == [0, 2]
