@@ -19,7 +19,6 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 NOT_MEASURED: dict[tuple[str, str], str] = {
     ("hpt", "smollm2"): "being measured",
     ("rft_cpt", "main"): "not run yet: its learning rate and steps are to be looked at on a quiet machine",
-    ("masked_thought", "main"): "being measured",
     ("dmt", "main"): "being measured",
     ("sasr", "main"): "waits for a quiet machine",
     ("sasr", "noisy"): "waits for a quiet machine",
