@@ -96,6 +96,7 @@ class _Loaded:
 
     tokenizers: dict[str, Any] = field(default_factory=dict)
     datasets: dict[str, Any] = field(default_factory=dict)
+    tasks: dict[str, Any] = field(default_factory=dict)
 
 
 class _Check:
@@ -123,7 +124,7 @@ class _Check:
             # A trap of the template shows in training rows first; it need not be told twice.
             if rows is not None and tokenizer is not None and not self.texts(rows, tokenizer):
                 break
-        for stops, finding in checks_tasks.task_findings(self.cfg, train):
+        for stops, finding in checks_tasks.task_findings(self.cfg, train, loaded=self.loaded.tasks):
             if stops:
                 self.missing(finding, "data", "eval_tasks")
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from posttrain.config import checks_data
 from posttrain.config.checks_data import Rows
@@ -10,21 +11,25 @@ from posttrain.config.run_config import RunConfig
 from posttrain.errors import PosttrainError
 
 
-def task_findings(cfg: RunConfig, train: Rows | None) -> Iterator[tuple[bool, PosttrainError]]:
+def task_findings(
+    cfg: RunConfig, train: Rows | None, *, loaded: dict[str, Any]
+) -> Iterator[tuple[bool, PosttrainError]]:
     """(whether it stops the run, finding) about each further evaluation task.
 
     Args:
         cfg: one run, without stages.
         train: training rows to look for shared prompts in; None where they cannot be had.
+        loaded: rows, or why there are none, by source; stages share it.
     """
-    from posttrain.data.sources import load_source
     from posttrain.evaluating import verifier_name
 
     for name, source in (cfg.data.eval_tasks or {}).items():
-        try:
-            dataset = load_source(source, system_prompt=cfg.data.system_prompt)
-        except PosttrainError as error:
-            yield True, _placed(cfg, name, error)
+        key = source.model_dump_json(exclude={"verifier"}) + repr(cfg.data.system_prompt)
+        if key not in loaded:
+            loaded[key] = _load(source, cfg.data.system_prompt)
+        dataset = loaded[key]
+        if isinstance(dataset, PosttrainError):
+            yield True, _placed(cfg, name, dataset)
             continue
         rows = checks_data.as_rows(f"eval_tasks.{name}", dataset, demonstration_column="solution")
         faults = list(checks_data.prompt_findings(cfg, rows))
@@ -34,6 +39,15 @@ def task_findings(cfg: RunConfig, train: Rows | None) -> Iterator[tuple[bool, Po
         yield from ((True, fault) for fault in faults)
         if train is not None and not faults:
             yield from ((False, finding) for finding in checks_data.shared_rows(cfg, train, rows))
+
+
+def _load(source: Any, system_prompt: str | None) -> Any:
+    from posttrain.data.sources import load_source
+
+    try:
+        return load_source(source, system_prompt=system_prompt)
+    except PosttrainError as error:
+        return error
 
 
 def _placed(cfg: RunConfig, name: str, error: PosttrainError) -> PosttrainError:
