@@ -348,6 +348,7 @@ class _Check:
                     )
                 )
                 return
+            self.report.errors += checks_data.supervised_step_findings(self.cfg, rows, world_size=self.world_size)
         if left:
             total, told = checks_run.run_length(self.cfg, self.entry, num_rows=left, world_size=self.world_size)
             self.report.facts += told

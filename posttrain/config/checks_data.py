@@ -159,6 +159,25 @@ def demonstration_findings(cfg: RunConfig, entry: Entry, rows: Rows) -> Iterator
         yield False, DataError(f"{told}; they stay with RL", where=where)
 
 
+def supervised_step_findings(cfg: RunConfig, rows: Rows, *, world_size: int) -> Iterator[PosttrainError]:
+    """Too few demonstrations for one supervised step of a method that alternates; nothing for the others."""
+    if not hasattr(cfg.method, "sft_per_device_batch_size"):
+        return
+    each = cfg.method.sft_per_device_batch_size or cfg.trainer.per_device_train_batch_size
+    needed = int(each) * int(cfg.trainer.gradient_accumulation_steps) * world_size
+    usable = sum(
+        isinstance(text, str) and bool(text.strip()) and index not in rows.dropped
+        for index, text in enumerate(rows.solutions)
+    )
+    if usable < needed:
+        yield DataError(
+            f"a supervised step takes {needed} demonstrations, so none could be made",
+            where=cfg.where("data", "train"),
+            got=f"{usable} rows with a demonstration",
+            fix="Add rows, or lower method.sft_per_device_batch_size",
+        )
+
+
 def long_prompts(
     cfg: RunConfig, rows: Rows, count: Callable[[Any], int | None]
 ) -> Iterator[tuple[bool, PosttrainError]]:

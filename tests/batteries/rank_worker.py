@@ -35,6 +35,23 @@ def resume(key: str, model: Path, folder: Path) -> dict:
     return {"weights": difference, "losses": losses(whole) == losses(rest)}
 
 
+def branches(model: Path, folder: Path) -> list[list[int]]:
+    """Per rank, 1 for each supervised step of four, where every rank would choose by itself what another does not."""
+
+    class Disagreeing(METHODS["sasr"].load_trainer()):
+        kinds: list[int] = []
+
+        def choose_step(self, global_step: int) -> str:
+            return "supervised" if (global_step + self.args.process_index) % 2 else "policy"
+
+        def on_step_chosen(self, kind: str) -> None:
+            self.kinds.append(int(kind == "supervised"))
+
+    trainer = build("sasr", model, folder, trainer_class=Disagreeing, max_steps=4, sft_per_device_batch_size=2)
+    trainer.train()
+    return trainer.accelerator.gather(torch.tensor([Disagreeing.kinds])).tolist()
+
+
 def main(folder: Path) -> None:
     """Run every case of `folder/spec.json` and leave `facts.json` and `<case>.safetensors` there."""
     torch.set_num_threads(1)
@@ -65,9 +82,11 @@ def main(folder: Path) -> None:
         if trainer.accelerator.is_main_process:
             save_file(caught, folder / f"{number}.safetensors")
     resumed = {key: resume(key, Path(spec["model"]), folder / key) for key in trained()}
+    chosen = branches(Path(spec["model"]), folder / "branches")
     if trainer.accelerator.is_main_process:
         facts = {"world_size": trainer.accelerator.num_processes, "losses": logged, "resumed": resumed}
         facts["shares"] = shares
+        facts["branches"] = chosen
         (folder / "facts.json").write_text(json.dumps(facts))
 
 

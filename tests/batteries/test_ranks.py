@@ -40,7 +40,6 @@ RUNS = [
 # Its first step is supervised with the defaults.
 POLICY_STEP = {"switch_controller": "sequential", "warmup_sft_steps": 0}
 RUNS.append({"key": "sasr", "name": "a policy step", "case": POLICY_STEP})
-RUNS.append({"key": "sasr", "name": "groups on both ranks", "case": {"num_generations": 8, **POLICY_STEP}})
 # Its first step has no noise with the defaults.
 HIDDEN = {"mask_schedule": "constant", "mask_ratio": 0.5, "mask_token": "~", "loss_on_masked": "clean_only"}
 RUNS.append({"key": "masked_thought", "name": "hidden inputs", "case": HIDDEN})
@@ -93,6 +92,12 @@ def test_two_processes_count_the_sources_of_a_mixture_as_one_does(launched):
     mixed = [number for number, run in enumerate(RUNS) if run["case"].get("mixture")]
     assert all(one[number] == two[number] != {} for number in mixed)
     assert [sum(one[number][f"mixture/source{i}_rows"] for i in range(3)) for number in mixed] == [8, 2]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_all_ranks_take_the_kind_of_step_that_the_first_chose(world, launched):
+    facts = json.loads((launched[world] / "facts.json").read_text())
+    assert facts["branches"] == [[0, 1, 0, 1]] * world
 
 
 def test_the_comparison_has_something_to_compare(launched):

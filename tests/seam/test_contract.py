@@ -36,11 +36,13 @@ def test_signature(row):
 
 
 def test_every_seam_override_of_a_private_name_is_listed():
+    from posttrain.seam.alternation import AlternatingTrainer
     from posttrain.seam.policy import PolicyTrainer
     from posttrain.seam.supervised import SupervisedTrainer
 
     listed = {target.split(".")[-1] for target in SIGNATURES}
-    for ours, theirs in ((PolicyTrainer, GRPOTrainer), (SupervisedTrainer, SFTTrainer)):
+    bases = ((AlternatingTrainer, GRPOTrainer), (PolicyTrainer, GRPOTrainer), (SupervisedTrainer, SFTTrainer))
+    for ours, theirs in bases:
         overridden = {
             name
             for base in ours.__mro__[: ours.__mro__.index(theirs)]
