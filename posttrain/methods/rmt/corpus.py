@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from posttrain.data import token_index
 from posttrain.data.demonstrations import encode_prompt
@@ -26,7 +26,7 @@ from posttrain.data.token_curriculum import TierDraws
 from posttrain.data.token_index import TokenIndex
 from posttrain.errors import DataError, SupportError
 from posttrain.methods.rmt.config import NextTokenConfig
-from posttrain.models.loading import load_model
+from posttrain.models.loading import load_model, load_tokenizer
 from posttrain.seam.sampling import EpochRepeatSampler
 
 _logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def scored(
 
     scorer = model
     if args.entropy_model is not None:
-        other = token_index.tokenizer_digest(AutoTokenizer.from_pretrained(args.entropy_model))
+        other = token_index.tokenizer_digest(load_tokenizer({"path": args.entropy_model}))
         if other != token_index.tokenizer_digest(tokenizer):
             raise SupportError(
                 "the scorer cuts text into other tokens than the policy",
