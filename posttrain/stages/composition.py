@@ -14,7 +14,8 @@ their stages: `specialized` is trained once for mixed_sequential and for dmt wit
 
 Source: arXiv 2310.05492, section 3.3 and figure 1 (strategies).
 Deviation: the paper does not say whether the optimizer goes on between stages; here it begins anew. Its order for
-sequential is code, math, general; ours is that of the recipe, the specialised sources first.
+sequential is code, math, general; ours is that of the recipe, the specialised sources first. The paper trains whole
+models; with adapters each stage has a new one, on the model that the stage before it merged.
 """
 
 from __future__ import annotations
@@ -208,14 +209,16 @@ def _custom(recipe: Sources, plan: Any) -> Iterator[dict[str, Any]]:
     for index, item in enumerate(plan):
         where = f"stages.plan.{index}"
         sources = item.get("sources") if isinstance(item, dict) else None
-        if not isinstance(sources, list | dict) or not sources or not isinstance(item.get("name"), str):
+        changes = sources if isinstance(sources, dict) else {}
+        unread = not all(isinstance(keys, dict | None) for keys in changes.values())
+        if not isinstance(sources, list | dict) or not sources or unread or not isinstance(item.get("name"), str):
             allowed = "name: text, sources: names, or names with keys to change"
             raise ConfigError("a stage names itself and its sources", where=where, got=item, allowed=allowed)
         for name in sources:
             if name not in recipe.names:
                 allowed = f"one of: {', '.join(recipe.names)}"
                 raise ConfigError("no source has this name", where=f"{where}.sources", got=name, allowed=allowed)
-        changes = {name: keys or {} for name, keys in sources.items()} if isinstance(sources, dict) else {}
+        changes = {name: keys or {} for name, keys in changes.items()}
         if "model" in item or "data" in item:
             what = "tokenizer and data stay those of the recipe between stages"
             fix = "Write a list of stages instead of a preset, or remove the block"

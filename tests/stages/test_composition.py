@@ -194,6 +194,7 @@ REFUSED = [
     ({"preset": "composition", "strategies": ["both"]}, {}, "stages.strategies: unknown value (got 'both'"),
     ({"preset": "custom"}, {}, "stages.plan: a custom plan lists its stages"),
     ({"preset": "custom", "plan": [{"name": "a"}]}, {}, "stages.plan.0: a stage names itself and its sources"),
+    ({"preset": "custom", "plan": [{"name": "a", "sources": {"math": 3}}]}, {}, "stages.plan.0: a stage names itself"),
     ({"preset": "custom", "plan": [{"name": "a", "sources": ["x"]}]}, {}, "stages.plan.0.sources: no source has this"),
     (
         {"preset": "custom", "plan": [{"name": "a", "sources": ["math"], "model": {"path": "other"}}]},
