@@ -11,6 +11,7 @@ import json
 import random
 import string
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from posttrain.data.tasks.rows import Problem, checked_list, draw_rows
@@ -67,44 +68,59 @@ def generate(
     """
     kinds = _checked(form, targets, length, wrong_fraction, thought_repeats)
     chosen = checked_list(levels, where=f"{TASK}.levels", allowed=MODULI)
-    plan = [(level, kind) for level in chosen for kind in kinds] if form in ("plain", "reasoning") else chosen
-
-    def draw(generator: random.Random, item: Any) -> Problem:
-        level, kind = item if isinstance(item, tuple) else (item, "digit")
-        text = _document(generator, level, length)
-        place = generator.choice([i for i in range(2 * _STRIDE, length) if _is_digit(i) == (kind == "digit")])
-        repeats = generator.randint(1, thought_repeats)
-        wrong = generator.random() < wrong_fraction
-        other = generator.choice([str(d) for d in range(MODULI[level]) if str(d) != text[place]])
-        first, second = _operands(text, place)
+    plan = [(level, kind) for level in chosen for kind in (kinds if form in ("plain", "reasoning") else ["digit"])]
+    asked = _Asked(form, length, wrong_fraction, thought_repeats, template, budget_template)
+    rows = draw_rows(TASK, size, seed=seed, split=split, levels=plan, draw=asked.draw)
+    for row in rows:
         if form == "document":
-            return Problem(text, "", "", level, identity=text)
-        if form == "completion":
-            return Problem(text[0], text[1], "", level, identity=text, demonstration=text[1:])
-        if form == "sum":
-            answer = str((int(first) + int(second)) % MODULI[level])
-            question = f"{first}+{second} mod {MODULI[level]}"
-            shown = other if wrong and other != answer else answer
-            return Problem(question, answer, "", level, demonstration=_solved(f"{first}+{second}", repeats, shown))
-        group = level if kind == "digit" else "letter"
-        if form == "plain":
-            return Problem(text[:place], text[place], "", group, identity=text, demonstration=text[place])
-        shown = other if wrong and kind == "digit" else text[place]
-        demonstration = _solved(f"{first}+{second}" if kind == "digit" else text[place - 1], repeats, shown)
-        question = template.replace("{context}", text[:place])
-        if budget_template is not None and generator.random() < 0.5:
-            thought = len(demonstration.partition("</think>")[0]) - len("<think>")
-            question = budget_template.replace("{budget}", str(thought)) + "\n" + question
-        return Problem(question, text[place], "", group, identity=text, demonstration=demonstration)
-
-    rows = draw_rows(TASK, size, seed=seed, split=split, levels=plan, draw=draw)
-    if form != "document":
-        for row in rows:
-            row["entry"] = json.dumps(_entry(row["answer"], form))
-    if form == "document":
-        for row in rows:
             row["solution"] = ""
+        else:
+            row["entry"] = json.dumps(_entry(row["answer"], form))
     return rows
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Options of `generate` that decide one row."""
+
+    form: str
+    length: int
+    wrong_fraction: float
+    thought_repeats: int
+    template: str
+    budget_template: str | None
+
+    def draw(self, generator: random.Random, item: tuple[str, str]) -> Problem:
+        """One row of a level that asks for a letter or a digit."""
+        level, kind = item
+        text = _document(generator, level, self.length)
+        place = generator.choice([i for i in range(2 * _STRIDE, self.length) if _is_digit(i) == (kind == "digit")])
+        repeats = generator.randint(1, self.thought_repeats)
+        is_wrong = generator.random() < self.wrong_fraction
+        first, second = _operands(text, place)
+        if self.form == "document":
+            return Problem(text, "", "", level, identity=text)
+        if self.form == "completion":
+            return Problem(text[0], text[1], "", level, identity=text, demonstration=text[1:])
+        group = level if kind == "digit" else "letter"
+        answer, scratch = text[place], f"{first}+{second}" if kind == "digit" else text[place - 1]
+        if self.form == "sum":
+            answer = str((int(first) + int(second)) % MODULI[level])
+        if self.form == "plain":
+            return Problem(text[:place], answer, "", group, identity=text, demonstration=answer)
+        other = generator.choice([str(d) for d in range(MODULI[level]) if str(d) != answer])
+        demonstration = _solved(scratch, repeats, other if is_wrong and kind == "digit" else answer)
+        if self.form == "sum":
+            return Problem(f"{scratch} mod {MODULI[level]}", answer, "", group, demonstration=demonstration)
+        question = self._worded(text[:place], demonstration, generator)
+        return Problem(question, answer, "", group, identity=text, demonstration=demonstration)
+
+    def _worded(self, context: str, demonstration: str, generator: random.Random) -> str:
+        question = self.template.replace("{context}", context)
+        if self.budget_template is None or generator.random() >= 0.5:
+            return question
+        thought = len(demonstration.partition("</think>")[0]) - len("<think>")
+        return self.budget_template.replace("{budget}", str(thought)) + "\n" + question
 
 
 def _solved(scratch: str, repeats: int, answer: str) -> str:
