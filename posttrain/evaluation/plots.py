@@ -102,7 +102,7 @@ def curves(arms: Mapping[str, Sequence[Events]], panels: Sequence[Panel] = PANEL
                 label = legend if len(arms) == 1 else f"{arm}: {legend}" if many else arm
                 lines.append(_Line(label, found, _style(*_look(len(arms) == 1, not many, number, place))))
         if lines:
-            drawn[panel.name] = _draw_curves(panel, lines)
+            drawn[panel.name] = _draw_curves(panel, lines, is_comparison=len(arms) > 1)
     return drawn
 
 
@@ -211,7 +211,7 @@ class _Line:
     style: dict[str, Any]
 
 
-def _draw_curves(panel: Panel, lines: list[_Line]) -> Plot:
+def _draw_curves(panel: Panel, lines: list[_Line], *, is_comparison: bool) -> Plot:
     longest = max(len(values) for line in lines for _, values in line.seeds)
     window = math.ceil(longest / 20) if longest > NOISY_POINTS else 1
 
@@ -230,7 +230,8 @@ def _draw_curves(panel: Panel, lines: list[_Line]) -> Plot:
     notes = [f"running mean of {window} logs"] if window > 1 else []
     if any(len(line.seeds) > 1 for line in lines):
         notes.append("line: mean over seeds" + (", band: their range" if len(panel.metrics) == 1 else ""))
-    legend = len(lines) > 1 or bool(notes)
+    # One arm of several that has such a curve is named, too.
+    legend = len(lines) > 1 or is_comparison or bool(notes)
     last = {line.label: _aligned(line.seeds)[1][-1:] for line in lines}
     ends = [f"{label} ends at {_mean(values[0]):.3g}" for label, values in last.items() if values]
     png = _figure(panel.title, panel.ylabel, draw, legend=legend, note="; ".join(notes) or None)

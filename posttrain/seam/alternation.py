@@ -19,7 +19,7 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from posttrain.data.demonstrations import encode_prompt
-from posttrain.errors import ConfigError, DataError, SupportError
+from posttrain.errors import DataError, SupportError
 from posttrain.losses.reductions import token_weights
 from posttrain.seam.arguments import option
 from posttrain.seam.batches import RolloutBatch, trainable_mask, trim_padding
@@ -48,13 +48,6 @@ class AlternationConfig(DemonstrationConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sft_learning_rate is not None and self.learning_rate <= 0.0:
-            raise ConfigError(
-                "the rate of supervised steps is a multiple of the shared one",
-                where="trainer.learning_rate",
-                got=self.learning_rate,
-                allowed="above 0 with method.sft_learning_rate",
-            )
         scheduler = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type))
         if self.sft_learning_rate is not None and scheduler in ("reduce_lr_on_plateau", "greedy"):
             raise SupportError(
