@@ -58,7 +58,8 @@ def filter_rows(config: Any, *, rows: Any, model: Any, block: Any, folder: Path,
     accelerator = Accelerator(**precision(config))
     identity = _identity(config, rows, model, block)
     if path.exists() and not fresh:
-        counts = checked_cache(json.loads(path.read_text(encoding="utf-8")), identity, where=str(path))
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        counts, tokens = checked_cache(kept, identity, where=str(path)), int(kept["generated_tokens"])
     else:
         result = _rollouts(config, rows, model, block, accelerator)
         counts, tokens = _counts(result.samples, len(rows)), result.num_tokens
@@ -76,6 +77,7 @@ def _identity(config: Any, rows: Any, model: Any, block: Any) -> dict[str, Any]:
 
     found = model.identity(config.model)
     settings = {**block.model_dump(include=set(_SAMPLING)), "max_new_tokens": _length(config, block)}
+    settings["success_threshold"] = getattr(config.method, "success_threshold", 1.0)
     return {
         "model": [found["sha256"], found.get("base", {}).get("files")],
         "data": data_fingerprint(rows)["sha256"],

@@ -29,8 +29,8 @@ _FREE_TRAINER = {
 }
 
 
-def identity(config: Any, *, parent: Path | None) -> str:
-    """Hash of everything in a run's configuration that its result depends on."""
+def identity(config: Any, *, parent: Path | None, reference: Path | str | None = None) -> str:
+    """Hash of everything in a run's configuration that its result depends on, and of the runs it builds on."""
     blocks = {name: block for name, block in config.model_dump().items() if name not in _FREE | {"stages"}}
     blocks["trainer"] = {
         key: value for key, value in (blocks.get("trainer") or {}).items() if key not in _FREE_TRAINER
@@ -39,6 +39,8 @@ def identity(config: Any, *, parent: Path | None) -> str:
     extras = {} if stage is None else stage.model_dump(include={"reference_from", "rif"}, exclude_none=True)
     blocks |= {"stage": extras} if extras else {}
     blocks["parent"] = run_id(parent.parent) if parent is not None else None
+    if isinstance(reference, Path):
+        blocks["reference"] = run_id(reference.parent)
     return hashlib.sha256(json.dumps(blocks, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -48,7 +50,7 @@ def run_id(folder: Path) -> str | None:
     return json.loads(path.read_text(encoding="utf-8"))["run"] if path.exists() else None
 
 
-def is_finished(folder: Path, config: Any, *, parent: Path | None) -> bool:
+def is_finished(folder: Path, config: Any, *, parent: Path | None, reference: Path | str | None = None) -> bool:
     """Whether a stage with this very configuration, from this very parent, has run to its end in `folder`.
 
     Raises:
@@ -58,20 +60,23 @@ def is_finished(folder: Path, config: Any, *, parent: Path | None) -> bool:
     # Without its model a finished run is of no use to anyone; it is continued from its last checkpoint.
     if config.trainer.resume == "never" or not path.exists() or not (folder / "model").is_dir():
         return False
-    if json.loads(path.read_text(encoding="utf-8"))["identity"] == identity(config, parent=parent):
+    if json.loads(path.read_text(encoding="utf-8"))["identity"] == identity(
+        config, parent=parent, reference=reference
+    ):
         return True
     raise ResumeError(
-        "a run with other settings, or from another parent stage, was finished here",
+        "a run with other settings, or from another parent or reference stage, was finished here",
         where=str(folder),
         fix="Set another trainer.output_dir, or trainer.resume: never to replace the result",
     )
 
 
-def mark_finished(folder: Path, config: Any, *, parent: Path | None) -> None:
+def mark_finished(folder: Path, config: Any, *, parent: Path | None, reference: Path | str | None = None) -> None:
     """Record that the run is complete."""
     from posttrain.evaluation.records import write_json
 
-    write_json(folder / FINISHED_FILE, {"identity": identity(config, parent=parent), "run": uuid.uuid4().hex})
+    known = identity(config, parent=parent, reference=reference)
+    write_json(folder / FINISHED_FILE, {"identity": known, "run": uuid.uuid4().hex})
 
 
 def set_aside(folder: Path) -> Path | None:
@@ -144,6 +149,24 @@ def choose_checkpoint(resume: str, folder: Any, data: dict[str, Any]) -> str | N
             fix="Restore the data, or start anew with trainer.resume: never",
         )
     return str(chosen)
+
+
+def refuse_other_origin(checkpoint: str | Path, now: dict[str, Any]) -> None:
+    """Raise ResumeError where a checkpoint descends from another training of the parent or of the reference stage.
+
+    Args:
+        checkpoint: to continue from.
+        now: the recipe as `run.json` would hold it, with `start_from` and `reference`.
+    """
+    before = recorded_run(checkpoint).get("config", {})
+    for key, what in (("start_from", "parent"), ("reference", "reference")):
+        runs = [(record.get(key) or {}).get("run") for record in (before, now)]
+        if runs[0] != runs[1] and "start_from" in before:
+            raise ResumeError(
+                f"the {what} stage was trained anew since this stage was begun",
+                where=str(checkpoint),
+                fix="Restore its folder, or start this stage anew with trainer.resume: never",
+            )
 
 
 def _changed_sources(before: Any, now: Any) -> list[str]:

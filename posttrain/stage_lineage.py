@@ -74,18 +74,29 @@ def write_model_card(folder: Path, run: Mapping[str, Any]) -> None:
     orders = [item["order"] for item in run.get("lineage", []) if item.get("order")]
     order = f"\nOrder of the tasks: {', '.join(map(escape, orders[-1]))}.\n" if orders else ""
     path = folder / CARD
-    before = path.read_text(encoding="utf-8").rstrip() + "\n\n" if path.exists() else ""
+    written = path.read_text(encoding="utf-8") if path.exists() else ""
+    before = written.partition("## Lineage")[0].rstrip()  # a stage that was continued after its end writes again
+    before += "\n\n" if before else ""
     write_atomic(path, f"{before}## Lineage\n\n{text}\n{order}")
 
 
-def refuse_changed_order(config: Any, folder: Path) -> None:
-    """Raise ResumeError where the same arm was begun with its tasks in another order."""
+def refuse_changed_order(config: Any, folder: Path, *, is_main: bool = True) -> None:
+    """Raise ResumeError where the same arm was begun with its tasks in another order.
+
+    With `trainer.resume: never` the main process sets those runs aside instead.
+    """
+    from posttrain.resuming import set_aside
+
     own = config.stage.lineage if config.stage is not None else None
-    if not own or "order" not in own or config.trainer.resume == "never":
+    anew = config.trainer.resume == "never"
+    if not own or "order" not in own or (anew and not is_main):
         return
     for path in sorted(folder.parent.glob("*/run.json")):
         recorded = (json.loads(path.read_text(encoding="utf-8")).get("lineage") or [{}])[-1]
         if recorded.get("arm") == own["arm"] and recorded.get("order") not in (None, own["order"]):
+            if anew:
+                set_aside(path.parent)
+                continue
             raise ResumeError(
                 "the sequence was begun with its tasks in another order",
                 where=str(path.parent),

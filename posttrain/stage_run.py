@@ -15,6 +15,7 @@ from posttrain.resuming import (
     is_finished,
     mark_finished,
     recorded_run,
+    refuse_other_origin,
     run_id,
     set_aside,
 )
@@ -86,8 +87,8 @@ class Stage:
         from posttrain.evaluation.provenance import data_fingerprint
         from posttrain.stage_lineage import refuse_changed_order, write_metrics
 
-        refuse_changed_order(self.config, self.folder.path)
-        if is_finished(self.folder.path, self.config, parent=self.parent):
+        refuse_changed_order(self.config, self.folder.path, is_main=is_main_process())
+        if is_finished(self.folder.path, self.config, parent=self.parent, reference=self.reference):
             if is_main_process():
                 say(f"{self.folder.path} is finished; nothing to do (trainer.resume: never trains it again)")
             return self.outcome()
@@ -97,6 +98,8 @@ class Stage:
             hashes = {share.name: share.indices_sha256 for share in self.mixture.shares}
             fingerprints["train"] |= {"sources": hashes}
         checkpoint = choose_checkpoint(self.config.trainer.resume, self.folder, fingerprints)
+        if checkpoint:
+            refuse_other_origin(checkpoint, self.record())
         changes = changed_settings(recorded_run(checkpoint).get("config", {}), self.record()) if checkpoint else []
         trainer.accelerator.wait_for_everyone()  # every rank has read the stopped run's record before it is replaced
         if is_main_process():
@@ -118,7 +121,7 @@ class Stage:
             if (problem := write_metrics(self.config, self.folder.path)) is not None:
                 say(f"warning: {problem}")
             self.folder.write_report()
-            mark_finished(self.folder.path, self.config, parent=self.parent)
+            mark_finished(self.folder.path, self.config, parent=self.parent, reference=self.reference)
         trainer.accelerator.wait_for_everyone()
         return self.outcome()
 
@@ -228,8 +231,11 @@ class Stage:
         from posttrain.evaluation.provenance import without_secrets
         from posttrain.evaluation.records import json_value
 
-        parent = {"model": str(self.parent), "run": run_id(self.parent.parent)} if self.parent else None
-        return without_secrets(json_value({**self.config.values, "stage": self.name, "start_from": parent}))
+        origin = {
+            key: {"model": str(model), "run": run_id(model.parent)} if isinstance(model, Path) else None
+            for key, model in (("start_from", self.parent), ("reference", self.reference))
+        }
+        return without_secrets(json_value({**self.config.values, "stage": self.name, **origin}))
 
     def describe(self, trainer: Any, fingerprints: dict[str, Any]) -> None:
         """Write `run.json`."""

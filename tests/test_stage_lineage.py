@@ -11,10 +11,12 @@ import pytest
 
 from posttrain.config.loader import load
 from posttrain.config.stages import resolve_stages
-from posttrain.errors import ResumeError
+from posttrain.errors import DataError, ResumeError
 from posttrain.filtering import filter_model
+from posttrain.resuming import refuse_other_origin
 from posttrain.run import run
-from posttrain.stage_lineage import weights_sha256, write_metrics
+from posttrain.stage_lineage import refuse_changed_order, weights_sha256, write_metrics
+from posttrain.stages.sequences import matrix_of
 from posttrain.study_continual import study_continual
 from tests.config.recipes import write
 from tests.stages.test_continual import recipe, task
@@ -63,6 +65,40 @@ def test_another_order_is_refused(trained):
     other = write(path.parent, {**values, "stages": {**values["stages"], "tasks": tasks}}, "other.yaml")
     with pytest.raises(ResumeError, match="begun with its tasks in another order"):
         run(other)
+    copied = path.parent / "copied"
+    shutil.copytree(path.parent / "run", copied)
+    config = resolve_stages(load(other, [f"trainer.output_dir={copied}", "trainer.resume=never"]))[0][2]
+    refuse_changed_order(config, Path(str(config.trainer.output_dir)))
+    assert not list(copied.glob("rif-*/run.json")), "what was begun in the old order is set aside"
+    again = resolve_stages(load(other, [f"trainer.output_dir={copied}"]))[0][2]
+    refuse_changed_order(again, Path(str(again.trainer.output_dir)))
+
+
+def test_a_stopped_stage_is_not_continued_from_another_training_of_its_parent(trained):
+    stage = trained[0].parent / "run" / "rif-2-prime"
+    checkpoint, now = stage / "checkpoint-1", read(stage / "run.json")["config"]
+    refuse_other_origin(checkpoint, now)
+    other = {**now, "start_from": {**now["start_from"], "run": "another"}}
+    with pytest.raises(ResumeError, match="the parent stage was trained anew since this stage was begun"):
+        refuse_other_origin(checkpoint, other)
+    with pytest.raises(ResumeError, match="the reference stage was trained anew"):
+        refuse_other_origin(checkpoint, {**now, "reference": {"model": "x", "run": "another"}})
+
+
+def test_scores_of_different_settings_make_no_matrix(trained, tmp_path):
+    root = shutil.copytree(trained[0].parent / "run", tmp_path / "run")
+    own = read(root / "rif-2-prime" / "run.json")["lineage"][-1]
+    assert matrix_of(root, own).tasks == ("parity", "prime")
+    path = root / "rif-2-prime" / "eval.json"
+    found = read(path)
+    found["after"]["settings"]["temperature"] = 0.7
+    path.write_text(json.dumps(found))
+    with pytest.raises(DataError, match="rif-1-parity and rif-2-prime were evaluated with different settings: temp"):
+        matrix_of(root, own)
+    found["after"]["tasks"]["prime"]["partial"] = True
+    path.write_text(json.dumps(found))
+    with pytest.raises(DataError, match="ended by its time budget"):
+        matrix_of(root, own)
 
 
 def test_metrics_stand_beside_the_last_evaluation_and_in_the_report(trained):
@@ -99,7 +135,7 @@ def test_the_filter_is_not_made_twice_and_refuses_another_checkpoint(trained, ca
     # The stage's own filter asked the same of the same model.
     assert first.counts == read(root / "rif-2-prime" / "rif" / "counts.json")["counts"]
     again = filter_model(str(root / "rif-1-parity"), **asked)
-    assert again.num_tokens == 0 < first.num_tokens and again.indices == first.indices
+    assert again.num_tokens == first.num_tokens > 0 and again.indices == first.indices
     lines = (path.parent / "filter" / "kept.jsonl").read_text().splitlines()
     assert len(lines) == len(first.indices)
     with pytest.raises(ResumeError, match="another checkpoint"):

@@ -81,6 +81,10 @@ def _check_plan(
         if stage.name in earlier:
             where = source.where(("stages", index, "name"))
             errors.append(ConfigError("two stages have this name", where=where, got=stage.name, fix="Rename one"))
+        if stage.name == "model":
+            where = source.where(("stages", index, "name"))
+            what = "reference_from means the recipe's model by this word"
+            errors.append(ConfigError(what, where=where, got=stage.name, fix="Rename the stage"))
         if stage.start_from is not None and stage.start_from not in earlier:
             close = difflib.get_close_matches(stage.start_from, earlier, n=1, cutoff=0.5)
             errors.append(
@@ -97,6 +101,7 @@ def _check_plan(
             what = "not the name of an earlier stage"
             errors.append(ConfigError(what, where=where, got=stage.reference_from, allowed=allowed))
         earlier.append(stage.name)
+    errors += _foreign_checkpoint(values, earlier, source)
     for block in BLOCKS:
         if values.get(block) is None or not all(_ignores(stage, block, values) for stage in stages):
             continue
@@ -110,6 +115,22 @@ def _check_plan(
         where = source.where(("hub", "push"))
         fix = "Write the hub block in the stage to be published"
         errors.append(ConfigError("the stages would push over each other", where=where, fix=fix))
+
+
+def _checkpoint(resume: Any) -> Path | None:
+    """The checkpoint that `trainer.resume` names; None for its words."""
+    return Path(resume).expanduser().resolve() if isinstance(resume, str) and resume not in ("auto", "never") else None
+
+
+def _foreign_checkpoint(values: dict[str, Any], names: list[str], source: SourceMap) -> list[PosttrainError]:
+    """A checkpoint under `trainer.resume` that belongs to no stage: none could be continued from it."""
+    shared, root = values.get("trainer"), Path(_root(values, source))
+    written = shared.get("resume") if isinstance(shared, dict) else None
+    named = _checkpoint(written)
+    if named is None or named.parent in [(root / name).resolve() for name in names]:
+        return []
+    where, allowed = source.where(("trainer", "resume")), f"auto, never, {root}/<stage>/checkpoint-<n>"
+    return [ConfigError("not a checkpoint of a stage of this recipe", where=where, got=str(written), allowed=allowed)]
 
 
 def _ignores(stage: StageBlock, block: str, values: dict[str, Any]) -> bool:
@@ -147,8 +168,12 @@ def _parse_stage(
                 )
             )
         shared = values.get("trainer")
+        folder = Path(_root(values, source)) / stage.name
         resume = {"resume": shared["resume"]} if isinstance(shared, dict) and "resume" in shared else {}
-        raw["trainer"] = {**resume, **trainer, "output_dir": str(Path(_root(values, source)) / stage.name)}
+        if (place := _checkpoint(resume.get("resume"))) is not None and place.parent != folder.resolve():
+            resume = {"resume": "auto"}  # the checkpoint is another stage's
+            trainer = {key: value for key, value in trainer.items() if key != "resume" or "trainer" in own}
+        raw["trainer"] = {**resume, **trainer, "output_dir": str(folder)}
     found: list[PosttrainError] = []
     config = parse_run(raw, source.stage(index, own), found)
     if config is not None:

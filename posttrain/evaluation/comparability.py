@@ -13,7 +13,7 @@ from posttrain.evaluation.markdown import MISSING, number, percent
 from posttrain.evaluation.results import missing_verdicts
 
 # Of the evaluation settings, those that change neither which completions are judged nor how.
-_HARMLESS = {"batch_size", "at_start", "every_steps", "time_budget_seconds"}
+HARMLESS_SETTINGS = {"batch_size", "at_start", "every_steps", "time_budget_seconds"}
 MANY_TRUNCATED = 0.2
 _NOT_SHOWN = {"stage"}
 
@@ -178,7 +178,9 @@ def _training_data(arms: Sequence[Arm]) -> Callable[[Run], str | None]:
 
 def _eval_settings(run: Run) -> dict[str, Any] | None:
     settings = (run.after or run.before or {}).get("settings")
-    return None if settings is None else {key: value for key, value in settings.items() if key not in _HARMLESS}
+    return (
+        None if settings is None else {key: value for key, value in settings.items() if key not in HARMLESS_SETTINGS}
+    )
 
 
 def _verifier(run: Run) -> str | None:

@@ -142,11 +142,23 @@ class _Arm:
     def together(self) -> dict[str, Any]:
         """One stage on the rows of all tasks, as long as their stages together."""
         last = self.tasks[-1]
+        trainers = [self.merged("trainer", "multitask_sft", task) for task in self.tasks]
+        steps, epochs = ([trainer.get(key) for trainer in trainers] for key in ("max_steps", "num_train_epochs"))
+        is_stepped = all(isinstance(count, int) and count > 0 for count in steps)
+        if not is_stepped and len(set(map(str, epochs))) > 1:
+            raise ConfigError(
+                "the tasks' stages have different numbers of epochs, so one stage has none",
+                where=self.where,
+                got=", ".join(f"{task['name']} {count}" for task, count in zip(self.tasks, epochs, strict=True)),
+                fix="Write max_steps for every task, or train multitask_sft from a recipe of its own",
+            )
         mixture = [_entry(task) for task in self.tasks]
-        stage = self.blocks(last, "multitask_sft", {"mixture": mixture}, at_start=True)
-        steps = [self.merged("trainer", "multitask_sft", task).get("max_steps") for task in self.tasks]
-        if all(isinstance(count, int) and count > 0 for count in steps):
-            stage["trainer"] = {**stage["trainer"], "max_steps": sum(steps)}
+        # What a task changes is for its own rows; only the number of steps is taken over.
+        shared = {key: value for key, value in last.items() if key not in ("method", "rollout", "trainer")}
+        stage = self.blocks(shared, "multitask_sft", {"mixture": mixture}, at_start=True)
+        length: dict[str, Any] = {"max_steps": sum(count or 0 for count in steps)} if is_stepped else {}
+        length |= {"num_train_epochs": epochs[0]} if not is_stepped and epochs[0] is not None else {}
+        stage["trainer"] = {**stage["trainer"], **length}
         stage |= {"name": self.name, "lineage": {**self.lineage("multitask_sft", last, 1), "task": None}}
         return stage | ({"start_from": self.start} if self.start is not None else {})
 
@@ -156,7 +168,9 @@ class _Arm:
         data["eval_tasks"] = {item["name"]: {**item["eval"], **_verdict(item)} for item in self.tasks}
         data["eval_tasks"] |= dict(self.block.get("general") or {})
         trainer = self.merged("trainer", paradigm, task)
-        evaluation = {"at_start": at_start, **self.merged("eval", paradigm, task), **_verdict(task)}
+        evaluation = {**self.merged("eval", paradigm, task), **_verdict(task)}
+        # The row "before" of the score matrix is that of the first stage, and no other is read.
+        evaluation["at_start"] = at_start
         stage = {"method": {**_METHODS[paradigm], **self.merged("method", paradigm, task)}, "data": data}
         stage |= {"trainer": trainer, "eval": evaluation}
         if paradigm in POLICY:
@@ -167,7 +181,7 @@ class _Arm:
                 raise ConfigError(what, where=where, got=paradigm, fix="Write verifier, e.g. verifier: exact")
             stage["rollout"] = {"rewards": [task["verifier"]], **rollout} if "verifier" in task else rollout
             uses_kl = self.reference != "none" and paradigm != "rejection_sft"
-            trainer["beta"] = float(self.option("kl_coefficient", 0.01)) if uses_kl else 0.0
+            trainer["beta"] = self.coefficient() if uses_kl else 0.0
         adapter = self.option("lora") if paradigm == "lora_sft" else (self.values.get("model") or {}).get("lora")
         if paradigm in POLICY and adapter and self.reference == "initial":
             raise ConfigError(
@@ -179,6 +193,14 @@ class _Arm:
         if paradigm == "lora_sft":
             stage["model"] = {**(self.values.get("model") or {}), "lora": dict(adapter or {})}
         return stage
+
+    def coefficient(self) -> float:
+        """Weight of the divergence from the reference."""
+        value = self.option("kl_coefficient", 0.01)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            what = "the weight of the divergence from the reference"
+            raise ConfigError(what, where="stages.kl_coefficient", got=value, allowed="number >= 0")
+        return float(value)
 
     def merged(self, key: str, paradigm: str, task: Mapping[str, Any]) -> dict[str, Any]:
         """A block: the recipe's, changed by its kind of paradigm, the arm and the task."""
@@ -195,8 +217,10 @@ class _Arm:
         if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
             what = "the replayed part of earlier rows"
             raise ConfigError(what, where="stages.replay_fraction", got=fraction, allowed="0 to 1")
+        if not fraction:
+            return dict(self.tasks[position - 1]["train"])  # plain sft, down to the order of the rows
         earlier = [{**_entry(task), "replay_fraction": float(fraction)} for task in self.tasks[: position - 1]]
-        return {"mixture": [_entry(self.tasks[position - 1]), *(earlier if fraction else [])]}
+        return {"mixture": [_entry(self.tasks[position - 1]), *earlier]}
 
     def lineage(self, paradigm: str, task: Mapping[str, Any], position: int) -> dict[str, Any]:
         """What the record of the run says about its place."""

@@ -220,6 +220,7 @@ def all_metrics(m: ScoreMatrix) -> dict[str, Metric]:
 
 FORGOTTEN = "forgotten"
 KNOWN_BEFORE = "ability of the base model lost"
+GAIN_LOST = "gain on an ability of the base model lost"
 KEPT = "kept"
 
 
@@ -232,16 +233,20 @@ def drops(m: ScoreMatrix, *, known: float, tolerance: float = 0.0) -> dict[str, 
         tolerance: a drop up to this is none.
 
     Returns:
-        Task -> FORGOTTEN (the sequence taught it and lost it), KNOWN_BEFORE (the base model could do it, so that what
-        was lost is not what training taught), or KEPT.
+        Task -> FORGOTTEN (the base model could not do it; it was best at its own stage or later, and is worse at the
+        end); where the base model could do it, KNOWN_BEFORE (worse at the end than the base model was) or GAIN_LOST
+        (not worse than that, but worse than it was in between); otherwise KEPT.
     """
     found = {}
     for i, task in enumerate(m.tasks):
-        best = max(row[i] for row in m.scores[i:])
-        if best - m.scores[-1][i] <= tolerance:
-            found[task] = KEPT
+        last, base = m.scores[-1][i], m.base[i]
+        dropped = max(row[i] for row in m.scores[i:]) - last > tolerance
+        if base < known:
+            found[task] = FORGOTTEN if dropped else KEPT
+        elif base - last > tolerance:
+            found[task] = KNOWN_BEFORE
         else:
-            found[task] = KNOWN_BEFORE if m.base[i] >= known else FORGOTTEN
+            found[task] = GAIN_LOST if dropped else KEPT
     return found
 
 

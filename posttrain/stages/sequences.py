@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import DataError
+from posttrain.evaluation.comparability import HARMLESS_SETTINGS
 from posttrain.stages.matrix import ScoreMatrix
 
 
@@ -23,10 +24,14 @@ def matrix_of(
         measure: number of an evaluation.
 
     Raises:
-        DataError: a stage, or a score in it, is missing: (stage, task) is named.
+        DataError: a stage, or a score in it, is missing: (stage, task) is named. An evaluation is only a part of what
+            was asked for, or was made with other settings than the others.
     """
     order = [str(task) for task in lineage["order"]]
     folders = [root / f"{lineage['arm']}-{number}-{task}" for number, task in enumerate(order, start=1)]
+    _refuse_uneven(
+        [(folders[0], "before"), *((folder, "after") for folder in [*folders, *([joint] if joint else [])])]
+    )
     before, last = _scores(folders[0], "before", measure), _scores(folders[-1], "after", measure)
     rows = [_scores(folder, "after", measure) for folder in folders]
     together = None if joint is None else _scores(joint, "after", measure)
@@ -43,10 +48,40 @@ def matrix_of(
 
 
 def _scores(folder: Path, name: str, measure: str) -> dict[str, Any]:
+    return {task: found.get(measure) for task, found in _evaluation(folder, name).get("tasks", {}).items()}
+
+
+def _evaluation(folder: Path, name: str) -> dict[str, Any]:
     path = folder / "eval.json"
     evals = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    tasks = evals.get(name, {}).get("tasks", {})
-    return {task: found.get(measure) for task, found in tasks.items()}
+    found: dict[str, Any] = evals.get(name, {})
+    return found
+
+
+def _refuse_uneven(cells: Sequence[tuple[Path, str]]) -> None:
+    """DataError where evaluations do not go into one table; those that are missing are told by whoever reads them."""
+    first: tuple[str, dict[str, Any]] | None = None
+    for folder, name in cells:
+        found = _evaluation(folder, name)
+        for task, result in found.get("tasks", {}).items():
+            if result.get("partial"):
+                raise DataError(
+                    "the evaluation was ended by its time budget",
+                    where=f"score matrix, (stage, task) = ({folder.name!r}, {task!r})",
+                    fix="Raise eval.time_budget_seconds and train the stage anew",
+                )
+        if not found:
+            continue
+        settings = {key: value for key, value in found.get("settings", {}).items() if key not in HARMLESS_SETTINGS}
+        first = first or (folder.name, settings)
+        changed = sorted(key for key in settings | first[1] if settings.get(key) != first[1].get(key))
+        if changed:
+            raise DataError(
+                f"{first[0]} and {folder.name} were evaluated with different settings: {', '.join(changed)}",
+                where="score matrix",
+                got=f"{folder.name}: " + ", ".join(f"{key} {settings.get(key)}" for key in changed),
+                fix="Restore the eval block, or train the stages anew with trainer.resume: never",
+            )
 
 
 def _row(order: Sequence[str], scores: Mapping[str, Any], stage: str) -> tuple[float, ...]:

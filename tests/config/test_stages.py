@@ -40,6 +40,24 @@ def test_each_stage_has_a_folder_below_the_recipes(tmp_path: Path):
         assert run.trainer.output_dir == str(tmp_path / "run" / name) and run.trainer.resume == "never"
 
 
+def test_a_named_checkpoint_is_continued_by_its_own_stage_alone(tmp_path: Path):
+    checkpoint = tmp_path / "run" / "hpt" / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "posttrain_complete.json").write_text("{}")
+    cfg = load(write(tmp_path, PLAN), [f"trainer.resume={checkpoint}"])
+    found = {name: run.trainer.resume for name, _, run in resolve_stages(cfg)}
+    assert found == {"warm_up": "auto", "hpt": str(checkpoint), "grpo": "auto"}
+    elsewhere = tmp_path / "other" / "hpt" / "checkpoint-2"
+    elsewhere.mkdir(parents=True)
+    with pytest.raises(ConfigError, match="not a checkpoint of a stage of this recipe"):
+        load(write(tmp_path, PLAN), [f"trainer.resume={elsewhere}"])
+
+
+def test_no_stage_is_called_by_the_word_for_the_recipes_model(tmp_path: Path):
+    with pytest.raises(ConfigError, match="reference_from means the recipe's model by this word"):
+        load(write(tmp_path, {**PLAN, "stages": [{**WARM_UP, "name": "model"}]}))
+
+
 def test_a_supervised_stage_takes_only_the_verdict_from_a_shared_rollout_block(tmp_path: Path):
     first = resolve_stages(load(write(tmp_path, PLAN)))[0][2]
     assert first.rollout is None

@@ -60,6 +60,31 @@ def test_each_arm_goes_through_the_tasks_in_order_and_every_stage_is_evaluated_o
     assert [stages[name]["eval"]["at_start"] for name in ("sft-1-parity", "sft-2-prime")] == [True, False]
 
 
+def test_the_row_before_training_is_measured_once_whatever_the_recipe_says():
+    values = recipe(paradigms=["sft"])
+    for written in (True, False):
+        values["eval"]["at_start"] = written
+        assert [stage["eval"]["at_start"] for stage in expand(values)] == [True, False, False]
+
+
+def test_replay_of_nothing_is_plain_sft():
+    stages = by_name(paradigms=["sft", {"name": "none", "paradigm": "replay_sft", "replay_fraction": 0}])
+    for place in ("2-prime", "3-half"):
+        assert stages[f"none-{place}"]["data"] == stages[f"sft-{place}"]["data"]
+
+
+def test_all_tasks_together_take_nothing_of_one_task():
+    values = recipe(paradigms=["multitask_sft"])
+    values["stages"]["tasks"][2] |= {"trainer": {"learning_rate": 0.5}, "method": {"loss_aggregation": "x"}}
+    (stage,) = expand(values)
+    assert stage["trainer"]["max_steps"] == 3 * GRPO["trainer"]["max_steps"]
+    assert stage["trainer"]["learning_rate"] != 0.5 and stage["method"]["loss_aggregation"] == "token_mean"
+    del values["trainer"]["max_steps"]
+    values["stages"]["tasks"][2]["trainer"] = {"num_train_epochs": 3}
+    with pytest.raises(ConfigError, match="different numbers of epochs, so one stage has none"):
+        expand(values)
+
+
 def test_the_reference_is_the_initial_model_the_one_before_or_none():
     initial = by_name(before=[{"name": "base"}])
     assert [stage.get("reference_from") for stage in initial.values()] == [None, None, "base", "base"]

@@ -12,6 +12,7 @@ import pytest
 from posttrain.errors import DataError
 from posttrain.stages.matrix import (
     FORGOTTEN,
+    GAIN_LOST,
     KEPT,
     KNOWN_BEFORE,
     ScoreMatrix,
@@ -85,3 +86,9 @@ def test_a_drop_is_forgetting_only_of_what_training_taught():
         "kept": KEPT,
         "last": KEPT,
     }
+    m = ScoreMatrix(
+        ("gained", "never learnt", "last"),
+        ((0.95, 0.9, 0.9), (0.8, 0.3, 0.9), (0.7, 0.3, 0.15)),
+        base=(0.6, 0.9, 0.9),
+    )
+    assert drops(m, known=0.5) == {"gained": GAIN_LOST, "never learnt": KNOWN_BEFORE, "last": KNOWN_BEFORE}
