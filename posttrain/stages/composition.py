@@ -123,6 +123,24 @@ class Sources:
             raise ConfigError("the source has no role", where=where, got=without[0], allowed="specialized or general")
         return found
 
+    def refuse_own_amounts(self, special: Sequence[str]) -> None:
+        """ConfigError where something else than k would decide how much of stage 1 is repeated in stage 2."""
+        if self.train.get("mixing") == "interleave_weighted":
+            raise ConfigError(
+                "weights would decide how often the repeated rows come, whatever part of them is repeated",
+                where="data.train.mixing",
+                got="interleave_weighted",
+                allowed="concat_shuffle with the presets dmt and mixed_sequential",
+            )
+        for name in special:
+            if "replay_fraction" in self.entries[self.names.index(name)]:
+                fix = "Write stages.specialized_replay_fraction, or fraction for fewer rows in both stages"
+                raise ConfigError(
+                    "stage 2 repeats rows of stage 1",
+                    where=f"data.train.mixture, source {name!r}, replay_fraction",
+                    fix=fix,
+                )
+
     def stage(
         self, name: str, sources: Sequence[str], *, start_from: str | None = None, changes: Mapping[str, Any] = {}
     ) -> dict[str, Any]:
@@ -161,6 +179,7 @@ def _dmt(recipe: Sources, fractions: Sequence[Any], measures: Sequence[str]) -> 
     At 0 the specialised sources are left out of the second stage, which makes it mixed_sequential's.
     """
     special, general = recipe.of("specialized", "dmt"), recipe.of("general", "dmt")
+    recipe.refuse_own_amounts(special)
     yield recipe.stage("specialized", special)
     for measure in measures:
         if measure not in _MEASURES:

@@ -6,6 +6,7 @@ and specialised 1/4 means all general rows and a quarter of the specialised ones
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -135,8 +136,16 @@ def _name(stem: str, part: float) -> str:
 
 
 def _times(recipe: Sources, source: str, part: float) -> dict[str, Any]:
+    """A part of what the recipe takes of a source."""
     entry = recipe.entries[recipe.names.index(source)]
-    return {"fraction": float(entry.get("fraction", 1.0)) * part}
+    written, most = entry.get("fraction", 1.0), entry.get("max_rows")
+    if isinstance(written, bool) or not isinstance(written, int | float):
+        where = f"data.train.mixture, source {source!r}, fraction"
+        raise ConfigError("a fraction is a part of the rows", where=where, got=written, allowed="0 to 1")
+    found: dict[str, Any] = {"fraction": float(written) * part}
+    if isinstance(most, int):
+        found["max_rows"] = max(1, math.floor(most * part))
+    return found
 
 
 def _ratios(

@@ -26,7 +26,7 @@ new, as the stage runner does with every adapter; the paper's own runs train all
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from posttrain.errors import ConfigError
@@ -63,6 +63,12 @@ def continual_stages(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     block = values["stages"]
     _known(block, _OPTIONS, "stages")
+    _mappings(values, ("data", "model", "rollout", "trainer", "eval"), "")
+    _mappings(block, ("general", "supervised", "policy", "lora", "rif"), "stages")
+    for kind in ("supervised", "policy"):
+        _mappings(block.get(kind) or {}, _BLOCKS, f"stages.{kind}")
+    for name, source in (block.get("general") or {}).items():
+        _mappings({name: source}, (name,), "stages.general")
     if "method" in values:
         fix = "Write what you want to change in an arm of stages.paradigms"
         raise ConfigError("the method comes from the paradigm", where="method", fix=fix)
@@ -259,6 +265,7 @@ def _tasks(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     for index, task in enumerate(tasks):
         where = f"stages.tasks.{index}"
         _known(task, _TASK, where)
+        _mappings(task, ("train", "eval", "method", "rollout", "trainer", "rif"), where)
         for key in ("name", "train", "eval"):
             if task.get(key) in (None, "", {}):
                 what = "a task is evaluated on rows of its own" if key == "eval" else f"the key {key} is missing"
@@ -284,7 +291,8 @@ def _arms(block: Mapping[str, Any]) -> list[dict[str, Any]]:
         arm.setdefault("name", arm.get("paradigm"))
         arm.setdefault("paradigm", arm["name"])
         _known(arm, _ARM, where)
-        if arm["paradigm"] not in _METHODS:
+        _mappings(arm, (*_BLOCKS, "lora", "rif"), where)
+        if not isinstance(arm["paradigm"], str) or arm["paradigm"] not in _METHODS:
             close = difflib.get_close_matches(str(arm["paradigm"]), _METHODS, n=1, cutoff=0.5)
             fix = f"Perhaps you mean {close[0]!r}" if close else None
             allowed = f"one of: {', '.join(_METHODS)}"
@@ -293,6 +301,14 @@ def _arms(block: Mapping[str, Any]) -> list[dict[str, Any]]:
             raise ConfigError("two arms have this name", where=where, got=arm["name"], fix="Write another name")
         arms.append(arm)
     return arms
+
+
+def _mappings(block: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
+    """ConfigError where one of these keys holds something else than a block."""
+    for key in keys:
+        if block.get(key) is not None and not isinstance(block[key], dict):
+            place = f"{where}.{key}" if where else key
+            raise ConfigError("a block of keys is expected", where=place, got=block[key])
 
 
 def _known(block: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:

@@ -191,6 +191,16 @@ REFUSED = [
         {},
         "stages.strategies: a list of one or more different",
     ),
+    (
+        {"preset": "dmt"},
+        {"data.train": {"mixture": [{**source, "weight": 1} for source in SOURCES], "mixing": "interleave_weighted"}},
+        "data.train.mixing: weights would decide how often the repeated rows come",
+    ),
+    (
+        {"preset": "dmt"},
+        {"data.train": {"mixture": [{**SOURCES[0], "replay_fraction": 0.1}, *SOURCES[1:]]}},
+        "stage 2 repeats rows of stage 1",
+    ),
     ({"preset": "composition", "strategies": ["both"]}, {}, "stages.strategies: unknown value (got 'both'"),
     ({"preset": "custom"}, {}, "stages.plan: a custom plan lists its stages"),
     ({"preset": "custom", "plan": [{"name": "a"}]}, {}, "stages.plan.0: a stage names itself and its sources"),

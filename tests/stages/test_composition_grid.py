@@ -54,6 +54,15 @@ def test_parts_are_of_what_the_recipe_takes():
     assert (parts["only_math"], parts["only_math-0.25"]) == (0.5, 0.125)
 
 
+def test_a_part_of_a_source_with_a_largest_number_of_rows_is_a_part_of_that_number():
+    values = {key: value for key, value in recipe({}).items() if key != "stages"}
+    values["data"]["train"]["mixture"][0]["max_rows"] = 100
+    name = values["data"]["train"]["mixture"][0]["name"]
+    found = composition_grid(values, amounts=AMOUNTS, replays=REPLAYS, questions=["amount"])
+    alone = [stage for stage in found.stages if stage["name"].startswith(f"only_{name}")]
+    assert [stage["data"]["train"]["mixture"][0]["max_rows"] for stage in alone] == [100, 25, 6]
+
+
 def test_conflict_is_together_minus_alone_from_the_same_rows():
     points = [
         Point("amount", "", "a1", {"a": 1.0}),

@@ -146,6 +146,12 @@ def test_the_stages_are_a_recipe(tmp_path: Path):
         ({"paradigms": ["grpo", "grpo"]}, "two arms have this name"),
         ({"paradigms": ["replay_sft"], "replay_fraction": 1.5}, "the replayed part of earlier rows"),
         ({"reference_model": "first"}, "unknown reference"),
+        ({"kl_coefficient": "abc"}, "stages.kl_coefficient: the weight of the divergence from the reference"),
+        ({"lora": True}, "stages.lora: a block of keys is expected"),
+        ({"general": ["x"]}, "stages.general: a block of keys is expected"),
+        ({"policy": {"trainer": [1]}}, "stages.policy.trainer: a block of keys is expected"),
+        ({"tasks": [task("parity", 1), {**task("prime", 2), "eval": "x"}]}, "stages.tasks.1.eval: a block of keys"),
+        ({"paradigms": [{"name": "x", "paradigm": ["grpo"]}]}, "unknown paradigm"),
         ({"tasks": [{**task("parity", 1), "paradigm": "sfg"}, task("prime", 2)]}, "unknown paradigm"),
     ],
 )
