@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,10 @@ def study_continual(
     stages = {name: stage for name, _, stage in resolve_stages(config)}
     placed = {n: s.stage.lineage for n, s in stages.items() if s.stage is not None and s.stage.lineage}
     arms: dict[str, Mapping[str, Any]] = {}
-    joint: str | None = None
+    joints: list[str] = []
     for name, place in placed.items():
         if place.get("paradigm") == "multitask_sft":
-            joint = name
+            joints.append(name)
         elif "order" in place:
             arms.setdefault(place["arm"], place)
     if not arms:
@@ -66,11 +66,11 @@ def study_continual(
     root = Path(str(config.trainer.output_dir))
     reports = []
     for name, lineage in arms.items():
-        matrix = matrix_of(root, lineage, joint=root / joint if joint else None)
+        matrix = matrix_of(root, lineage, joint=root / joints[0] if joints else None)
         folders = [root / stage for stage, found in placed.items() if found.get("arm") == name]
         numbers = all_metrics(matrix), drops(matrix, known=known, tolerance=0.02)
         reports.append(ArmReport(name, str(lineage["paradigm"]), matrix, *numbers, _cost(folders)))
-    return reports, _write(root, reports, known)
+    return reports, _write(root, reports, known, joints)
 
 
 def _cost(folders: list[Path]) -> dict[str, float]:
@@ -87,7 +87,23 @@ def _cost(folders: list[Path]) -> dict[str, float]:
     return total
 
 
-def _write(root: Path, reports: list[ArmReport], known: float) -> Path:
+def _together(root: Path, joint: str) -> list[str]:
+    """Section on a stage that trained all tasks at once: every score before and after, and what it cost."""
+    from posttrain.evaluation.markdown import escape, table
+    from posttrain.evaluation.report import AFTER, BEFORE, RunFolder
+
+    evals = RunFolder(root / joint).read_evals()
+    found = {name: evals.get(name, {}).get("tasks", {}) for name in (BEFORE, AFTER)}
+    names = list(found[AFTER])
+    body = [
+        [told, *(_percent(found[name][task]["accuracy"]) if task in found[name] else "–" for task in names)]
+        for name, told in ((BEFORE, "before"), (AFTER, "after all tasks together"))
+    ]
+    parts = [f"## {escape(joint)}", "", table(["accuracy on", *map(escape, names)], body), ""]
+    return [*parts, *(f"- {name}: {value:,.0f}" for name, value in _cost([root / joint]).items()), ""]
+
+
+def _write(root: Path, reports: list[ArmReport], known: float, joints: Sequence[str]) -> Path:
     """Report, plot and numbers."""
     from posttrain.evaluation.markdown import escape, table
     from posttrain.evaluation.records import write_atomic, write_json
@@ -113,6 +129,8 @@ def _write(root: Path, reports: list[ArmReport], known: float) -> Path:
         parts += [f"- {escape(task)}: {what}" for task, what in report.became.items()]
         parts += [f"- {name}: {value:,.0f}" for name, value in report.cost.items()]
         parts += [""]
+    for joint in joints:
+        parts += _together(root, joint)
     write_json(root / NUMBERS, [_numbers(report) for report in reports])
     return write_atomic(root / REPORT, "\n".join(parts).rstrip() + "\n")
 
@@ -120,8 +138,9 @@ def _write(root: Path, reports: list[ArmReport], known: float) -> Path:
 _READING = (
     "Rows are stages, columns what was evaluated. Forgetting is the best score from a task's own stage on minus the "
     "last one; the forgetting measure is the last score minus the best of the whole sequence, without the last task "
-    "unless it says all tasks. A drop on a task that the base model did at {known} or better is called a lost ability "
-    "of the base model, not forgetting of what training taught. Drops of up to 2 points are none. One run: read "
+    "unless it says all tasks. On a task that the base model did at {known} or better, an end below that is a lost "
+    "ability of the base model, and a drop to no less than that a lost gain; neither is forgetting of what training "
+    "taught. Drops of up to 2 points are none. One run: read "
     "differences with the standard errors in each stage's report."
 )
 

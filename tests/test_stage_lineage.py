@@ -111,6 +111,7 @@ def test_metrics_stand_beside_the_last_evaluation_and_in_the_report(trained):
     reports, report = study_continual(path, train=False)
     assert [item.name for item in reports] == ["rif"] and reports[0].metrics["intransigence"].value is not None
     text = report.read_text()
+    assert "## multitask" in text and "| after all tasks together |" in text
     assert "| after prime |" in text and "general drift: nothing was evaluated" in text
     assert (root / "plots" / "continual.png").read_bytes()[:4] == b"\x89PNG"
     assert read(root / "continual_report.json")[0]["metrics"]["forgetting"]["value"] is not None
