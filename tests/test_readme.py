@@ -19,7 +19,6 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 NOT_MEASURED: dict[tuple[str, str], str] = {
     ("hpt", "smollm2"): "being measured",
     ("rft_cpt", "main"): "not run yet: after 400 steps its base model (seed 100) gives chance on one task (half)",
-    ("sasr", "main"): "waits for a quiet machine",
     ("sasr", "noisy"): "waits for a quiet machine",
     ("chord", "main"): "waits for a quiet machine",
     ("rmt", "main"): "waits for a quiet machine",
