@@ -129,7 +129,8 @@ def test_a_plan_trains_what_is_missing_and_compares_arms_of_the_same_parent(tmp_
     assert {name: (root / name / "metrics.jsonl").read_bytes() for name in kept} == kept
     assert weights(root / "rl") == trained
 
-    with pytest.raises(ResumeError, match=r"another parent stage"):  # its parent is not the one it was trained from
+    # its parent is not the one it was trained from
+    with pytest.raises(ResumeError, match=r"another parent or reference stage"):
         run(recipe, ["stages.0.trainer.resume=never"])
 
 

@@ -105,4 +105,4 @@ def test_the_comparison_has_something_to_compare(launched):
     for number, run in enumerate(RUNS):
         size = sum(float((value**2).sum()) for value in load_file(launched[1] / f"{number}.safetensors").values())
         failed_only = run["case"].get("prompts") in ([0], [0, 2])
-        assert (size == 0.0) == (run["key"] == "grpo" and failed_only), run
+        assert (size == 0.0) == (run["key"] in ("grpo", "rft_cpt") and failed_only), run

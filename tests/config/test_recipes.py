@@ -17,6 +17,8 @@ RECIPES = sorted(
 )
 # Warnings that a recipe means to have.
 ON_PURPOSE = {
+    "chord/reproduce.yaml": ("refuses the demonstration or answer itself",),  # a part of them is wrong
+    "sasr/reproduce_noisy.yaml": ("refuses the demonstration or answer itself",),
     "hpt/reproduce.yaml": ("refuses the demonstration or answer itself",),  # a part of them is wrong
     # What is asked is what a model still answers, not whether it generalises.
     "masked_thought/reproduce.yaml": ("training prompts too",),  # where a sum is read from, not whether it is known

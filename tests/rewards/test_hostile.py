@@ -166,5 +166,14 @@ def test_no_hostile_completion_solves_any_reasoning_task(seed: int, trap: Trap):
     assert not found, "\n".join(found)
 
 
+@pytest.mark.parametrize("rule", ["prefix", "first_token", "exact_token"])
+def test_no_hostile_completion_predicts_a_token(rule: str, trap: Trap):
+    stored = {"continuation": " zqx vjk", "token_ends": [4, 8], "round_trips": True, "rule": rule, "target_id": 7}
+    for extraction in ("boxed_after_think", "boxed", "raw"):
+        entries = [json.dumps({**stored, "extraction": extraction})] * len(trap.texts)
+        assert set(settled(trap, "next_token", trap.texts, entry=entries)) == {0.0}
+
+
 def test_every_shipped_reward_is_held_to_the_corpus():
-    assert set(REWARDS) == {"exact", "math", "format", "one_of", "reasoning_gym"}, "add the new reward to this file"
+    known = {"exact", "math", "format", "one_of", "next_token", "reasoning_gym"}
+    assert set(REWARDS) == known, "add the new reward to this file"
