@@ -117,7 +117,7 @@ def write_metrics(config: Any, folder: Path) -> str | None:
     from posttrain.stages.sequences import matrix_of
 
     own = config.stage.lineage if config.stage is not None else None
-    if not own or not own.get("order") or own.get("position") != len(own["order"]):
+    if not own or own.get("apart") or not own.get("order") or own.get("position") != len(own["order"]):
         return None
     run = RunFolder(folder)
     evals = run.read_evals()

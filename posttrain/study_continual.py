@@ -53,9 +53,13 @@ def study_continual(
     placed = {n: s.stage.lineage for n, s in stages.items() if s.stage is not None and s.stage.lineage}
     arms: dict[str, Mapping[str, Any]] = {}
     joints: list[str] = []
+    alone: dict[str, Path] = {}
+    root = Path(str(config.trainer.output_dir))
     for name, place in placed.items():
-        if place.get("paradigm") == "multitask_sft":
+        if place.get("apart") == "multitask_sft":
             joints.append(name)
+        elif place.get("apart") == "single_sft":
+            alone.setdefault(place["task"], root / name)
         elif "order" in place:
             arms.setdefault(place["arm"], place)
     if not arms:
@@ -63,10 +67,9 @@ def study_continual(
         raise ConfigError("the recipe trains no sequence of tasks", where=str(recipe), fix=fix)
     if train:
         run(recipe, overrides)
-    root = Path(str(config.trainer.output_dir))
     reports = []
     for name, lineage in arms.items():
-        matrix = matrix_of(root, lineage, joint=root / joints[0] if joints else None)
+        matrix = matrix_of(root, lineage, joint=root / joints[0] if joints else None, alone=alone)
         folders = [root / stage for stage, found in placed.items() if found.get("arm") == name]
         numbers = all_metrics(matrix), drops(matrix, known=known, tolerance=0.02)
         reports.append(ArmReport(name, str(lineage["paradigm"]), matrix, *numbers, _cost(folders)))
@@ -162,6 +165,7 @@ def _numbers(report: ArmReport) -> dict[str, Any]:
         "base": m.base,
         "scores": m.scores,
         "joint": m.joint,
+        "single": m.single,
         "general": {name: list(pair) for name, pair in m.general.items()},
         "metrics": {name: {"value": found.value, "reason": found.reason} for name, found in report.metrics.items()},
         "tasks": report.became,

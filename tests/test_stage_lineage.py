@@ -12,6 +12,7 @@ import pytest
 from posttrain.config.loader import load
 from posttrain.config.stages import resolve_stages
 from posttrain.errors import DataError, ResumeError
+from posttrain.evaluation.records import evaluation_seconds
 from posttrain.filtering import filter_model
 from posttrain.resuming import refuse_other_origin
 from posttrain.run import run
@@ -35,6 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     (folder / "rewards.py").write_text(RIGHT)
     tasks = [{**task(name, seed), "verifier": "rewards.py:right"} for seed, name in enumerate(("parity", "prime"), 1)]
     arms = [{"name": "rif", "paradigm": "grpo", "rif": {"num_rollouts": 2, "max_new_tokens": 4}}, "multitask_sft"]
+    arms += ["single_sft"]
     values = recipe(tasks=tasks, paradigms=arms)
     values["trainer"] |= {"max_steps": 1, "save_strategy": "no"}
     del values["trainer"]["save_steps"]
@@ -110,6 +112,16 @@ def test_metrics_stand_beside_the_last_evaluation_and_in_the_report(trained):
     assert after["continual"]["average_accuracy"] == pytest.approx(sum(values) / 2)
     reports, report = study_continual(path, train=False)
     assert [item.name for item in reports] == ["rif"] and reports[0].metrics["intransigence"].value is not None
+    alone = [read(root / f"single_sft-{place}" / "eval.json")["after"] for place in ("1-parity", "2-prime")]
+    expected = tuple(found["tasks"][name]["accuracy"] for found, name in zip(alone, ("parity", "prime"), strict=True))
+    assert reports[0].matrix.single == expected and "continual" not in alone[1]
+    costs = reports[0].cost
+    seconds = [
+        evaluation_seconds(item)
+        for stage in ("1-parity", "2-prime")
+        for item in read(root / f"rif-{stage}" / "eval.json").values()
+    ]
+    assert costs["evaluation time"] == pytest.approx(sum(seconds)) and len(seconds) == 3
     text = report.read_text()
     assert "## multitask" in text and "| after all tasks together |" in text
     assert "| after prime |" in text and "general drift: nothing was evaluated" in text

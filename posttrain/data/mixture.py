@@ -328,6 +328,13 @@ def _chosen(part: Part, rows: Any, seed: int, count_tokens: TokenCount | None, w
     for key, (value, size) in floors.items():
         if value > 0 and int(Fraction(repr(value)) * size) == 0:
             warnings.append(f"source {part.name!r}: {key} {value:g} of {size} rows is less than one; one row is used")
+    if tokens is not None and len(chosen) == 1:
+        whole = sum(tokens[index] for index in subset_indices(_without_replay(part), len(rows), seed=seed))
+        if tokens[chosen[0]] > Fraction(repr(part.replay_fraction)) * whole:
+            warnings.append(
+                f"source {part.name!r}: replay_fraction {part.replay_fraction:g} of {whole} tokens is less than the "
+                f"first row's {tokens[chosen[0]]}; one row is used"
+            )
     return chosen
 
 

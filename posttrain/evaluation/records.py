@@ -11,7 +11,7 @@ import math
 import numbers
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,11 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         events = [event for event in events if 0 < begin >= event["step"]]
         events += [event for event in attempt if event["event"] != START]
     return events
+
+
+def evaluation_seconds(result: Mapping[str, Any]) -> float:
+    """Seconds of an evaluation as it stands in eval.json, that of further tasks included."""
+    return math.fsum([result["seconds"], *(task["seconds"] for task in result.get("tasks", {}).values())])
 
 
 def training_seconds(path: str | Path) -> float:

@@ -26,6 +26,7 @@ from posttrain.evaluation import plots, sections
 from posttrain.evaluation.markdown import escape, table
 from posttrain.evaluation.provenance import command_line, git_state, versions, without_secrets
 from posttrain.evaluation.records import (
+    evaluation_seconds,
     json_value,
     read_metrics,
     training_seconds,
@@ -197,7 +198,7 @@ class RunFolder:
             "demonstrations": total("cost/demonstrations"),
             "tokens processed in training": total("num_tokens"),
             "training time": training_seconds(self.metrics_path) if events else None,
-            "evaluation time": sum(item["seconds"] for item in evals.values()) if evals else None,
+            "evaluation time": sum(map(evaluation_seconds, evals.values())) if evals else None,
         }
         return {name: value for name, value in found.items() if value is not None}
 

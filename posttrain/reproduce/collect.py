@@ -17,7 +17,7 @@ from posttrain import registry
 from posttrain.errors import DataError, ResumeError
 from posttrain.evaluation.measure import Measure
 from posttrain.evaluation.provenance import without_secrets
-from posttrain.evaluation.records import json_value, training_seconds
+from posttrain.evaluation.records import evaluation_seconds, json_value, training_seconds
 from posttrain.evaluation.report import RunFolder
 from posttrain.reproduce.claims import MAIN, ChangeClaim, Study
 from posttrain.reproduce.decision import ends
@@ -260,7 +260,7 @@ def _minutes(plan: Plan, jobs: int) -> Minutes:
     for run in plan.runs:
         folders = [RunFolder(run.stage_folder(name)) for name, _, _ in run.stages]
         known = [training_seconds(folder.metrics_path) for folder in folders]
-        known += [item["seconds"] for folder in folders for item in folder.read_evals().values()]
+        known += [evaluation_seconds(item) for folder in folders for item in folder.read_evals().values()]
         seeds.append(max(times.seeds.get(str(run.seed), 0.0), math.fsum(known)))
     summed = math.fsum(seeds)
     wall = max(times.wall, summed / jobs)

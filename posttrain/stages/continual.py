@@ -15,9 +15,10 @@
       supervised: {trainer: {...}}                # keys that supervised (policy) stages change in the recipe's blocks
       policy: {trainer: {...}}
 
-After every stage all tasks are evaluated, those to come too. Blocks are merged key by key: the recipe's, those under
-supervised or policy, the arm's, the task's; of a stage under before the trainer block alone. A stage has its own
-optimizer and schedule.
+After every stage all tasks are evaluated, those to come too. The arm `multitask_sft` is one stage on all rows, and
+`single_sft` trains every task from where the arms start; they are what the other arms are compared with. Blocks are
+merged key by key: the recipe's, those under supervised or policy, the arm's, the task's; of a stage under before the
+trainer block alone. A stage has its own optimizer and schedule.
 
 Source: arXiv 2507.05386, protocol. Deviation: with lora_sft an adapter is merged after each task and the next one is
 new, as the stage runner does with every adapter; the paper's own runs train all weights.
@@ -31,7 +32,8 @@ from typing import Any
 
 from posttrain.errors import ConfigError
 
-SUPERVISED = ("sft", "multitask_sft", "replay_sft", "lora_sft")
+SUPERVISED = ("sft", "single_sft", "multitask_sft", "replay_sft", "lora_sft")
+_APART = ("single_sft", "multitask_sft")  # no sequence: what the others are compared with
 POLICY = ("grpo", "rloo", "remax", "rejection_sft")
 REFERENCES = ("initial", "previous_task", "none")
 _METHODS: dict[str, dict[str, Any]] = {
@@ -125,7 +127,7 @@ class _Arm:
         parent = self.start
         for position, task in enumerate(self.tasks, start=1):
             stage = self.stage(task, position, parent)
-            parent = stage["name"]
+            parent = self.start if self.arm["paradigm"] == "single_sft" else stage["name"]
             yield stage
 
     def stage(self, task: Mapping[str, Any], position: int, parent: str | None) -> dict[str, Any]:
@@ -232,6 +234,8 @@ class _Arm:
         """What the record of the run says about its place."""
         found = {"arm": self.name, "paradigm": paradigm, "task": task["name"], "position": position}
         found |= {"order": list(self.order), "general": list(self.block.get("general") or {})}
+        if self.arm["paradigm"] in _APART:
+            found["apart"] = self.arm["paradigm"]
         if paradigm in POLICY:
             found["reference_model"] = self.reference
         if paradigm == "replay_sft":
@@ -272,8 +276,8 @@ def _tasks(values: Mapping[str, Any]) -> list[dict[str, Any]]:
                 raise ConfigError(what, where=where, fix=f"Write {key}")
         if task["name"] in names or task["name"] in (values["stages"].get("general") or {}):
             raise ConfigError("two tasks have this name", where=where, got=task["name"], fix="Rename one")
-        if task.get("paradigm") not in (None, *_METHODS) or task.get("paradigm") == "multitask_sft":
-            allowed = f"one of: {', '.join(name for name in _METHODS if name != 'multitask_sft')}"
+        if task.get("paradigm") not in (None, *_METHODS) or task.get("paradigm") in _APART:
+            allowed = f"one of: {', '.join(name for name in _METHODS if name not in _APART)}"
             raise ConfigError("unknown paradigm", where=f"{where}.paradigm", got=task["paradigm"], allowed=allowed)
         names.append(task["name"])
     return tasks

@@ -13,7 +13,12 @@ from posttrain.stages.matrix import ScoreMatrix
 
 
 def matrix_of(
-    root: Path, lineage: Mapping[str, Any], *, joint: Path | None = None, measure: str = "accuracy"
+    root: Path,
+    lineage: Mapping[str, Any],
+    *,
+    joint: Path | None = None,
+    alone: Mapping[str, Path] | None = None,
+    measure: str = "accuracy",
 ) -> ScoreMatrix:
     """Scores of one arm of `stages: {preset: continual}`.
 
@@ -21,6 +26,7 @@ def matrix_of(
         root: folder of the run, which holds one folder a stage.
         lineage: `arm`, `order` and `general` of one of its stages.
         joint: folder of a stage that trained all tasks together; None = there is none.
+        alone: task -> folder of the stage that trained this task from where the arms start; None = there are none.
         measure: number of an evaluation.
 
     Raises:
@@ -29,9 +35,8 @@ def matrix_of(
     """
     order = [str(task) for task in lineage["order"]]
     folders = [root / f"{lineage['arm']}-{number}-{task}" for number, task in enumerate(order, start=1)]
-    _refuse_uneven(
-        [(folders[0], "before"), *((folder, "after") for folder in [*folders, *([joint] if joint else [])])]
-    )
+    others = [*([joint] if joint else []), *(alone or {}).values()]
+    _refuse_uneven([(folders[0], "before"), *((folder, "after") for folder in [*folders, *others])])
     before, last = _scores(folders[0], "before", measure), _scores(folders[-1], "after", measure)
     rows = [_scores(folder, "after", measure) for folder in folders]
     together = None if joint is None else _scores(joint, "after", measure)
@@ -39,6 +44,9 @@ def matrix_of(
         tuple(order),
         tuple(_row(order, row, folder.name) for folder, row in zip(folders, rows, strict=True)),
         base=_row(order, before, f"before {folders[0].name}"),
+        single=tuple(_cell(_scores(alone[task], "after", measure), task, alone[task].name) for task in order)
+        if alone
+        else None,
         joint=None if together is None or joint is None else _row(order, together, joint.name),
         general={
             name: (_cell(before, name, f"before {folders[0].name}"), _cell(last, name, folders[-1].name))

@@ -71,6 +71,15 @@ def test_demonstrations_can_be_any_of_the_class_or_the_digit_itself():
     assert [row["prompt"] for row in canonical] == [row["prompt"] for row in rows[:50]]
 
 
+def test_demonstrations_can_be_mostly_the_digit_itself_whatever_the_rule():
+    rows = digit_class.generate(4000, seed=1, demonstrations="mostly_true")
+    digits = [sum(map(int, row["prompt"].split()[1].split("+"))) % 10 for row in rows]
+    offsets = Counter((int(row["solution"]) - digit) % 10 for row, digit in zip(rows, digits, strict=True))
+    assert offsets[0] / 4000 == pytest.approx(0.55, abs=0.03), "sd of the share: 0.008"
+    assert all(offsets[other] / 4000 == pytest.approx(0.05, abs=0.015) for other in range(1, 10))
+    assert [row["prompt"] for row in rows] == [row["prompt"] for row in digit_class.generate(4000, seed=1)]
+
+
 def test_the_digit_itself_can_be_taken_out_of_the_right_answers():
     for row in digit_class.generate(300, seed=1, accept_true=False, demonstrations="random"):
         digit = str(sum(map(int, row["prompt"].split()[1].split("+"))) % 10)

@@ -166,6 +166,12 @@ def test_less_than_one_row_is_one_row_and_told():
     assert mixture.warnings == ("source 'a': fraction 0.1 of 5 rows is less than one; one row is used",)
     replay = mix({"a": rows("a", 100)}, [{"name": "a", "fraction": 0.5, "replay_fraction": 0.01}])
     assert replay.warnings == ("source 'a': replay_fraction 0.01 of 50 rows is less than one; one row is used",)
+    measured = [{"name": "a", "replay_fraction": 0.01, "replay_measure": "tokens"}]
+    tokens = mix({"a": rows("a", 100)}, measured, count_tokens=lambda row: 7).warnings
+    assert tokens == (), "one row in a hundred fits"
+    tokens = mix({"a": rows("a", 50)}, measured, count_tokens=lambda row: 7).warnings
+    told = "source 'a': replay_fraction 0.01 of 350 tokens is less than the first row's 7; one row is used"
+    assert tokens == (told,)
 
 
 REFUSED = [

@@ -85,6 +85,15 @@ def test_all_tasks_together_take_nothing_of_one_task():
         expand(values)
 
 
+def test_each_task_alone_starts_where_the_arms_start():
+    stages = by_name(paradigms=["sft", "single_sft"], before=[{"name": "base"}])
+    alone = [stage for name, stage in stages.items() if name.startswith("single_sft")]
+    assert [stage["start_from"] for stage in alone] == ["base"] * 3
+    assert [stage["lineage"]["apart"] for stage in alone] == ["single_sft"] * 3
+    assert [stage["start_from"] for name, stage in stages.items() if name.startswith("sft")][1] == "sft-1-parity"
+    assert "apart" not in stages["sft-1-parity"]["lineage"]
+
+
 def test_the_reference_is_the_initial_model_the_one_before_or_none():
     initial = by_name(before=[{"name": "base"}])
     assert [stage.get("reference_from") for stage in initial.values()] == [None, None, "base", "base"]

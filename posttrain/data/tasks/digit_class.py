@@ -17,7 +17,9 @@ TASK = "digit_class"
 DIGITS = range(10)
 PRIMES = (2, 3, 5, 7)
 RULES = ("same", "parity", "half", "remainder", "prime")
-DEMONSTRATIONS = ("canonical", "random", "true")
+DEMONSTRATIONS = ("canonical", "random", "true", "mostly_true")
+# Chance that a "mostly_true" demonstration names the digit itself; each other digit is as likely as the next.
+TRUE_SHARE = 0.55
 MAX_OPERAND = 9999
 
 
@@ -39,7 +41,9 @@ def generate(
         rules: "same" (the digit itself), "parity", "half" (0-4 or 5-9), "remainder" (of the digit divided by 3),
             "prime" (2, 3, 5, 7, or the others), or a list of them, which then take turns; each is a group.
         demonstrations: which right digit `solution` and `answer` name: "canonical" (the smallest of the class, one
-            for each class), "random" (each as likely, drawn for the row), "true" (the digit itself).
+            for each class), "random" (each as likely, drawn for the row), "true" (the digit itself), "mostly_true"
+            (the digit itself with chance .55, each other digit with .05, whatever the rule: a model that learns this
+            can do every task in part, and `solution` may be wrong).
         accept_true: false takes the digit itself out of the right answers, so that a model that gives it has to move;
             not with the rule "same" or demonstrations "true".
         max_operand: both numbers are drawn from 0 to this, 9 to 9999.
@@ -58,7 +62,14 @@ def generate(
         left, right = generator.randint(0, max_operand), generator.randint(0, max_operand)
         digit = (left + right) % 10
         accepted = [other for other in accepted_digits(rule, digit) if accept_true or other != digit]
-        shown = {"canonical": accepted[0], "random": generator.choice(accepted), "true": digit}[demonstrations]
+        others = [other for other in DIGITS if other != digit]
+        noisy = digit if generator.random() < TRUE_SHARE else generator.choice(others)
+        shown = {
+            "canonical": accepted[0],
+            "random": generator.choice(accepted),
+            "true": digit,
+            "mostly_true": noisy,
+        }[demonstrations]
         return Problem(
             question=f"{rule} {left:0{width}}+{right:0{width}}",
             answer=str(shown),
