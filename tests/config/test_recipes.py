@@ -23,6 +23,7 @@ ON_PURPOSE = {
     # What is asked is what a model still answers, not whether it generalises.
     "masked_thought/reproduce.yaml": ("training prompts too",),  # where a sum is read from, not whether it is known
     "rft_cpt/reproduce.yaml": ("training prompts too",),
+    "rft_cpt/reproduce_harder.yaml": ("training prompts too",),
     "rft_cpt/suite.yaml": ("training prompts too",),
 }
 
