@@ -29,6 +29,7 @@ then one stage for each arm. `claims.yaml` says what is compared. A second study
         metric: gate/sft_fraction     # a name in metrics.jsonl
         direction: falls              # or rises
         margin: 0.0
+        after_step: 0                 # values logged up to this step are left out, such as those of a warm-up
         first_fraction: 0.25          # mean over the last quarter of the logged values minus that over the first
         last_fraction: 0.25
     notes: What the study cannot show.
@@ -107,6 +108,9 @@ class ChangeClaim(Block):
     metric: Name = Field(description="name in metrics.jsonl, e.g. gate/sft_fraction")
     direction: Literal["falls", "rises"] = Field(description="which way the metric goes")
     margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(default=0.0, description="change that counts")
+    after_step: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="values logged up to this step are left out, such as those of a warm-up"
+    )
     first_fraction: Fraction = Field(default=0.25, description="part of the logged values that is the beginning")
     last_fraction: Fraction = Field(default=0.25, description="part of the logged values that is the end")
 

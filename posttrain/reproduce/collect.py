@@ -217,13 +217,15 @@ def metric_value(after: Mapping[str, Any], metric: str, folder: RunFolder) -> fl
 
 def _ends(claim: ChangeClaim, folder: RunFolder) -> Ends:
     events = folder.read_metrics()
-    values = [event[claim.metric] for event in events if isinstance(event.get(claim.metric), int | float)]
+    counted = [event for event in events if event["step"] > claim.after_step or not claim.after_step]
+    values = [event[claim.metric] for event in counted if isinstance(event.get(claim.metric), int | float)]
     values = [float(value) for value in values if math.isfinite(value)]
     if len(values) < 2:
         names = sorted({name for event in events for name in event})
         close = difflib.get_close_matches(claim.metric, names, n=1, cutoff=0.4)
         fix = f"Perhaps you mean {close[0]!r}" if close and close[0] != claim.metric else "Lower trainer.logging_steps"
         what = f"the claim {claim.name} needs two logged values of {claim.metric}, there are {len(values)}"
+        what += f" after step {claim.after_step}" if claim.after_step else ""
         raise DataError(what, where=str(folder.metrics_path), fix=fix)
     first, last = ends(values, claim.first_fraction, claim.last_fraction)
     return Ends(first=first, last=last, num_values=len(values))

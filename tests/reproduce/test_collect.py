@@ -94,6 +94,18 @@ def sft_arms() -> dict[str, Any]:
     }
 
 
+def test_a_change_leaves_out_what_was_logged_in_the_warm_up(tmp_path):
+    """In the warm-up the value is 1 by definition: the fall from there is none of the curve's."""
+    plan = finished(tmp_path, claims={"claims.1.after_step": 4})
+    for run in plan.runs:
+        folder = RunFolder(run.stage_folder("hpt"))
+        values = [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.25, 0.75, 0.5, 0.5]
+        lines = [{**folder.read_metrics()[0], "step": n, "gate/sft_fraction": v} for n, v in enumerate(values, 1)]
+        write_jsonl(folder.metrics_path, lines)
+    ends = [seed.changes for arm in collected(plan).arms if arm.stage == "hpt" for seed in arm.seeds]
+    assert {(end.first, end.last, end.num_values) for found in ends for end in found.values()} == {(0.5, 0.5, 8)}
+
+
 def test_a_row_trained_on_is_a_prompt(tmp_path):
     """A supervised trainer counts demonstrations and no prompts; its prompts are those rows."""
     plan = finished(tmp_path, **sft_arms())
