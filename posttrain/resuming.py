@@ -50,7 +50,7 @@ def run_id(folder: Path) -> str | None:
     return json.loads(path.read_text(encoding="utf-8"))["run"] if path.exists() else None
 
 
-def is_finished(folder: Path, config: Any, *, parent: Path | None, reference: Path | str | None = None) -> bool:
+def is_finished(folder: Path, config: Any, *, parent: Path | None, reference: Path | str | None) -> bool:
     """Whether a stage with this very configuration, from this very parent, has run to its end in `folder`.
 
     Raises:

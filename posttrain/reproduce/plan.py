@@ -55,7 +55,10 @@ class SeedRun:
             start = self.stage_folder(parent) / MODEL_FOLDER if parent else None
             # A stage whose parent is missing is trained again after it.
             ready = parent is None or parent in done
-            if ready and is_finished(self.stage_folder(name), config, parent=start):
+            named = config.stage.reference_from if config.stage is not None else None
+            folders = {stage: self.stage_folder(stage) / MODEL_FOLDER for stage, _, _ in self.stages}
+            reference = folders.get(named, named) if named else None
+            if ready and is_finished(self.stage_folder(name), config, parent=start, reference=reference):
                 done.append(name)
         return done
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, ResumeError
 from posttrain.reproduce.plan import Plan, find_study, make_plan
+from posttrain.resuming import mark_finished
 from tests.config.recipes import REMOVE, changed
 from tests.reproduce.studies import CLAIMS, RECIPE, study_folder
 
@@ -43,6 +44,24 @@ def test_a_model_that_is_not_made_keeps_its_weights(tmp_path, tiny_dir):
     found = plan(tmp_path, recipe={"model": {"path": str(tiny_dir)}})
     assert not any(text.startswith("model") for run in found.runs for text in run.overrides)
     assert "but not the weights the model starts with" in found.seeds_reach()
+
+
+def test_a_finished_stage_with_a_reference_is_finished(tmp_path):
+    """As the runner wrote it: the divergence was measured from another stage than the parent."""
+    stages = [*RECIPE["stages"]]
+    trainer = {**TRAINER, "beta": 0.1}
+    stages[2] = {**stages[2], "reference_from": "grpo", "trainer": trainer}
+    (run, *_) = plan(tmp_path, recipe={"stages": stages}).runs
+    folders = {name: run.stage_folder(name) for name, _, _ in run.stages}
+    models = {name: folder / "model" for name, folder in folders.items()}
+    for name, parent, config in run.stages:
+        models[name].mkdir(parents=True)
+        reference = models["grpo"] if name == "hpt" else None
+        mark_finished(folders[name], config, parent=models[parent] if parent else None, reference=reference)
+    assert run.finished() == ["warm_up", "grpo", "hpt"]
+    mark_finished(folders["grpo"], run.stages[1][2], parent=models["warm_up"])  # trained anew
+    with pytest.raises(ResumeError, match="another parent or reference stage"):
+        run.finished()
 
 
 def test_what_all_arms_share_is_no_arms_own(tmp_path):
