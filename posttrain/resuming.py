@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,33 +110,40 @@ def recorded_run(checkpoint: str | Path) -> dict[str, Any]:
     return RunFolder(Path(checkpoint).parent).read_run()
 
 
-def choose_checkpoint(resume: str, folder: Any, data: dict[str, Any]) -> str | None:
-    """The checkpoint to continue from.
+def choose_checkpoint(
+    resume: str, folder: Any, data: dict[str, Any], *, say: Callable[[str], None] = print
+) -> str | None:
+    """The checkpoint to continue from; the same on every rank.
 
     Args:
-        resume: "auto" (the newest complete checkpoint of the run's folder, if any), "never", or a path.
+        resume: "auto" (the newest complete and undamaged checkpoint of the run's folder, if any), "never", or a path.
         folder: the run's `RunFolder`.
         data: `data_fingerprint` of each dataset, compared with what the run that wrote the checkpoint recorded.
+        say: tells of damaged checkpoints that "auto" passes over.
 
     Returns:
         Its path, or None to start from the beginning.
 
     Raises:
-        ResumeError: the named checkpoint is not complete, or the data are not those of the stopped run.
+        ResumeError: the named checkpoint is not complete or damaged, or the data are not those of the stopped run.
     """
-    from posttrain.seam.state import COMPLETE_FILE, complete_checkpoints
+    from posttrain.seam.manifest import damage
+    from posttrain.seam.state import COMPLETE_FILE
 
     if resume == "never":
         return None
     if resume == "auto":
-        found = complete_checkpoints(folder.path)
-        chosen = found[-1] if found else None
+        chosen = _from_main(lambda: _newest_sound(folder.path, say))
     else:
         chosen = Path(resume).expanduser()
         if not (chosen / COMPLETE_FILE).exists():
             raise ResumeError(
                 "not a complete checkpoint", where="trainer.resume", got=resume, fix="Name a folder checkpoint-<step>"
             )
+        problem = _from_main(lambda: damage(chosen))
+        if problem is not None:
+            fix = "Continue from another one, or start anew with trainer.resume: never"
+            raise ResumeError(f"the checkpoint is damaged: {problem}", where=str(chosen), fix=fix)
     if chosen is None:
         return None
     recorded = recorded_run(chosen).get("data", {})
@@ -149,6 +157,28 @@ def choose_checkpoint(resume: str, folder: Any, data: dict[str, Any]) -> str | N
             fix="Restore the data, or start anew with trainer.resume: never",
         )
     return str(chosen)
+
+
+def _newest_sound(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest complete checkpoint whose files are as their manifest says."""
+    from posttrain.seam.manifest import damage
+    from posttrain.seam.state import complete_checkpoints
+
+    for path in reversed(complete_checkpoints(folder)):
+        problem = damage(path)
+        if problem is None:
+            return path
+        say(f"warning: {path} is damaged ({problem}); it is passed over")
+    return None
+
+
+def _from_main(choose: Callable[[], Any]) -> Any:
+    """What the main process finds, on every rank: a decision that reads files is made once."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    found = [choose() if PartialState().is_main_process else None]
+    return broadcast_object_list(found)[0]
 
 
 def refuse_other_origin(checkpoint: str | Path, now: dict[str, Any]) -> None:

@@ -97,7 +97,7 @@ class Stage:
         if self.mixture is not None:
             hashes = {share.name: share.indices_sha256 for share in self.mixture.shares}
             fingerprints["train"] |= {"sources": hashes}
-        checkpoint = choose_checkpoint(self.config.trainer.resume, self.folder, fingerprints)
+        checkpoint = choose_checkpoint(self.config.trainer.resume, self.folder, fingerprints, say=say)
         if checkpoint:
             refuse_other_origin(checkpoint, self.record())
         changes = changed_settings(recorded_run(checkpoint).get("config", {}), self.record()) if checkpoint else []

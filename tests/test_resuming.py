@@ -131,6 +131,22 @@ def test_a_checkpoint_that_was_not_written_to_the_end_is_passed_over(killed, who
     assert_bit_equal(tmp_path / "run", whole)
 
 
+def test_a_damaged_checkpoint_is_told_and_passed_over_and_refused_by_name(killed, whole, tmp_path, capsys):
+    recipe = again(killed, tmp_path)
+    newest = tmp_path / "run" / "checkpoint-4"
+    content = bytearray((newest / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (newest / "model.safetensors").write_bytes(content)
+    with pytest.raises(ResumeError, match=r"damaged: the content of model.safetensors was changed"):
+        run(recipe, [f"trainer.resume={newest}"])
+    capsys.readouterr()
+    run(recipe)
+    shown = capsys.readouterr().out
+    assert f"warning: {newest} is damaged (the content of model.safetensors was changed); it is passed over" in shown
+    assert f"continuing from {tmp_path / 'run' / 'checkpoint-2'}" in shown
+    assert_bit_equal(tmp_path / "run", whole)
+
+
 def test_a_named_checkpoint_of_another_folder_continues_here(killed, whole, tmp_path, capsys):
     recipe = prepare(tmp_path, RECIPES[killed[0]])
     checkpoint = killed[1] / "run" / "checkpoint-2"
@@ -204,7 +220,7 @@ def test_the_newest_complete_checkpoint_is_chosen_by_number(tmp_path):
     for step in (2, 10, 9, 12):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if step != 12:
-            (tmp_path / f"checkpoint-{step}" / "posttrain_complete.json").write_text("{}")
+            (tmp_path / f"checkpoint-{step}" / "posttrain_complete.json").write_text('{"files": {}}')
     folder = RunFolder(tmp_path)
     assert choose_checkpoint("auto", folder, {}) == str(tmp_path / "checkpoint-10")
     assert choose_checkpoint("never", folder, {}) is None

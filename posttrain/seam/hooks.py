@@ -7,13 +7,17 @@ Mixed into TRL trainers by `policy.py` and `supervised.py`; it owns no loss.
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import rotate_checkpoints
 
 from posttrain import __version__
 from posttrain.errors import PosttrainError, ResumeError
+from posttrain.seam import manifest
 from posttrain.seam import state as checkpoint
 from posttrain.seam.sampling import EpochSampler
 
@@ -34,6 +38,7 @@ class ResumableTrainer:
     name: str = "posttrain"
     paper: dict[str, str] = {}
     _epoch_sampler: EpochSampler | None = None
+    _is_staging: bool = False
     last_grad_norm: float | None = None
     _tr_loss: Any = None
     _globalstep_last_logged: int = 0
@@ -161,12 +166,53 @@ class ResumableTrainer:
                 folder / checkpoint.STATE_FILE, {"layout": self._layout(), "method": plain, "posttrain": __version__}
             )
 
+    # A checkpoint is staged, sealed and renamed (see `manifest`); only then is it uploaded and older ones deleted.
+
+    def _get_output_dir(self, trial: Any) -> str:
+        place = super()._get_output_dir(trial)  # type: ignore[misc]
+        return str(Path(place) / manifest.STAGING) if self._is_staging else place
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self._is_staging:
+            super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
-        self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
-        if self.args.should_save and not self.args.save_only_model:  # type: ignore[attr-defined]
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
-            checkpoint.write_json(folder / checkpoint.COMPLETE_FILE, {"step": self.state.global_step})  # type: ignore[attr-defined]
+        args, accelerator = self.args, self.accelerator  # type: ignore[attr-defined]
+        final = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
+        staged = final.parent / manifest.STAGING / final.name
+        if accelerator.is_local_main_process:
+            shutil.rmtree(staged.parent, ignore_errors=True)  # of an attempt that was killed while it wrote
+        accelerator.wait_for_everyone()
+        limit, args.save_total_limit, self._is_staging = args.save_total_limit, None, True
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            accelerator.wait_for_everyone()
+            if args.should_save:
+                self._name_best(staged, final)
+                if not args.save_only_model:
+                    manifest.seal(staged, step=self.state.global_step)  # type: ignore[attr-defined]
+                manifest.publish(staged, final)
+        except Exception as error:
+            told = manifest.not_written(error, final)
+            if told is None:
+                raise
+            raise told from error
+        finally:
+            args.save_total_limit, self._is_staging = limit, False
+        accelerator.wait_for_everyone()
+        if accelerator.is_local_main_process and staged.exists():  # a machine with a disk of its own
+            manifest.publish(staged, final)
+        if args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+        if args.should_save:
+            best = self.state.best_model_checkpoint  # type: ignore[attr-defined]
+            rotate_checkpoints(str(final.parent), limit, best_model_checkpoint=best, use_mtime=True)
+
+    def _name_best(self, staged: Path, final: Path) -> None:
+        """Where this checkpoint is the best so far, name it by the place it will have."""
+        if self.state.best_model_checkpoint == str(staged):  # type: ignore[attr-defined]
+            self.state.best_model_checkpoint = str(final)  # type: ignore[attr-defined]
+            self.state.save_to_json(str(staged / TRAINER_STATE_NAME))  # type: ignore[attr-defined]
 
     def _load_optimizer_and_scheduler(self, checkpoint_dir: str | None) -> None:
         if self.args.device == torch.device("cpu", 0):  # type: ignore[attr-defined]

@@ -2,8 +2,7 @@
 
 `posttrain_state.json` (rank 0) holds the method's state and the layout of the run; `posttrain_rank{r}.safetensors`
 with its JSON neighbour holds a rank's rollouts in flight; `reference.safetensors` a synchronised reference model.
-They are written before transformers starts an upload. `posttrain_complete.json`, written last, marks a checkpoint as
-whole.
+`posttrain_complete.json`, written last, marks a checkpoint as whole and holds the hashes of its files (`manifest`).
 """
 
 from __future__ import annotations

@@ -140,4 +140,6 @@ def test_state_files_are_json_and_safetensors(key, warm_dir, tmp_path):
         "posttrain_rank0.safetensors",
         "posttrain_state.json",
     ]
-    assert json.loads((tmp_path / "checkpoint-1" / "posttrain_complete.json").read_text()) == {"step": 1}
+    manifest = json.loads((tmp_path / "checkpoint-1" / "posttrain_complete.json").read_text())
+    files = {path.name for path in (tmp_path / "checkpoint-1").iterdir()}
+    assert manifest["step"] == 1 and set(manifest["files"]) == files - {"posttrain_complete.json"}

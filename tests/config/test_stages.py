@@ -43,7 +43,7 @@ def test_each_stage_has_a_folder_below_the_recipes(tmp_path: Path):
 def test_a_named_checkpoint_is_continued_by_its_own_stage_alone(tmp_path: Path):
     checkpoint = tmp_path / "run" / "hpt" / "checkpoint-2"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "posttrain_complete.json").write_text("{}")
+    (checkpoint / "posttrain_complete.json").write_text('{"files": {}}')
     cfg = load(write(tmp_path, PLAN), [f"trainer.resume={checkpoint}"])
     found = {name: run.trainer.resume for name, _, run in resolve_stages(cfg)}
     assert found == {"warm_up": "auto", "hpt": str(checkpoint), "grpo": "auto"}

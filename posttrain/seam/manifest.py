@@ -1,0 +1,115 @@
+"""Checkpoints that are whole or not there: staged beside their place, hashed, flushed to the disk, then renamed.
+
+A checkpoint is written into `<run>/_staging/checkpoint-<step>`. When every rank is done, rank 0 writes
+`posttrain_complete.json` there, with size and SHA-256 of every file, flushes all of it and renames the folder to
+`<run>/checkpoint-<step>`. A process that is killed at any moment leaves either no new checkpoint or a whole one.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import PosttrainError
+from posttrain.seam.state import COMPLETE_FILE, write_json
+
+# The Hub's uploads leave out names that begin with "_".
+STAGING = "_staging"
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG}
+
+
+class CheckpointError(PosttrainError):
+    """A checkpoint could not be written. The earlier ones are untouched."""
+
+
+def seal(folder: Path, *, step: int) -> None:
+    """Write the manifest of a checkpoint whose files are all there, and flush everything to the disk."""
+    files = _files(folder)
+    with ThreadPoolExecutor(max_workers=4) as pool:  # hashlib and fsync leave other threads running
+        facts = dict(zip(files, pool.map(lambda name: _fact(folder / name, flush=True), files), strict=True))
+    write_json(folder / COMPLETE_FILE, {"step": step, "files": facts})
+    _fact(folder / COMPLETE_FILE, flush=True)
+    for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        _flush(place)
+
+
+def publish(staged: Path, final: Path) -> None:
+    """Rename a staged checkpoint to its place; one that is there already, from an attempt before, is replaced."""
+    old = staged.with_name(f"{final.name}.old")
+    if final.exists():
+        final.rename(old)
+    staged.rename(final)
+    _flush(final.parent)
+    shutil.rmtree(staged.parent, ignore_errors=True)
+
+
+def damage(folder: Path, *, hashes: bool = True) -> str | None:
+    """What is wrong with a complete checkpoint's files, or None.
+
+    Args:
+        folder: it holds `posttrain_complete.json`.
+        hashes: false looks at names and sizes alone.
+    """
+    try:
+        manifest = json.loads((folder / COMPLETE_FILE).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{COMPLETE_FILE} cannot be read ({type(error).__name__})"
+    for name, fact in manifest.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != fact["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {fact['bytes']}"
+    if hashes:
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            found = pool.map(lambda name: _fact(folder / name), manifest)
+        for (name, fact), now in zip(manifest.items(), found, strict=True):
+            if now != fact:
+                return f"the content of {name} was changed"
+    return None
+
+
+def not_written(error: BaseException, folder: Path) -> CheckpointError | None:
+    """The clear form of an error that means no room or no right to write; None for every other error."""
+    known = isinstance(error, OSError) and error.errno in _NO_ROOM
+    # safetensors and torch wrap the system's error in their own.
+    told = any(text in str(error) for text in ("No space left", "Read-only file system", "Permission denied"))
+    full = "PytorchStreamWriter failed" in str(error) or "unexpected pos" in str(error)
+    if not (known or told or full):
+        return None
+    reason = str(error).splitlines()[0]
+    return CheckpointError(
+        f"the checkpoint could not be written: {reason}",
+        where=str(folder),
+        fix="Make room or give write permission, then run the recipe again: it continues from the last complete "
+        "checkpoint, which was not touched",
+    )
+
+
+def _files(folder: Path) -> list[str]:
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path.relative_to(folder)) for path in paths if path.name != COMPLETE_FILE)
+
+
+def _fact(path: Path, *, flush: bool = False) -> dict[str, Any]:
+    with path.open("rb") as file:
+        if flush:
+            os.fsync(file.fileno())
+        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _flush(folder: Path) -> None:
+    """Make renames in a folder last through a power failure, where the system can."""
+    if os.name == "nt":  # a folder cannot be opened there
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
