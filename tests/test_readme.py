@@ -20,7 +20,6 @@ NOT_MEASURED: dict[tuple[str, str], str] = {
     ("hpt", "smollm2"): "being measured",
     ("rft_cpt", "harder"): "being measured",
     ("sasr", "noisy"): "being measured",
-    ("chord", "main"): "being measured",
     ("rmt", "main"): "being measured",
     ("rmt", "post"): "being measured",
 }
