@@ -17,6 +17,8 @@ from posttrain.config.rules import is_local, nearest
 from posttrain.config.run_config import BLOCKS, DataSource, RunConfig
 from posttrain.errors import ConfigError, PosttrainError
 
+# AdamW moves a weight by about the learning rate; below this, most of a half-precision weight's updates round to 0.
+_HALF_PRECISION_RATE = 1e-4
 # Bytes a checkpoint holds for each trained weight: the weight and two moments of AdamW, in float32.
 _BYTES_PER_TRAINED = 12
 # Published configurations of the packaged models, so that a check need not unpack weights.
@@ -148,8 +150,9 @@ def _config_of_path(cfg: RunConfig) -> Any:
 
 
 def findings(cfg: RunConfig, facts: ModelFacts) -> Iterator[tuple[bool, PosttrainError]]:
-    """(whether it stops the run, finding) about adapter targets and lengths."""
+    """(whether it stops the run, finding) about precision, adapter targets and lengths."""
     lora = cfg.model.lora
+    yield from ((False, warning) for warning in _rounded_updates(cfg))
     if lora is not None and isinstance(lora.targets, list):
         for index, name in enumerate(lora.targets):
             if name.rsplit(".", 1)[-1] not in facts.linear:
@@ -182,6 +185,21 @@ def findings(cfg: RunConfig, facts: ModelFacts) -> Iterator[tuple[bool, Posttrai
                 allowed=f"at most {facts.max_positions} ({told})",
                 fix="Lower the lengths" + (", or raise model.tiny.max_position_embeddings" if cfg.model.tiny else ""),
             ),
+        )
+
+
+def _rounded_updates(cfg: RunConfig) -> Iterator[PosttrainError]:
+    """All weights trained in half precision at a rate that their spacing swallows."""
+    from posttrain.models.loading import default_dtype
+
+    dtype, rate = cfg.model.dtype or default_dtype(), cfg.trainer.learning_rate
+    if cfg.model.lora is None and dtype in ("bfloat16", "float16") and rate < _HALF_PRECISION_RATE:
+        yield ConfigError(
+            f"all weights are trained in {dtype} at learning rate {rate:g}: most updates are smaller than the spacing "
+            "of the weights and are rounded away",
+            where=cfg.where("model", "dtype"),
+            got=dtype,
+            fix="Set model.dtype to float32 (with trainer.bf16 the arithmetic stays in bfloat16), or use model.lora",
         )
 
 

@@ -119,6 +119,10 @@ class CHORDTrainer(DemonstrationTrainer):
             schedule=args.mu_schedule,
         )
 
+    def entropy_scale(self) -> float:
+        """1 - mu: the bonus is part of the policy loss."""
+        return 1.0 - self.supervised_share()
+
     def loss_weights(self, window: list[dict[str, Any]]) -> list[Tensor]:
         rollouts, demos, _ = self.count_rows(window)
         share = self.supervised_share()

@@ -149,7 +149,9 @@ class MaskedThoughtTrainer(SupervisedTrainer):
             raise error
         self._published: tuple[Any, int] | None = None  # tokenizer and number of embeddings before a token was added
         self._dropped: tuple[Tensor, Tensor] | None = None
-        special = set(self.tokenizer.all_special_ids)
+        # A token may be added as special without being one of the tokenizer's named ones.
+        added = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        special = {*self.tokenizer.all_special_ids, *added}
         embeddings = self.model.get_input_embeddings().weight.size(0)
         ordinary = [i for i in range(min(len(self.tokenizer), embeddings)) if i not in special]
         mask_id = self._mask_token(embeddings) if settings.needs_mask_token else None

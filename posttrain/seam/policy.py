@@ -178,6 +178,10 @@ class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
         """(B, T) 1 where the entropy bonus acts. Default: every trained token."""
         return trainable_mask(tensors)
 
+    def entropy_scale(self) -> float:
+        """Factor of the entropy bonus in the coming optimizer step, the same on all ranks. Default: 1."""
+        return 1.0
+
     def completion_budget(self, global_step: int) -> int:
         """Most tokens a completion may have in the generation batch about to be made. Default: the configured
         length.
@@ -357,9 +361,9 @@ class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
             tensors["loss_weights"] = weights
         if self.args.entropy_coef != 0.0:
             masks = [self.entropy_mask(tensors) for tensors in window]
-            counts = self.count_window(masks)
+            scale, counts = self.entropy_scale(), self.count_window(masks)
             for tensors, mask in zip(window, masks, strict=True):
-                tensors["entropy_weights"] = token_weights(mask, reduction="token_mean", counts=counts)
+                tensors["entropy_weights"] = scale * token_weights(mask, reduction="token_mean", counts=counts)
         contributing = [self.contributes(tensors) for tensors in window]
         log_update(self._metrics["train"], contributing, self.accelerator)
         # A mixture of experts balances its load over every row it sees.

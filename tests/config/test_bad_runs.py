@@ -244,6 +244,22 @@ def test_what_a_method_does_not_support(
     assert len(found) == 1 and isinstance(found[0], SupportError) and words in str(found[0])
 
 
+@pytest.mark.parametrize(
+    ("changes", "is_told"),
+    [
+        ({"model.dtype": "bfloat16", "trainer.learning_rate": 2e-5}, True),
+        ({"model.dtype": "float16", "trainer.learning_rate": 2e-5}, True),
+        ({"model.dtype": "bfloat16", "trainer.learning_rate": 1e-3}, False),
+        ({"model.dtype": "float32", "trainer.learning_rate": 2e-5}, False),
+        ({"model.dtype": "bfloat16", "trainer.learning_rate": 2e-5, "model.lora": {"rank": 4}}, False),
+    ],
+    ids=str,
+)
+def test_updates_that_half_precision_rounds_away_are_told(tmp_path: Path, changes: dict[str, Any], is_told: bool):
+    report = checked(tmp_path, "sft", changes)
+    assert report.ok and is_told == any("are rounded away" in str(warning) for warning in report.warnings)
+
+
 def test_an_output_folder_that_cannot_be_made(tmp_path: Path):
     (tmp_path / "file").write_text("")
     message = told(checked(tmp_path, "grpo", {"trainer.output_dir": str(tmp_path / "file" / "run")}))

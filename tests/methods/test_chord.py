@@ -81,6 +81,23 @@ def test_with_the_whole_share_it_is_supervised_training_on_the_prompts_demonstra
     assert relative_difference(gradients(chord), gradients(sft)) < 1e-5
 
 
+def test_the_entropy_bonus_shrinks_with_the_policys_share(tiny_dir, tmp_path):
+    """What the bonus adds to the gradient at mu = 0.7 is 0.3 of what it adds at 0, and nothing at 1."""
+
+    def added(share: float) -> dict[str, torch.Tensor]:
+        layout = {"max_steps": 1, "max_grad_norm": 0.0, "mu_start": share, "mu_end": 0.0, **REPLAY}
+        without, with_it = (
+            gradients(build("chord", tiny_dir, tmp_path / f"{share}{coef}", entropy_coef=coef, **layout))
+            for coef in (0.0, 1.0)
+        )
+        return {name: with_it[name] - value for name, value in without.items()}
+
+    alone = added(0.0)
+    assert any(value.abs().max() > 1e-4 for value in alone.values())
+    assert relative_difference(added(0.7), {name: 0.3 * value for name, value in alone.items()}) < 1e-3
+    assert not any(value.any() for value in added(1.0).values())
+
+
 def test_the_share_decays_over_the_run(tiny_dir, tmp_path):
     trainer = build("chord", tiny_dir, tmp_path, max_steps=4, mu_start=0.8, mu_end=0.0, mu_schedule="linear")
     trainer.train()

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
+from transformers import AddedToken, AutoTokenizer
 
 from posttrain.data.token_noise import row_generator
 from posttrain.losses.reductions import LossCounts, reduce_loss
@@ -138,6 +139,18 @@ def test_random_tokens_are_ordinary_ones(tiny_dir, tmp_path):
     both = make(tiny_dir, tmp_path / "mixed", max_steps=10, noise_type="mixed", random_token_prob=0.5)
     mask = both.tokenizer.convert_tokens_to_ids("~")
     assert both.replacement.mask_id == mask and mask not in both.replacement.random_ids.tolist()
+
+
+def test_added_special_tokens_are_no_random_ones(tiny_dir, tmp_path):
+    """A token added as special is not among the tokenizer's named special tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_dir)
+    tokenizer.add_tokens([AddedToken("~", special=True)])
+    special = tokenizer.convert_tokens_to_ids("~")
+    assert special not in tokenizer.all_special_ids and special < len(tokenizer)
+    tokenizer.save_pretrained(tmp_path / "model")
+    fresh_model(tiny_dir).save_pretrained(tmp_path / "model")
+    trainer = build(KEY, tmp_path / "model", tmp_path, noise_type="random_token")
+    assert special not in trainer.replacement.random_ids.tolist()
 
 
 def test_attention_can_be_blocked_at_hidden_positions(tiny_dir, tmp_path):

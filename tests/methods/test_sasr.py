@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from posttrain.errors import ConfigError, SupportError
+from posttrain.errors import ConfigError, DataError, SupportError
 from posttrain.methods.sasr.controllers import SAME_NORMS
 from posttrain.methods.sasr.trainer import SASRConfig
 from tests.batteries.runs import Recorder, build, costs, losses, weights
@@ -82,6 +82,13 @@ def test_a_least_probability_of_one_is_supervised_training(tiny_dir, tmp_path):
     trainer.train()
     assert logged(trainer, "sasr/mode") == [1] * 6
     assert "cost/generated_tokens" not in costs(trainer) and costs(trainer)["cost/demonstrations"] == 48
+
+
+def test_a_warmup_that_leaves_no_divergence_is_refused_by_its_own_name(tiny_dir, tmp_path):
+    layout = {"max_steps": 2, "warmup_sft_steps": 1, "switch_controller": "kl", "learning_rate": 1e-30}
+    trainer = build("sasr", tiny_dir, tmp_path, **layout)
+    with pytest.raises(DataError, match=r"method.switch_controller: .*no ratio of divergences .*divergence of 0.0"):
+        trainer.train()
 
 
 @pytest.mark.parametrize("controller", ["grad_norm", "fixed", "cosine", "kl"])

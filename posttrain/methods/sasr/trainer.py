@@ -9,7 +9,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from posttrain.errors import ConfigError, SupportError
+from posttrain.errors import ConfigError, DataError, SupportError
 from posttrain.losses.upge import UPGE_PRESETS
 from posttrain.methods.sasr.controllers import (
     PostClipWatch,
@@ -30,6 +30,9 @@ class SASRConfig(AlternationConfig):
 
     Paper: arXiv 2505.13026. Deviation: only its abstract was at hand; the switching formula p = G_last / (G_last +
     gamma * G_warm), the length of the warm-up and every default are our choice.
+
+    Deviation: the specification gives the warm-up a learning rate of its own that falls linearly to that of the later
+    steps. Here `sft_learning_rate` is the rate of every supervised step, in the warm-up and after it.
     """
 
     preset: str = option(
@@ -208,6 +211,14 @@ class SASRTrainer(AlternatingTrainer):
         divergence = reference_kl(self, self.probe_batch())
         self.record("sasr/probe_kl", divergence, training=True)
         if self.controller.warmup is None:
+            if not (math.isfinite(divergence) and divergence > 0.0):
+                raise DataError(
+                    "the warm-up has not moved the model away from its reference, so there is no ratio of divergences",
+                    where="method.switch_controller",
+                    got=f"kl, and a divergence of {divergence} after {self.warmup_steps} warm-up steps",
+                    allowed="a finite divergence above 0",
+                    fix="Lengthen method.warmup_sft_steps, raise trainer.learning_rate, or choose another controller",
+                )
             self.controller.observe_warmup(divergence)
             self.controller.freeze()
         else:
