@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
+from trl.chat_template_utils import parse_response
 
 from posttrain.errors import SupportError
 
@@ -58,21 +59,29 @@ def greedy_baseline(trainer: PolicyTrainer, inputs: list[dict[str, Any]], tensor
         completion_ids, _ = trainer._generate_single_turn(prompt_ids, None, {}, 1)
     spent = torch.tensor(sum(map(len, completion_ids)), device=trainer.accelerator.device)
     trainer.spend("generated_tokens", int(trainer.accelerator.reduce(spent, reduction="sum")))
-    texts = trainer.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
     chosen = [inputs[row] for row in rows]
-    completions = [
-        text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
-        for row, text in zip(chosen, texts, strict=True)
-    ]
+    prompts = [row["prompt"] for row in chosen]
+    completions = _completions(trainer, prompts, prompt_ids, completion_ids)
     # What the rewards log belongs to the rollouts.
     apart: Any = defaultdict(list)
-    rewards, is_failed = trainer.scored(
-        chosen, [row["prompt"] for row in chosen], completions, completion_ids, metrics=apart
-    )
+    with _unlogged(trainer):
+        rewards, is_failed = trainer.scored(chosen, prompts, completions, completion_ids, metrics=apart)
     totals = trainer.total_rewards(rewards.masked_fill(is_failed.unsqueeze(1), torch.nan))
     baseline = trainer.accelerator.gather(totals[rank * len(rows) :][place_of])
     trainer.record("rollout/greedy_reward_mean", float(baseline.nanmean()))
     return baseline
+
+
+def _completions(trainer: PolicyTrainer, prompts: list[Any], prompt_ids: list[Any], ids: list[Any]) -> list[Any]:
+    """What rewards read, made of the tokens as trl 1.16's `_generate` makes it of the rollouts."""
+    if isinstance(prompts[0], str):
+        return list(trainer.processing_class.batch_decode(ids, skip_special_tokens=True))
+    tokenizer = trainer._tokenizer
+    if any(getattr(tokenizer, name, None) is not None for name in ("response_template", "response_schema")):
+        pairs = zip(prompt_ids, ids, strict=True)
+        return [[parse_response(tokenizer, made, prefix=prompt, tools=trainer.tools)] for prompt, made in pairs]
+    texts = trainer.processing_class.batch_decode(ids, skip_special_tokens=True)
+    return [[{"role": "assistant", "content": text}] for text in texts]
 
 
 def completed_rows(size: int, *, rank: int, world: int, num_generations: int) -> tuple[list[int], list[int]]:
@@ -91,6 +100,17 @@ def completed_rows(size: int, *, rank: int, world: int, num_generations: int) ->
     rows = [max(0, prompt * num_generations - rank * size) for prompt in prompts]
     rows += rows[-1:] * (max(map(len, touched)) - len(rows))
     return rows, [prompts.index((rank * size + row) // num_generations) for row in range(size)]
+
+
+@contextmanager
+def _unlogged(trainer: PolicyTrainer) -> Iterator[None]:
+    """Rewards may call log_metric and log_extra; trl 1.16 keeps those values here until the next generation batch."""
+    saved = trainer._pending_extra_logs, trainer._pending_metrics
+    trainer._pending_extra_logs, trainer._pending_metrics = defaultdict(list), defaultdict(list)
+    try:
+        yield
+    finally:
+        trainer._pending_extra_logs, trainer._pending_metrics = saved
 
 
 @contextmanager

@@ -113,6 +113,36 @@ def test_a_row_without_a_greedy_reward_has_no_gradient(stops_dir, tmp_path):
     assert calls == [8, 2]
 
 
+def test_what_rewards_log_of_greedy_completions_is_left_out(stops_dir, tmp_path):
+    calls = []
+
+    def logging_reward(prompts, completions, log_metric, log_extra, **_):
+        calls.append(len(completions))
+        log_metric("mine/rows", float(len(completions)))
+        log_extra("mine", [len(calls)] * len(completions))
+        return [1.0] * len(completions)
+
+    trainer = build("grpo", stops_dir, tmp_path, reward=logging_reward, max_steps=3, **REMAX)
+    trainer.train()
+    assert set(calls) == {8, 2}
+    rows = [entry["mine/rows"] for entry in trainer.state.log_history if "loss" in entry]
+    assert rows == [8.0] * len(rows)
+    assert set(trainer._logs["extra"]["mine"]) == {len(calls) - 1}, "of the last rollouts, scored last but one"
+    assert not trainer._pending_metrics and not trainer._pending_extra_logs
+
+
+def test_greedy_completions_are_parsed_as_the_rollouts_are(stops_dir, tmp_path):
+    reward = Recorder()
+    trainer = build("grpo", stops_dir, tmp_path, reward=reward, max_steps=1, **REMAX)
+    trainer.processing_class.response_template = {
+        "defaults": {"role": "assistant", "content": "parsed"},
+        "start_anchor": "assistant",
+        "fields": {"thinking": {"open_pattern": ".", "close_pattern": "$", "content": "text"}},
+    }
+    trainer.train()
+    assert [text for _, text in reward.seen] == ["parsed"] * 10  # eight rollouts and two greedy completions
+
+
 def test_a_stopped_run_goes_on_bit_for_bit(stops_dir, tmp_path):
     layout = {"max_steps": 5, "save_strategy": "steps", "save_steps": 3, "steps_per_generation": 4, **REMAX}
     whole = build("grpo", stops_dir, tmp_path, **layout)
