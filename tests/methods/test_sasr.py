@@ -128,7 +128,11 @@ def test_adapters_work_with_every_ratio(tiny_dir, tmp_path):
             learning_rate=0.05, trainer_kwargs={"peft_config": lora},
         )  # fmt: skip
         before = weights(trainer)
-        trainer.train()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer.train()
+        told = any("that of the adapter alone" in str(item.message) for item in caught)
+        assert told == (controller == "grad_norm")
         changed = {name for name, value in weights(trainer).items() if not torch.equal(value, before[name])}
         assert changed and all("lora" in name for name in changed)
         assert 0 < logged(trainer, "sasr/p_sft")[-1] < 1

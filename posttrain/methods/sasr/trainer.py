@@ -9,6 +9,8 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from peft import PeftModel
+
 from posttrain.errors import ConfigError, DataError, SupportError
 from posttrain.losses.upge import UPGE_PRESETS
 from posttrain.methods.sasr.controllers import (
@@ -231,6 +233,12 @@ class SASRTrainer(AlternatingTrainer):
         if step == 0 and self.warmup_steps >= self.state.max_steps:
             warnings.warn(
                 f"the warm-up takes all {self.state.max_steps} steps, so no policy step follows", stacklevel=2
+            )
+        if step == 0 and self.args.switch_controller == "grad_norm" and isinstance(self.model, PeftModel):
+            warnings.warn(
+                "the gradient norm that sasr follows is that of the adapter alone, so it cannot be compared with that "
+                "of a run that trains all weights",
+                stacklevel=2,
             )
         if step >= self.warmup_steps:
             self._num_supervised += kind == "supervised"
