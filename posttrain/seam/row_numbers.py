@@ -60,6 +60,16 @@ def row_spans(batch: dict[str, Any]) -> Iterator[tuple[int, slice]]:
         begin += length
 
 
+def blank_rows(batch: dict[str, Any], first: int) -> None:
+    """Take the labels of rows `first` and on out of a batch; without numbers, every row is one of the tensor."""
+    labels = batch["labels"]
+    if ROW_INDEX not in batch:
+        labels[first:] = -100
+        return
+    for _, span in list(row_spans(batch))[first:]:
+        labels.view(-1)[span] = -100
+
+
 def drop_numbers(batch: dict[str, Any]) -> None:
     """Take what `NumberedCollator` added out of a batch again: the model does not know it."""
     for name in (ROW_INDEX, _ROW_LENGTH):

@@ -23,7 +23,7 @@ from posttrain.seam.head import add_selective_scoring
 from posttrain.seam.hooks import ResumableTrainer
 from posttrain.seam.mixture_log import MixtureLog
 from posttrain.seam.policy_config import device_defaults
-from posttrain.seam.row_numbers import ROW_INDEX, NumberedCollator, drop_numbers, numbered
+from posttrain.seam.row_numbers import ROW_INDEX, NumberedCollator, blank_rows, drop_numbers, numbered
 from posttrain.seam.sampling import EpochSampler
 
 _LOSSES = {"nll": nll_loss, "dft": dft_loss}
@@ -61,12 +61,12 @@ class SupervisedConfig(SFTConfig):
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.packing and self.loss_aggregation != "token_mean":
+        if (self.packing or self.padding_free) and self.loss_aggregation != "token_mean":
             raise SupportError(
                 "a packed row holds several sequences, so a mean per row is not a mean per sequence",
                 where="method.loss_aggregation",
                 got=self.loss_aggregation,
-                allowed="token_mean while trainer.packing is true",
+                allowed=f"token_mean while trainer.{'packing' if self.packing else 'padding_free'} is true",
             )
         for name in ("label_smoothing_factor", "use_liger_kernel", "auto_find_batch_size"):
             if getattr(self, name):
@@ -149,7 +149,9 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
             )
         self._counts: LossCounts | None = None
         self._mixture = MixtureLog.of(train_dataset, packing=args.packing)
-        self.numbers_rows = self.numbers_rows or self._mixture is not None
+        # Rows laid after one another without padding can only be told apart by their lengths.
+        is_flat = (args.packing or args.padding_free) and isinstance(train_dataset, Dataset)
+        self.numbers_rows = self.numbers_rows or self._mixture is not None or is_flat
         self._writes_checkpoint = False
         super().__init__(
             model,
@@ -230,7 +232,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         if samples and world > 1 and state.end_of_dataloader and state.remainder > 0:
             # accelerate 1.15 fills the last batch of an epoch up with rows from its beginning: they are not trained.
             own = state.remainder - self.accelerator.process_index * self.args.per_device_train_batch_size
-            samples[-1]["labels"][max(0, own) :] = -100
+            blank_rows(samples[-1], max(0, own))
         if self._mixture is not None:
             self._mixture.count_batches(self, samples)
         for batch in samples:

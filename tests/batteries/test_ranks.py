@@ -48,6 +48,16 @@ RUNS.append({"key": "masked_thought", "name": "hidden inputs", "case": HIDDEN})
 RUNS += [{"key": key, "name": "a mixture", "case": {"mixture": True}} for key in ("sft", "grpo")]
 
 
+# Rows after one another in one: 5 rows, and 5 packed rows on the two ranks' 8 places.
+FLAT = {"padding_free": True, "max_length": None, "prompts": [0, 1, 2, 3, 4]}
+PACKED = {"packing": True, "max_length": 96}
+RUNS += [
+    {"key": key, "name": name, "case": case}
+    for key in ("sft", "masked_thought")
+    for name, case in (("no padding and an incomplete last batch", FLAT), ("packed rows", PACKED))
+]
+
+
 @pytest.fixture(scope="module")
 def launched(warm_dir, tmp_path_factory) -> dict[int, Path]:
     """Folder of the run with one process and of the run with two; both have seen every case."""

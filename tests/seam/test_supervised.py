@@ -10,6 +10,7 @@ from trl import SFTConfig, SFTTrainer
 
 from posttrain.errors import ConfigError, DataError, SupportError
 from posttrain.losses.reductions import LossOutput
+from posttrain.seam.row_numbers import blank_rows
 from posttrain.seam.supervised import SupervisedConfig, SupervisedTrainer
 from tests.batteries.runs import COMMON, SUPERVISED, build, dataset, fresh_model, gradients, relative_difference
 
@@ -95,6 +96,28 @@ def test_a_row_that_cannot_be_used_is_named(tiny_dir, tmp_path):
 def test_packing_and_a_mean_over_sequences_do_not_go_together(tiny_dir, tmp_path):
     with pytest.raises(SupportError, match=r"method.loss_aggregation.*allowed: token_mean while trainer.packing"):
         build("sft", tiny_dir, tmp_path, packing=True, loss_aggregation="seq_mean_token_mean")
+
+
+def test_rows_without_padding_and_a_mean_over_sequences_do_not_go_together(tiny_dir, tmp_path):
+    with pytest.raises(SupportError, match=r"loss_aggregation.*allowed: token_mean while trainer.padding_free is"):
+        build("sft", tiny_dir, tmp_path, padding_free=True, loss_aggregation="seq_mean_token_mean")
+
+
+@pytest.mark.parametrize(
+    "layout", [{}, {"padding_free": True, "max_length": None}, {"packing": True, "max_length": 96}], ids=str
+)
+def test_rows_that_fill_up_a_batch_lose_their_labels_in_any_layout(layout, tiny_dir, tmp_path):
+    trainer = build("sft", tiny_dir, tmp_path, **layout, **ONE_STEP)
+    rows = [trainer.train_dataset[i] for i in range(3)]
+    batch = trainer.data_collator([dict(row) for row in rows])
+    flat = batch["labels"].size(0) == 1
+    assert flat == bool(layout)
+    begin = len(rows[0]["input_ids"]) if flat else batch["labels"].size(1)
+    before = batch["labels"].flatten().clone()
+    blank_rows(batch, 1)
+    after = batch["labels"].flatten()
+    assert torch.equal(after[:begin], before[:begin]) and (before[begin:] != -100).any()
+    assert (after[begin:] == -100).all()
 
 
 # ---- columns and loss ----
