@@ -132,7 +132,7 @@ class _Check:
         if train is not None:
             if held_out is not None:
                 self.report.warnings += checks_data.shared_rows(self.cfg, train, held_out)
-            asked = self.asked(train, tokenizer)
+            asked = self.asked(train, held_out, tokenizer)
             if asked is not None:
                 self.rewards(asked)
             if not arithmetic:
@@ -220,8 +220,7 @@ class _Check:
             return None
         self.report.facts += loaded.facts
         self.report.warnings += loaded.warnings
-        column = str(getattr(self.cfg.method, "demonstration_column", "solution"))
-        rows = checks_data.as_rows(split, loaded.dataset, demonstration_column=column)
+        rows = checks_data.as_rows(split, loaded.dataset, demonstration_column=self.column(split))
         faults = list(checks_data.prompt_findings(self.cfg, rows))
         self.report.errors += faults
         self.report.errors += checks_data.answer_findings(self.cfg, rows, graded=self.graded(split))
@@ -229,6 +228,11 @@ class _Check:
             for stops, finding in checks_data.demonstration_findings(self.cfg, self.entry, rows):
                 self.add(stops, finding)
         return None if faults else rows
+
+    def column(self, split: str) -> str:
+        """Column of the demonstrations; "prompt" where training learns its documents whole."""
+        column = str(getattr(self.cfg.method, "demonstration_column", "solution"))
+        return "solution" if split == "eval" and column == "prompt" else column
 
     def graded(self, split: str) -> list[str]:
         """Rewards in use on a split that compare with the column `answer`."""
@@ -240,7 +244,7 @@ class _Check:
     def texts(self, rows: Rows, tokenizer: Any) -> bool:
         """Template, lengths and previews of one split. Whether its texts can be read at all."""
         kwargs = self.cfg.rollout.fields.get("chat_template_kwargs") if self.cfg.rollout is not None else None
-        encoder = PromptEncoder(tokenizer, kwargs)
+        encoder = PromptEncoder(tokenizer, kwargs, column=self.column(rows.split))
         trained = self.demonstrated and rows.split == "train"
         before = len(self.report.errors)
         for stops, finding in checks_template.tokenizer_findings(self.cfg, tokenizer, rows):
@@ -271,7 +275,6 @@ class _Check:
         limit = getattr(self.cfg.rollout, "max_completion_length", None) if self.cfg.rollout is not None else None
         sampled = f"a completion of up to {limit} tokens is sampled and trained up to its stop token"
         for index in kept[: self.show_rows]:
-            prompt_ids = encoder.prompt(rows.prompts[index])
             text = rows.solutions[index] if trained else None
             title = f"train row {index} ({self.cfg.method.name})"
             if isinstance(text, str) and text.strip():
@@ -280,15 +283,16 @@ class _Check:
                     if self.cfg.rollout is None
                     else f"demonstration, trained where the gate opens; elsewhere {sampled}"
                 )
-                ids = encoder.demonstration(text, prompt_ids)
+                prompt_ids, ids = encoder.row(rows.prompts[index], text)
                 self.report.previews.append(preview(title, encoder.tokenizer, prompt_ids, ids, note=note))
             else:
+                prompt_ids = encoder.prompt(rows.prompts[index])
                 self.report.previews.append(preview(title, encoder.tokenizer, prompt_ids, [], note=sampled))
 
-    def asked(self, rows: Rows, tokenizer: Any) -> Rows | None:
-        """Training rows as the rewards will see them; None if a method that reads documents cannot ask about any."""
+    def asked(self, rows: Rows, held_out: Rows | None, tokenizer: Any) -> Rows | None:
+        """Rows as the rewards will see them; None if there are none, or a method cannot ask about its documents."""
         if self.entry.reads == "prompts":
-            return rows
+            return rows if self.column("train") != "prompt" else held_out
         if tokenizer is None:
             return None
         faults = list(checks_documents.document_findings(self.cfg, rows, tokenizer))
@@ -382,7 +386,7 @@ class _Budget:
             # A token covers at least one byte, and the stop token comes on top.
             if limit is None or (not supervised and len(text.encode()) + 1 <= limit) or self.spent():
                 return None
-            prompt = encoder.prompt(rows.prompts[index])
-            return len(prompt), len(encoder.demonstration(text, prompt))
+            given, learnt = encoder.row(rows.prompts[index], text)
+            return len(given), len(learnt)
 
         return count

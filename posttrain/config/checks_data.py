@@ -142,6 +142,10 @@ def demonstration_findings(cfg: RunConfig, entry: Entry, rows: Rows) -> Iterator
     if not empty or not len(rows):
         return
     told = f"the demonstration is empty in {len(empty)} of {len(rows)} rows ({rows_text(empty)})"
+    if column == "prompt":
+        told = f"{len(empty)} of {len(rows)} rows are chats, and method.demonstration_column: prompt learns documents"
+        yield True, DataError(told, where=where, fix="Set data.train.format: text, or name the demonstrations' column")
+        return
     limit = cfg.data.max_empty_solution_fraction
     if entry.kind == "supervised":
         yield True, DataError(told, where=where, fix="Map the column under data.train.columns, or drop these rows")

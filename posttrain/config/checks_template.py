@@ -22,8 +22,10 @@ Finding = tuple[bool, PosttrainError]
 class PromptEncoder:
     """Tokens of prompts and demonstrations, exactly as training makes them."""
 
-    def __init__(self, tokenizer: Any, chat_template_kwargs: dict[str, Any] | None = None):
-        self.tokenizer, self.kwargs = tokenizer, chat_template_kwargs or {}
+    def __init__(
+        self, tokenizer: Any, chat_template_kwargs: dict[str, Any] | None = None, *, column: str = "solution"
+    ):
+        self.tokenizer, self.kwargs, self.column = tokenizer, chat_template_kwargs or {}, column
 
     def prompt(self, prompt: Any) -> list[int]:
         """Ids that generation starts from."""
@@ -36,6 +38,12 @@ class PromptEncoder:
         from posttrain.data.demonstrations import encode_demonstration
 
         return encode_demonstration(self.tokenizer, text, prompt_ids=prompt_ids)
+
+    def row(self, prompt: Any, text: str) -> tuple[list[int], list[int]]:
+        """Ids that are given, and ids that are trained."""
+        from posttrain.data.demonstrations import encode_row
+
+        return encode_row(self.tokenizer, prompt, text, column=self.column, **self.kwargs)
 
     def rendered(self, prompt: list[dict[str, str]], solution: str | None = None) -> str:
         """Text of the chat: up to the generation prompt, or with the assistant's answer in it."""
@@ -89,7 +97,8 @@ def template_findings(cfg: RunConfig, encoder: PromptEncoder, rows: Rows, *, tra
     notes: dict[str, tuple[list[int], str]] = {}
     looked = min(SAMPLE, len(rows))
     for index in range(looked):
-        solution = rows.solutions[index] if trained else None
+        # A document is its own demonstration: what is wrong with it is told of the prompt.
+        solution = rows.solutions[index] if trained and encoder.column != "prompt" else None
         solution = solution if isinstance(solution, str) and solution.strip() else None
         for stops, told, fix in _row_faults(encoder, rows.prompts[index], solution):
             (faults if stops else notes).setdefault(told, ([], fix))[0].append(index)

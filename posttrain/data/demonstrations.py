@@ -4,6 +4,7 @@ model.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.errors import DataError
 
 _OPEN_THINK = "<think>"
+# As `demonstration_column` it says: the prompt is a document, and all its tokens are learnt.
+DOCUMENT_COLUMN = "prompt"
+
+_logger = logging.getLogger(__name__)
 
 
 def encode_prompt(
@@ -73,6 +78,24 @@ def encode_demonstration(
     return [*ids, tokenizer.eos_token_id]
 
 
+def encode_row(
+    tokenizer: PreTrainedTokenizerBase, prompt: Any, text: str, *, column: str, **chat_template_kwargs: Any
+) -> tuple[list[int], list[int]]:
+    """Tokens that are given and tokens that are learnt, of one supervised row.
+
+    With `column` `DOCUMENT_COLUMN` the tokens are those of the text as it is, as in the next-token loss of
+    mid-training: the first is given, all others are learnt, and no end token is added.
+
+    Args:
+        prompt, text: cells of the row. column: that `text` is from.
+    """
+    if column == DOCUMENT_COLUMN:
+        ids = encode_prompt(tokenizer, text)
+        return ids[:1], ids[1:]
+    given = encode_prompt(tokenizer, prompt, **chat_template_kwargs)
+    return given, encode_demonstration(tokenizer, text, prompt_ids=given)
+
+
 def encode_rows(
     dataset: Dataset,
     tokenizer: PreTrainedTokenizerBase,
@@ -85,7 +108,7 @@ def encode_rows(
 
     Args:
         dataset: columns `prompt` and `column`.
-        column: demonstration text.
+        column: demonstration text; `DOCUMENT_COLUMN` to learn the prompts, which must then be text.
         max_length: most tokens of a row; None = any.
         keep: columns carried along unchanged.
 
@@ -95,6 +118,13 @@ def encode_rows(
     """
 
     def encode(row: dict[str, Any], index: int) -> dict[str, list[int]]:
+        if column == DOCUMENT_COLUMN and not isinstance(row[column], str):
+            raise DataError(
+                "a document is text, not a chat",
+                where=f"train row {index}, column {column!r}",
+                got=row[column],
+                fix="Set data.train.format: text, or name the column of the demonstrations",
+            )
         if not isinstance(row[column], str) or not row[column].strip():
             raise DataError(
                 "empty demonstration",
@@ -102,8 +132,7 @@ def encode_rows(
                 got=row[column],
                 fix="Drop the row",
             )
-        prompt = encode_prompt(tokenizer, row["prompt"])
-        completion = encode_demonstration(tokenizer, row[column], prompt_ids=prompt)
+        prompt, completion = encode_row(tokenizer, row["prompt"], row[column], column=column)
         if max_length is not None and len(prompt) + len(completion) > max_length:
             raise DataError(
                 "prompt and demonstration are longer than a row may be",
@@ -115,4 +144,7 @@ def encode_rows(
         return {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
 
     drop = [name for name in dataset.column_names if name not in keep]
-    return dataset.map(encode, with_indices=True, remove_columns=drop, desc=None, load_from_cache_file=False)
+    encoded = dataset.map(encode, with_indices=True, remove_columns=drop, desc=None, load_from_cache_file=False)
+    if column == DOCUMENT_COLUMN and (short := sum(len(ids) < 2 for ids in encoded["input_ids"])):
+        _logger.warning("%d of %d documents have one token, and nothing to learn", short, len(encoded))
+    return encoded

@@ -262,12 +262,14 @@ def build_mixture(block: Any, *, system_prompt: str | None = None, count_tokens:
 
 def token_counter(tokenizer: Any, *, column: str, **chat_template_kwargs: Any) -> TokenCount:
     """Counts a row's tokens: those of the prompt, and of the demonstration in `column` if the row has one."""
-    from posttrain.data.demonstrations import encode_demonstration, encode_prompt
+    from posttrain.data.demonstrations import encode_prompt, encode_row
 
     def count(row: Mapping[str, Any]) -> int:
-        prompt = encode_prompt(tokenizer, row["prompt"], **chat_template_kwargs)
-        text = str(row.get(column) or "")
-        return len(prompt) + (len(encode_demonstration(tokenizer, text, prompt_ids=prompt)) if text.strip() else 0)
+        text = row.get(column)
+        if not isinstance(text, str) or not text.strip():
+            return len(encode_prompt(tokenizer, row["prompt"], **chat_template_kwargs))
+        given, learnt = encode_row(tokenizer, row["prompt"], text, column=column, **chat_template_kwargs)
+        return len(given) + len(learnt)
 
     return count
 

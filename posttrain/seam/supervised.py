@@ -37,7 +37,11 @@ class SupervisedConfig(SFTConfig):
     TRL knows (`messages`, `text`, `prompt`/`completion`, `input_ids` with `labels`) go through TRL.
     """
 
-    demonstration_column: str = option("solution", help="Column with the text to learn, for rows that have `prompt`.")
+    demonstration_column: str = option(
+        "solution",
+        help="Column with the text to learn, for rows that have `prompt`. prompt = the prompts are documents "
+        "(`data.train.format: text`), learnt whole.",
+    )
     loss_aggregation: Literal["token_mean", "seq_mean_token_mean"] = option(
         "token_mean", help="token_mean: every token counts the same; seq_mean_token_mean: every row counts the same."
     )

@@ -98,3 +98,16 @@ def test_a_row_that_is_too_long_is_refused_with_its_numbers(tiny_tokenizer):
     text = str(refused.value)
     assert "train row 1" in text and f"{prompt} + 10 tokens" in text and f"at most {prompt + 2}" in text
     assert "trainer.max_length" in text
+
+
+def test_a_document_is_learnt_as_it_is_but_for_its_first_token(tiny_tokenizer, caplog):
+    texts = Dataset.from_list([{"prompt": text, "solution": ""} for text in ("one two", "x")])
+    encoded = encode_rows(texts, tiny_tokenizer, column="prompt", max_length=None)
+    ids = tiny_tokenizer("one two")["input_ids"]
+    assert encoded["input_ids"][0] == ids and encoded["labels"][0] == [-100, *ids[1:]]
+    assert encoded["labels"][1] == [-100] and "1 of 2 documents have one token" in caplog.text
+
+
+def test_a_chat_is_no_document(tiny_tokenizer):
+    with pytest.raises(DataError, match=r"row 0, column 'prompt': a document is text, not a chat.*format: text"):
+        encode_rows(rows("2"), tiny_tokenizer, column="prompt", max_length=None)

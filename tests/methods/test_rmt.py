@@ -156,6 +156,31 @@ def test_equal_rollouts_leave_the_next_token_loss_alone(tiny_dir, tmp_path):
     assert relative_difference({name: 10 * value for name, value in small.items()}, large) < 1e-5
 
 
+class NothingAsked(RMTTrainer):
+    """Learns every token of the step's documents, those asked for too, and remembers the documents."""
+
+    def write_demonstration(self, rollouts, group, ids, *, untrained, prompt_ids, **kwargs):
+        self.learnt = [*getattr(self, "learnt", []), self.tokenizer.decode([*prompt_ids, *ids])]
+        super().write_demonstration(rollouts, group, ids, untrained=[], prompt_ids=prompt_ids, **kwargs)
+
+
+def test_without_tokens_asked_for_it_is_sft_on_the_documents(tiny_dir, tmp_path):
+    settings = {**THINKING, "reward": lambda prompts, completions, **_: [1.0] * len(completions)}
+    settings |= {"use_token_budget": False, "ntp_loss_coef": 1.0, "per_device_train_batch_size": 16}
+    trainer = build("rmt", tiny_dir, tmp_path / "rmt", trainer_class=NothingAsked, **settings)
+    ours = gradients(trainer)
+    assert len(trainer.learnt) > 1 and set(trainer.learnt) <= set(TEXTS["text"])
+    sft = {
+        "data": Dataset.from_list([{"prompt": text, "solution": ""} for text in trainer.learnt]),
+        "demonstration_column": "prompt",
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "max_steps": 1,
+        "max_grad_norm": 0.0,
+    }
+    assert relative_difference(ours, gradients(build("sft", tiny_dir, tmp_path / "sft", **sft))) < 1e-5
+
+
 def test_a_document_asked_about_twice_is_learnt_once(tiny_dir, tmp_path):
     trainer = build("rmt", tiny_dir, tmp_path, data=TEXTS)
     assert document_rows(trainer.index, torch.tensor([3, 20, 5, 18])) == {0: [3, 5], 1: [20, 18]}
