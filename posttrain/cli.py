@@ -356,14 +356,14 @@ def show_error(error: Exception) -> None:
 
 
 def main() -> None:
-    """Entry point of the console script; a user's mistake ends with exit code 2 and no traceback."""
+    """Entry point of the console script: exit code 2 after a mistake, 143 after SIGTERM, and no traceback."""
     from posttrain.errors import PosttrainError
 
     try:
         app()
     except PosttrainError as error:
         show_error(error)
-        sys.exit(2)
+        sys.exit(error.exit_status)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ class PosttrainError(Exception):
         fix: the next step, an imperative sentence.
     """
 
+    exit_status = 2  # of a command that ends with it
     is_shared = False  # set where every rank raises the same, so that one of them tells it
 
     def __init__(

@@ -116,7 +116,10 @@ def _compare(config: Any, done: dict[str, Outcome]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`python -m posttrain.run RECIPE [block.key=value ...]`; exit status 2 for a user's mistake, one line each."""
+    """`python -m posttrain.run RECIPE [block.key=value ...]`.
+
+    Returns the exit status: 2 after a user's mistake, told in one line each, 143 after a stop by SIGTERM.
+    """
     from posttrain.cli import show_error
 
     arguments = sys.argv[1:] if argv is None else argv
@@ -129,8 +132,8 @@ def main(argv: list[str] | None = None) -> int:
         if is_main_process():
             show_error(error)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            _leave_at_once(2)
-        return 2
+            _leave_at_once(error.exit_status)
+        return error.exit_status
     leave_group()
     return 0
 

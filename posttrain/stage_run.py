@@ -84,6 +84,7 @@ class Stage:
 
     def run(self) -> Outcome:
         """Train, unless this very stage was finished before."""
+        from posttrain.callbacks.stop_signal import StopSignal
         from posttrain.evaluation.provenance import data_fingerprint
         from posttrain.stage_lineage import refuse_changed_order, write_metrics
 
@@ -114,7 +115,10 @@ class Stage:
                 say("\n".join([f"continuing from {checkpoint}", *(f"  changed since: {line}" for line in changes)]))
         if checkpoint is None and (self.config.eval is None or self.config.eval.at_start):
             self.evaluate(trainer, data, "before")
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with StopSignal() as stop:
+            trainer.add_callback(stop)
+            trainer.train(resume_from_checkpoint=checkpoint)
+        stop.raise_if_stopped(can_continue=not trainer.args.save_only_model)
         self.evaluate(trainer, data, "after")
         self.save(trainer)
         if is_main_process():
