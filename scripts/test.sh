@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sets the test environment up on first use, then checks style and runs the tests, and after them every smoke recipe.
+# Sets the test environment up on first use, then checks style and runs the tests, after them every smoke recipe, and
+# the short form of scripts/soak.sh.
 # With arguments, which go to pytest, only what they name:
 #   scripts/test.sh tests/losses             one folder
 #   scripts/test.sh -m slow                  the tests that are left out by default, smoke recipes among them
@@ -16,4 +17,5 @@ export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
 if [ $# -eq 0 ]; then
     .venv/bin/python -m pytest -n 2 --dist load --durations=0 -m slow tests/recipes/test_smoke.py
+    scripts/soak.sh --kills 4
 fi
