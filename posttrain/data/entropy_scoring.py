@@ -5,6 +5,7 @@ Scoring is resumable: what is done is written every few seconds, and a second ca
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -119,38 +120,60 @@ def score_corpus(
 
 
 def store_entropies(
-    texts: Sequence[Any], entropies: Sequence[Sequence[float]], *, folder: str | Path, tokenizer: Any
+    texts: Sequence[Any], entropies: Sequence[Any], *, folder: str | Path, tokenizer: Any
 ) -> TokenIndex:
     """Make the index from entropies that come with the corpus, one number a token (the first is not read).
 
+    A finished one is opened; one that was not finished is made again.
+
     Raises:
-        DataError: another number of entropies than tokens: they were made with another tokenizer.
+        DataError: entropies that are no numbers, or another number of them than tokens: they were made with another
+            tokenizer; the folder holds an index of other entropies, another corpus or tokenizer, or of a scorer.
     """
     folder = Path(folder)
+    kept, documents, _ = encode_documents(texts, tokenizer)
+    flat = numpy.concatenate(
+        [_entropies_of_row(entropies[row], len(ids), row) for row, ids in zip(kept, documents, strict=True)]
+    )
     identity = {
         "tokenizer": token_index.tokenizer_digest(tokenizer),
         "corpus": token_index.corpus_digest([str(text) for text in texts]),
-        "scorer": "column entropy",
+        "scorer": f"column entropy, {hashlib.sha256(flat.tobytes()).hexdigest()}",
         "top_k": None,
     }
-    kept, documents, _ = encode_documents(texts, tokenizer)
-    for row, ids in zip(kept, documents, strict=True):
-        if len(entropies[row]) != len(ids):
-            raise DataError(
-                "the column entropy was made with another tokenizer: it needs one number for every token",
-                where=f"train row {row}",
-                got=f"{len(entropies[row])} numbers",
-                allowed=f"{len(ids)} tokens",
-                fix="Remove the column and score again with `posttrain score-tokens`",
-            )
+    record = token_index.read_record(folder)
+    if record is not None:
+        token_index.refuse_other(record, identity, folder)
+        if "files" in record:
+            return token_index.open_index(folder, expected=identity)
     record = _begin(texts, folder, tokenizer, identity)
     entropy = numpy.lib.format.open_memmap(folder / "entropy.npy", mode="r+")
-    flat = numpy.concatenate([numpy.asarray([numpy.nan, *entropies[row][1:]], dtype=numpy.float32) for row in kept])
     entropy[:] = flat
     entropy.flush()
     record["documents_done"] = record["num_documents"]
     token_index.finish(folder, record)
     return token_index.open_index(folder, expected=identity)
+
+
+def _entropies_of_row(cell: Any, num_tokens: int, row: int) -> numpy.ndarray:
+    """(S,) float32 of a cell, NaN in front."""
+    where, fix = f"train row {row}", "Remove the column and score again with `posttrain score-tokens`"
+    try:
+        values = numpy.asarray(cell, dtype=numpy.float64)
+        usable = values.ndim == 1 and bool(numpy.isfinite(values[1:]).all())
+    except (TypeError, ValueError):  # texts, or lists of unequal length
+        usable = False
+    if not usable:
+        raise DataError("the column entropy is not a list of numbers", where=where, got=cell, fix=fix)
+    if len(values) != num_tokens:
+        raise DataError(
+            "the column entropy was made with another tokenizer: it needs one number for every token",
+            where=where,
+            got=f"{len(values)} numbers",
+            allowed=f"{num_tokens} tokens",
+            fix=fix,
+        )
+    return numpy.asarray([numpy.nan, *values[1:]], dtype=numpy.float32)
 
 
 def _begin(texts: Sequence[Any], folder: Path, tokenizer: Any, identity: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 r"""From a scored corpus to prompts that ask for its next token.
 
 Papers: arXiv 2506.08007 (the task), arXiv 2509.24375 (tiers). A target whose text holds a brace cannot stand in
-\boxed{}, and one that is a part of a character has no text: both are left out, and counted.
+\boxed{}, one that is a part of a character has no text, a special token is not text, and behind nothing but blanks
+there is nothing to go by: all are left out, and counted.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ PROMPT = (
 )
 BUDGET_PROMPT = "Think in exactly {budget} tokens inside <think></think>."
 _LOST = "�"
+# Text before a token when what it adds is asked for alone; tokens before a target that its text is told from.
+_ANCHOR = "a\n"
+_WINDOW = 8
 
 
 @dataclass(frozen=True)
@@ -66,13 +70,21 @@ def find_targets(
         beyond = wanted & (entropy > max_entropy)
         left_out["entropy above max_entropy"] = int(beyond.sum())
         wanted &= ~beyond
-    ids = numpy.unique(index.tokens[numpy.flatnonzero(wanted)])
-    texts = {int(token): tokenizer.decode([int(token)]) for token in ids}
-    for reason, characters in (("the target is a part of a character", _LOST), ("the target holds a brace", "{}")):
-        bad = [token for token, text in texts.items() if any(sign in text for sign in characters)]
-        hit = wanted & numpy.isin(index.tokens, bad)
+    special, anchor = set(tokenizer.all_special_ids), tokenizer(_ANCHOR, add_special_tokens=False)["input_ids"]
+    texts = {int(token): added_text(tokenizer, anchor, int(token)) for token in numpy.unique(index.tokens)}
+    blank = {token for token, text in texts.items() if token in special or not text.strip()}
+    for reason, bad in (
+        ("the target is a special token", special),
+        ("the target is a part of a character", {token for token, text in texts.items() if _LOST in text}),
+        ("the target holds a brace", {token for token, text in texts.items() if "{" in text or "}" in text}),
+        ("the target has no text", {token for token, text in texts.items() if not text}),
+    ):
+        hit = wanted & numpy.isin(index.tokens, list(bad))
         left_out[reason] = int(hit.sum())
         wanted &= ~hit
+    hit = wanted & ~_follows_text(index, blank)
+    left_out["nothing but blanks before the target"] = int(hit.sum())
+    wanted &= ~hit
     positions = numpy.flatnonzero(wanted)
     if not len(positions):
         known = entropy[~numpy.isnan(entropy)]
@@ -84,6 +96,14 @@ def find_targets(
             fix="Lower the thresholds, raise method.max_entropy, or use other text",
         )
     return Targets(positions, tiers[positions], {reason: count for reason, count in left_out.items() if count})
+
+
+def _follows_text(index: TokenIndex, blank: set[int]) -> numpy.ndarray:
+    """(N,) whether a document has a token with text before each position."""
+    seen = numpy.cumsum(~numpy.isin(index.tokens, list(blank)))
+    before = numpy.concatenate([[0], seen])  # tokens with text before each flat position
+    begins = numpy.repeat(before[index.starts[:-1]], numpy.diff(index.starts))
+    return numpy.asarray(before[:-1] > begins)
 
 
 def index_in_memory(documents: Sequence[Sequence[int]]) -> TokenIndex:
@@ -128,13 +148,15 @@ class ContinuationRows:
         return self._row(position, context, tier, "raw")
 
     def round_trips(self, position: int) -> bool:
-        """Whether the target's text is tokenised as this one token."""
+        """Whether the target's text is tokenised as this one token, alone or behind other text."""
         target = int(self.index.tokens[position])
-        return token_of(self.tokenizer, self.tokenizer.decode([target])) == target
+        text = added_text(self.tokenizer, self.index.before(position)[-_WINDOW:], target)
+        return target in (token_of(self.tokenizer, text), token_behind(self.tokenizer, text))
 
     def _row(self, position: int, prompt: Any, tier: str, extraction: Extraction) -> dict[str, Any]:
         following = self.index.following(position, CONTINUATION_TOKENS)
-        continuation, ends = decode_with_ends(self.tokenizer, following)
+        before = self.index.before(position)[-_WINDOW:]
+        continuation, ends = decode_with_ends(self.tokenizer, following, before=before)
         entry = {
             "continuation": continuation,
             "token_ends": ends,
@@ -160,20 +182,41 @@ def token_of(tokenizer: Any, text: str) -> int | None:
     return int(ids[0]) if len(ids) == 1 else None
 
 
-def decode_with_ends(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[int]]:
-    """Text of tokens, and the cumulative number of bytes after each; an end inside a character is left out.
+def token_behind(tokenizer: Any, text: str) -> int | None:
+    """The one token that a text is cut into behind other text, where no space is put in front of it."""
+    ids, anchor = (tokenizer(words, add_special_tokens=False)["input_ids"] for words in (_ANCHOR + text, _ANCHOR))
+    return int(ids[-1]) if ids[:-1] == anchor else None
+
+
+def added_text(tokenizer: Any, before: Sequence[int], token: int) -> str:
+    """What a token adds to the text of those before it; a part of a character is shown by its sign."""
+    return decode_with_ends(tokenizer, [token], before=before)[0] or str(tokenizer.decode([token]))
+
+
+def decode_with_ends(tokenizer: Any, ids: Sequence[int], *, before: Sequence[int] = ()) -> tuple[str, list[int]]:
+    """Text that tokens add, and the cumulative number of bytes after each; an end inside a character is left out.
 
     Only as many tokens are taken as decode to a text that begins with that of fewer tokens.
+
+    Args:
+        ids: tokens. before: some that stand in front of them, since some tokenizers drop a space that begins a text.
+            They are left aside where the first token changes their text.
     """
+    start = tokenizer.decode(list(before)) if before else ""
     whole, ends = "", []
     for count in range(1, len(ids) + 1):
-        text = tokenizer.decode(list(ids[:count]))
+        text = tokenizer.decode([*before, *ids[:count]])
+        if not text.startswith(start):
+            break
+        text = text[len(start) :]
         if text.endswith(_LOST):
             continue
         if not text.startswith(whole):
             break
         whole = text
         ends.append(len(whole.encode("utf-8")))
+    if before and not ends:
+        return decode_with_ends(tokenizer, ids)
     return whole, ends
 
 

@@ -26,7 +26,7 @@ _TOLD = {
     "format": "another version of the format",
     "tokenizer": "another tokenizer",
     "corpus": "another corpus",
-    "scorer": "another scoring model",
+    "scorer": "another scoring model, or other entropies",
     "top_k": "another number of top tokens (method.entropy_top_k)",
 }
 

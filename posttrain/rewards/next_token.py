@@ -57,7 +57,7 @@ def score_one(completion: Any, entry: str | None, completion_ids: Sequence[int] 
     if stored["extraction"] == "raw":
         if completion_ids is not None and stored["target_id"] is not None:
             return float(len(completion_ids) > 0 and int(completion_ids[0]) == stored["target_id"])
-        return float(completion_text(completion).startswith(_target(stored)))
+        return float(matches(completion_text(completion), stored, rule="first_token"))
     predicted = predicted_text(completion_text(completion), stored["extraction"])
     if predicted is None:
         return 0.0
@@ -92,12 +92,15 @@ def matches(predicted: str, stored: dict[str, Any], *, rule: str) -> bool:
     """Whether a prediction is right by a rule.
 
     prefix: its bytes are those of the first k >= 1 tokens of the continuation. first_token: it begins with the first
-    token's text. exact_token: it is the first token's text, and that text is tokenised as this one token.
+    token's text. exact_token: it is the first token's text, and that text is tokenised as this one token. An empty
+    prediction is never right.
     """
+    if not predicted:
+        return False
     if rule == "exact_token":
         return bool(stored["round_trips"]) and predicted == _target(stored)
     if rule == "first_token":
-        return predicted.startswith(_target(stored))
+        return bool(_target(stored)) and predicted.startswith(_target(stored))
     written = predicted.encode("utf-8", errors="surrogatepass")  # half of a surrogate pair matches no valid text
     truth = stored["continuation"].encode("utf-8")
     return len(written) in stored["token_ends"] and truth[: len(written)] == written

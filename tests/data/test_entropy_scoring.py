@@ -126,6 +126,38 @@ def test_entropies_that_come_with_the_corpus_must_fit_the_tokens(tiny_tokenizer,
         store_entropies(["abc", "de"], [[0, 1, 2], [0, 1, 2]], folder=tmp_path / "b", tokenizer=tiny_tokenizer)
 
 
+def test_entropies_that_changed_or_that_a_scorer_made_are_not_used_for_the_column(arguments, tiny_tokenizer):
+    column = [[0.0] + [1.0] * (len(text) - 1) for text in TEXTS]
+    plain = {"folder": arguments["folder"], "tokenizer": tiny_tokenizer}
+    store_entropies(TEXTS, column, **plain)
+    assert store_entropies(TEXTS, column, **plain).entropy[1] == 1.0, "the same ones are opened"
+    column[0][1] = 2.0
+    with pytest.raises(DataError, match="other entropies.*Score again into another folder"):
+        store_entropies(TEXTS, column, **plain)
+    scored = arguments["folder"].parent / "scored"
+    score_corpus(TEXTS, **{**arguments, "folder": scored})
+    with pytest.raises(DataError, match="other entropies"):
+        store_entropies(TEXTS, column, **{**plain, "folder": scored})
+
+
+def test_entropies_whose_storing_was_stopped_are_stored_again(tiny_tokenizer, tmp_path, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    plain = {"folder": tmp_path, "tokenizer": tiny_tokenizer}
+    with monkeypatch.context() as patched:
+        patched.setattr(token_index, "finish", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            store_entropies(["abc"], [[0.0, 1.0, 2.0]], **plain)
+    assert store_entropies(["abc"], [[0.0, 1.0, 2.0]], **plain).entropy[2] == 2.0
+
+
+@pytest.mark.parametrize("cell", [None, ["a", "b", "c"], [0.0, None, 1.0], [[0.0], [1.0], [2.0]], 3.0])
+def test_entropies_that_are_no_numbers_are_refused_with_their_row(cell, tiny_tokenizer, tmp_path):
+    with pytest.raises(DataError, match="train row 1: the column entropy is not a list of numbers"):
+        store_entropies(["abc", "def"], [[0.0, 1.0, 2.0], cell], folder=tmp_path, tokenizer=tiny_tokenizer)
+
+
 def test_documents_must_be_text_with_something_to_predict(tiny_tokenizer):
     with pytest.raises(DataError, match="no document has two tokens"):
         encode_documents(["a", ""], tiny_tokenizer)

@@ -6,6 +6,7 @@ import numpy
 import pytest
 import torch
 from datasets import Dataset
+from transformers import AutoTokenizer
 
 from posttrain.losses.advantages import group_advantages
 from posttrain.losses.upge import UPGE_PRESETS
@@ -234,6 +235,25 @@ def test_entropies_of_the_corpus_are_used_as_they_are(tiny_dir, tmp_path):
     trainer = build("rmt", tiny_dir, tmp_path, data=data)
     assert trainer.targets.positions.tolist() == [1, 3, 5, 7, 9, 11]
     assert numpy.array_equal(trainer.targets.tiers, [0, 2] * 3)
+
+
+def test_what_the_recipe_names_as_prompt_goes_before_a_column_text(tiny_dir, tmp_path):
+    data = Dataset.from_list([{"prompt": "abcd", "text": "something else"}] * 3)
+    ids = AutoTokenizer.from_pretrained(tiny_dir)("abcd")["input_ids"]
+    assert build("rmt", tiny_dir, tmp_path, data=data).index.tokens.tolist() == ids * 3
+
+
+def test_the_next_token_loss_is_logged_without_its_coefficient(tiny_dir, tmp_path):
+    trainer = build("rmt", tiny_dir, tmp_path, ntp_loss_coef=0.25, **THINKING)
+    trainer.train()
+    (log,) = [entry for entry in trainer.state.log_history if "rmt/ntp_loss" in entry]
+    assert log["rmt/ntp_loss"] == pytest.approx(4 * log["sft/loss"]) and log["rmt/ntp_loss"] > 1.0
+
+
+def test_a_model_without_a_limit_of_positions_is_no_error(tiny_dir, tmp_path):
+    model = fresh_model(tiny_dir)
+    del model.config.max_position_embeddings
+    assert build("rmt", tiny_dir, tmp_path, data=TEXTS, model=model).questions.rule == "exact_token"
 
 
 def test_adapters_train_and_the_text_reaches_them(tiny_dir, tmp_path):

@@ -46,6 +46,14 @@ def test_a_large_length_weight_can_be_forced_and_does_not_matter_without_budget(
     assert config(tmp_path, length_reward_weight=0.6, use_token_budget=False).length_weight == 0.0
 
 
+@pytest.mark.parametrize(("weight", "height"), [(0.2, 4.0), (0.2, 10.0), (0.34, 2.0)])
+def test_a_high_length_reward_makes_a_smaller_weight_too_large(weight, height, tmp_path):
+    """w * height against 1 - w: 0.8 and 0.8, 2.0 and 0.8, 0.68 and 0.66."""
+    with pytest.raises(ConfigError, match=r"length_reward_weight: a wrong answer .*length_reward_max"):
+        config(tmp_path, length_reward_weight=weight, length_reward_max=height)
+    assert config(tmp_path, length_reward_weight=weight / 2, length_reward_max=height / 2).length_weight == weight / 2
+
+
 def test_completions_shorter_than_twice_the_budget_are_warned_about(tmp_path):
     with pytest.warns(UserWarning, match=r"max_completion_length is 1000, below twice the first budget \(1600\)"):
         config(tmp_path, max_completion_length=1000)

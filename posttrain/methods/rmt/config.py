@@ -137,7 +137,8 @@ class RMTConfig(NextTokenConfig):
     )
     length_reward_max: float = option(1.0, help="Length reward of a thought of exactly B_t tokens.", gt=0.0)
     allow_large_length_weight: bool = option(
-        False, help="Accept w >= 0.5, with which a wrong answer of the right length can beat a right answer."
+        False,
+        help="Accept w * length_reward_max >= 1 - w: a wrong answer of the right length can then beat a right one.",
     )
     completion_limit: Literal["budget", "fixed"] = option(
         "budget",
@@ -163,12 +164,14 @@ class RMTConfig(NextTokenConfig):
             raise ConfigError(
                 "the question does not name the budget", where="method.budget_prompt", fix="Put {budget} into it"
             )
-        if self.length_weight >= 0.5 and not self.allow_large_length_weight:
+        height = max(1.0, self.length_reward_max)
+        # w * height >= 1 - w
+        if self.length_weight >= 1.0 / (1.0 + height) and not self.allow_large_length_weight:
             raise ConfigError(
                 "a wrong answer of the right length would beat a right one without a thought",
                 where="method.length_reward_weight",
                 got=self.length_reward_weight,
-                allowed="0 <= w < 0.5",
+                allowed=f"0 <= w < {1.0 / (1.0 + height):.3g}, with method.length_reward_max {self.length_reward_max}",
                 fix="Lower it, or set method.allow_large_length_weight: true",
             )
         self._check_curriculum()

@@ -49,7 +49,8 @@ class CurriculumSampler(EpochRepeatSampler):
 
 
 def documents_of(dataset: Any) -> tuple[list[Any], list[Any] | None]:
-    """Texts of the training rows, and their column `entropy` if there is one.
+    """Texts of the training rows, and their column `entropy` if there is one. A column `prompt` goes before `text`: it
+    is what a recipe maps and checks, and a file's own `text` may lie beside it.
 
     Raises:
         DataError, SupportError: a stream, or rows without text.
@@ -64,8 +65,8 @@ def documents_of(dataset: Any) -> tuple[list[Any], list[Any] | None]:
             fix="Take a part of the stream as a file, and set trainer.max_steps",
         )
     names = dataset.column_names
-    column = "text" if "text" in names else "prompt"
-    if column not in names:
+    column = next((name for name in ("prompt", "text") if name in names), None)
+    if column is None:
         raise DataError("there is no text", where="train dataset", got=names, allowed="a column text or prompt")
     texts = list(dataset[column])
     if texts and not isinstance(texts[0], str):
@@ -78,24 +79,25 @@ def documents_of(dataset: Any) -> tuple[list[Any], list[Any] | None]:
     return texts, list(dataset["entropy"]) if "entropy" in names else None
 
 
-def corpus_index(dataset: Any, *, args: NextTokenConfig, tokenizer: Any, model: PreTrainedModel) -> TokenIndex:
-    """The index of the training rows: opened, finished or made, by the first process of each machine.
+def corpus_index(
+    dataset: Any, *, args: NextTokenConfig, tokenizer: Any, model: PreTrainedModel, folder: Path | None = None
+) -> TokenIndex:
+    """The index of some rows: opened, finished or made; by the first process, and again on machines that do not share
+    its disk.
+
+    Args:
+        folder: of the index; None = `token_index` of the settings, or that in the run's folder.
 
     Raises:
         DataError: unusable documents, or an index that was made from something else. SupportError: a scorer with
             another vocabulary.
     """
     texts, entropies = documents_of(dataset)
-    folder = Path(args.token_index or Path(args.output_dir) / "token_index")
-    with args.distributed_state.main_process_first():
-        if entropies is not None and token_index.read_record(folder) is None:
-            return store_entropies(texts, entropies, folder=folder, tokenizer=tokenizer)
+    folder = folder or Path(args.token_index or Path(args.output_dir) / "token_index")
+    # The first process of all, then the first of each machine, then the others: two never write the same folder.
+    with args.distributed_state.main_process_first(), args.distributed_state.local_main_process_first():
         if entropies is not None:
-            expected = {
-                "tokenizer": token_index.tokenizer_digest(tokenizer),
-                "corpus": token_index.corpus_digest(texts),
-            }
-            return token_index.open_index(folder, expected=expected)
+            return store_entropies(texts, entropies, folder=folder, tokenizer=tokenizer)
         return scored(texts, folder=folder, args=args, tokenizer=tokenizer, model=model)
 
 
@@ -107,14 +109,7 @@ def scored(
 
     scorer = model
     if args.entropy_model is not None:
-        other = token_index.tokenizer_digest(load_tokenizer({"path": args.entropy_model}))
-        if other != token_index.tokenizer_digest(tokenizer):
-            raise SupportError(
-                "the scorer cuts text into other tokens than the policy",
-                where="method.entropy_model",
-                got=args.entropy_model,
-                allowed="a model with the policy's vocabulary",
-            )
+        refuse_other_tokens(args.entropy_model, tokenizer)
         scorer = load_model({"path": args.entropy_model}, path=args.entropy_model)
     home = next(scorer.parameters()).device
     scorer.to(args.device)
@@ -131,6 +126,18 @@ def scored(
     if index is None:
         raise DataError("the token index is not finished", where=str(folder))
     return index
+
+
+def refuse_other_tokens(scorer: str, tokenizer: Any) -> None:
+    """SupportError if a scorer has another vocabulary, other special tokens or other cuts than the policy."""
+    if token_index.tokenizer_digest(load_tokenizer({"path": scorer})) != token_index.tokenizer_digest(tokenizer):
+        raise SupportError(
+            "the scorer cuts text into other tokens than the policy",
+            where="method.entropy_model",
+            got=scorer,
+            allowed="a model with the policy's tokenizer",
+            fix="Take a smaller model of the policy's family, or leave the line out: the policy scores",
+        )
 
 
 def targets_of(index: TokenIndex, *, args: NextTokenConfig, tokenizer: Any, is_main: bool) -> Targets:
@@ -185,8 +192,8 @@ def refuse_long_questions(
             where="data.max_prompt_length",
             got=f"{size} + {longest} tokens",
             allowed=f"at most {positions} positions",
-            fix="Cut or drop long documents (data.max_prompt_length with data.overlong_prompts: drop), or lower "
-            "rollout.max_completion_length",
+            fix="A row is a document and is never cut: split long ones into several rows beforehand, leave them out (a"
+            " lower data.max_prompt_length with data.overlong_prompts: drop), or lower rollout.max_completion_length",
         )
 
 

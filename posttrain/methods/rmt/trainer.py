@@ -18,13 +18,13 @@ from posttrain.data.next_token_reasoning import TIERS
 from posttrain.data.token_curriculum import TierDraws
 from posttrain.errors import ConfigError, DataError
 from posttrain.losses.advantages import group_advantages
-from posttrain.losses.reductions import token_weights
+from posttrain.losses.reductions import LossOutput, token_weights
 from posttrain.methods.rmt import corpus
 from posttrain.methods.rmt.config import RMTConfig
 from posttrain.models.loading import load_model
 from posttrain.rewards.length_budget import OPEN_THINK, length_reward, thought_span
 from posttrain.rewards.next_token import predicted_text
-from posttrain.seam.batches import RolloutBatch, trainable_mask
+from posttrain.seam.batches import PolicyBatch, RolloutBatch, trainable_mask
 from posttrain.seam.likelihood_rows import LikelihoodRowsTrainer
 from posttrain.seam.sampling import EpochRepeatSampler
 
@@ -32,7 +32,7 @@ from posttrain.seam.sampling import EpochRepeatSampler
 class RMTTrainer(LikelihoodRowsTrainer):
     """Policy trainer that asks for tokens of its training documents and learns the other tokens by likelihood.
 
-    Construction (first process of a machine first): the corpus is scored, unless an index is there. `train_order`
+    Construction (first process first): the corpus is scored, unless an index is there. `train_order`
     (once per `train()`): tokens by the curriculum. `prepare_prompts` (each generation batch, this rank's rows): the
     question, with the step's budget. `completion_budget` (likewise): twice the budget and a margin.
     `prepare_rollouts` (likewise; three gathers): rewards with the length reward, advantages, one row for each
@@ -76,9 +76,8 @@ class RMTTrainer(LikelihoodRowsTrainer):
         self.questions = corpus.rows_of(
             index, targets, args=args, tokenizer=processing_class, budget_template=args.budget_prompt
         )
-        corpus.refuse_long_questions(
-            self.questions, targets, positions=model.config.max_position_embeddings, longest=args.max_completion_length
-        )
+        positions = getattr(model.config, "max_position_embeddings", None)
+        corpus.refuse_long_questions(self.questions, targets, positions=positions, longest=args.max_completion_length)
         super().__init__(
             model,
             reward_funcs,
@@ -180,9 +179,6 @@ class RMTTrainer(LikelihoodRowsTrainer):
             readable.append(predicted_text(text, self.args.answer_extraction) is not None)
         return lengths, bonuses, readable
 
-    def _length_reward(self, length: int, budget: int) -> float:
-        return length_reward(length, budget, maximum=self.args.length_reward_max)
-
     def _refuse_unreadable(self, rollouts: RolloutBatch, readable: Tensor) -> None:
         """DataError where the first `max_rollouts_without_answer` rollouts had no prediction at all."""
         limit = self.args.max_rollouts_without_answer
@@ -270,6 +266,12 @@ class RMTTrainer(LikelihoodRowsTrainer):
             text = token_weights(mask * is_text, reduction="token_mean", counts=documents)
             found.append(tensors["row_weight"].unsqueeze(1) * (rl + self.args.ntp_loss_coef * text))
         return found
+
+    def policy_loss(self, batch: PolicyBatch) -> LossOutput:
+        output = super().policy_loss(batch)
+        if self.args.learns_text and "sft/loss" in output.metrics:
+            output.metrics["rmt/ntp_loss"] = output.metrics["sft/loss"] / self.args.ntp_loss_coef
+        return output
 
     # ---- checkpoint ----
 
