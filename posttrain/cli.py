@@ -207,6 +207,9 @@ def score_tokens(
     questions: Annotated[
         str | None, typer.Option(help="Folder for questions about the text, reasoning.jsonl and next_token.jsonl.")
     ] = None,
+    held_out: Annotated[
+        list[str] | None, typer.Option(help="key=value of data.train that is other for the questions' documents.")
+    ] = None,
     per_tier: Annotated[int, typer.Option(min=1, help="Questions of each tier.")] = 100,
     nested: Annotated[
         bool, typer.Option("--nested", help="Questions above each threshold instead of between two.")
@@ -222,6 +225,7 @@ def score_tokens(
         overrides or [],
         stage=stage,
         questions=questions,
+        held_out=held_out,
         per_tier=per_tier,
         nested=nested,
         console=_console(),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import registry
-from posttrain.errors import ConfigError, SupportError
+from posttrain.errors import ConfigError, DataError, SupportError
 
 HISTOGRAM = "entropy.png"
 
@@ -18,16 +18,21 @@ def score_tokens(
     *,
     stage: str | None = None,
     questions: str | Path | None = None,
+    held_out: list[str] | None = None,
     per_tier: int = 100,
     nested: bool = False,
     console: Any,
 ) -> Path:
     """Make the token index of a recipe's training rows, or finish it; then say what it holds.
 
+    Rows and model are those that training will have.
+
     Args:
         recipe, overrides: as for training.
         stage: of the recipe; None = the first that reads documents. The stage it starts from must have run.
-        questions: folder for `reasoning.jsonl` and `next_token.jsonl`, rows for `data.eval`.
+        questions: folder for `reasoning.jsonl` and `next_token.jsonl`, rows for `data.eval`, and for the index of the
+            documents they are about.
+        held_out: "key=value" of `data.train` that are different there; training documents are left out of them.
         per_tier: questions from each tier, drawn with the trainer's seed.
         nested: tiers of the questions are "above the first, second, third threshold" instead of bands.
         console: rich console.
@@ -36,35 +41,83 @@ def score_tokens(
         Folder of the index.
 
     Raises:
-        PosttrainError: as from training; SupportError: no stage reads documents.
+        PosttrainError: as from training; SupportError: no stage reads documents; ConfigError: questions without
+            documents of their own.
     """
     from posttrain.config.build import build_args
     from posttrain.data.sources import load_source
     from posttrain.evaluating import template_variables
     from posttrain.methods.rmt import corpus
     from posttrain.models.loading import load_model, load_tokenizer, resolve_model_path
-    from posttrain.stage_run import MODEL_FOLDER, Stage
+    from posttrain.stage_run import MODEL_FOLDER, Stage, merged
 
     name, parent, config = _chosen(recipe, overrides, stage)
+    source = _held_out(config, held_out or [], wanted=questions is not None)
     folder = Path(str(config.trainer.output_dir))
     args = build_args(config, output_dir=folder, changes={"report_to": "none", "push_to_hub": False})
-    path = resolve_model_path(config.model, folder / "initial")
-    if parent is not None:
-        path = str(folder.parent / parent / MODEL_FOLDER)
-        if not Path(path).is_dir():
-            fix = f"Train stage {parent!r} first, or set method.entropy_model"
-            raise ConfigError("the stage it starts from has no model yet", where=f"stage {name}", got=path, fix=fix)
-    tokenizer = load_tokenizer(config.model, path=path)
-    rows = load_source(config.data.train)
-    rows = Stage(config, name=name).trainable(rows, tokenizer, template_variables(config))
+    if parent is None:
+        path = resolve_model_path(config.model, folder / "initial")
+    elif (trained := folder.parent / parent / MODEL_FOLDER).is_dir():
+        path = merged(trained, folder / "initial")
+    else:
+        fix = f"Train stage {parent!r} first"
+        raise ConfigError(
+            "the stage it starts from has no model yet", where=f"stage {name}", got=str(trained), fix=fix
+        )
+    tokenizer, variables = load_tokenizer(config.model, path=path), template_variables(config)
+    run = Stage(config, name=name)
+    data = {"train": run.train_rows(tokenizer)}
+    run.filter_rows(data, path)
+    rows = run.trainable(data["train"], tokenizer, variables)
     model = load_model(config.model, path=path)
     index = corpus.corpus_index(rows, args=args, tokenizer=tokenizer, model=model)
     targets = corpus.targets_of(index, args=args, tokenizer=tokenizer, is_main=False)
     _tell(index, targets, args, console)
-    if questions is not None:
-        made = corpus.rows_of(index, targets, args=args, tokenizer=tokenizer, budget_template=args.budget_prompt)
-        _write_questions(Path(questions), made, targets, args, per_tier=per_tier, nested=nested, console=console)
+    if source is not None:
+        place = Path(str(questions))
+        others = run.trainable(load_source(source), tokenizer, variables)
+        others = _without(others, set(corpus.documents_of(rows)[0]), console)
+        about = corpus.corpus_index(others, args=args, tokenizer=tokenizer, model=model, folder=place / "token_index")
+        asked = corpus.targets_of(about, args=args, tokenizer=tokenizer, is_main=False)
+        made = corpus.rows_of(about, asked, args=args, tokenizer=tokenizer, budget_template=args.budget_prompt)
+        _write_questions(place, made, asked, args, per_tier=per_tier, nested=nested, console=console)
     return Path(index.folder)
+
+
+def _held_out(config: Any, changes: list[str], *, wanted: bool) -> Any:
+    """Source of the documents that questions are about; None without questions."""
+    from pydantic import ValidationError
+    from ruamel.yaml import YAML, YAMLError
+
+    from posttrain.config.run_config import DataSource
+
+    if wanted != bool(changes):
+        raise ConfigError(
+            "questions need documents that are not trained, and such documents are for questions",
+            where="--held-out" if wanted else "--questions",
+            got=None,
+            fix="Give both: --questions FOLDER --held-out split=test, or another key of data.train that differs",
+        )
+    if not wanted:
+        return None
+    values = config.data.train.model_dump(exclude_none=True, include=set(DataSource.model_fields))
+    try:
+        for key, _, text in (change.partition("=") for change in changes):
+            values[key] = YAML(typ="safe", pure=True).load(text)
+        return DataSource.model_validate(values)
+    except (ValidationError, YAMLError) as problem:
+        told = " ".join(str(problem).split())[:200]
+        raise ConfigError("not a source of documents", where="--held-out", got=changes, allowed=told) from None
+
+
+def _without(rows: Any, trained: set[str], console: Any) -> Any:
+    """Rows whose document is not trained."""
+    kept = [number for number, text in enumerate(rows["prompt"]) if text not in trained]
+    if len(kept) < len(rows):
+        console.print(f"left out of the questions: {len(rows) - len(kept)} of {len(rows)} documents that are trained")
+    if not kept:
+        raise DataError("every document for questions is a training document", where="--held-out", got=len(rows))
+    return rows.select(kept)
 
 
 def _chosen(recipe: str | Path, overrides: list[str], stage: str | None) -> tuple[str, str | None, Any]:

@@ -200,17 +200,24 @@ class Stage:
         set_reference(trainer, load_model(self.config.model, path=path))
 
     def rows(self, tokenizer: Any) -> dict[str, Any]:
-        """Training rows and, if there are any, evaluation rows; what a mixture holds is noted in `mixture`."""
-        from posttrain.data.mixture import build_mixture, token_counter
+        """Training rows and, if there are any, evaluation rows."""
         from posttrain.data.sources import load_source
-        from posttrain.evaluating import template_variables
 
         block, prompt = self.config.data, self.config.data.system_prompt
         held_out = {} if block.eval is None else {"eval": load_source(block.eval, system_prompt=prompt)}
         for name, source in (block.eval_tasks or {}).items():
             held_out[TASK_ROWS + name] = load_source(source, system_prompt=prompt)
+        return {"train": self.train_rows(tokenizer), **held_out}
+
+    def train_rows(self, tokenizer: Any) -> Any:
+        """Training rows; what a mixture holds is noted in `mixture`."""
+        from posttrain.data.mixture import build_mixture, token_counter
+        from posttrain.data.sources import load_source
+        from posttrain.evaluating import template_variables
+
+        block, prompt = self.config.data, self.config.data.system_prompt
         if block.train.mixture is None:
-            return {"train": load_source(block.train, system_prompt=prompt), **held_out}
+            return load_source(block.train, system_prompt=prompt)
         column = getattr(self.config.method, "demonstration_column", "solution")
         count = token_counter(tokenizer, column=column, **template_variables(self.config))
         mixture = build_mixture(block.train, system_prompt=prompt, count_tokens=count)
@@ -218,7 +225,7 @@ class Stage:
             if is_main_process():
                 say(f"warning: {warning}")
         self.mixture = mixture.with_tokens(count)
-        return {"train": mixture.dataset, **held_out}
+        return mixture.dataset
 
     def trainable(self, rows: Any, tokenizer: Any, variables: dict[str, Any]) -> Any:
         """Rows whose prompt is short enough; how many were left out is said. `check` has refused what is an error."""

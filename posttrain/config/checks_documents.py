@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from posttrain.config.checks_data import Rows
+from posttrain.config.checks_model import is_unreachable
+from posttrain.config.checks_rewards import placed
 from posttrain.config.run_config import RunConfig
 from posttrain.errors import DataError, PosttrainError
 
@@ -29,6 +31,20 @@ def document_findings(cfg: RunConfig, rows: Rows, tokenizer: Any) -> Iterator[Po
             where=cfg.where("model"),
             fix="Use an instruct model",
         )
+    yield from _scorer_findings(cfg, tokenizer)
+
+
+def _scorer_findings(cfg: RunConfig, tokenizer: Any) -> Iterator[PosttrainError]:
+    """A scorer that cuts text into other tokens; nothing where the Hub that has it is out of reach."""
+    from posttrain.methods.rmt.corpus import refuse_other_tokens
+
+    if cfg.method.entropy_model is None:
+        return
+    try:
+        refuse_other_tokens(cfg.method.entropy_model, tokenizer)
+    except PosttrainError as error:
+        if not is_unreachable(error):
+            yield placed(error, cfg.where("method", "entropy_model"))
 
 
 def questions(cfg: RunConfig, rows: Rows, tokenizer: Any) -> Rows:
