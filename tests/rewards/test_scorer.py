@@ -308,6 +308,8 @@ PARENT = """
 import signal, sys
 from posttrain.rewards.scorer import RewardLimits, RewardScorer
 if __name__ == "__main__":
+    # A shell starts background jobs with SIGINT ignored, and they pass that on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     reward = RewardScorer("mine.py:outliving", base_dir=sys.argv[1], limits=RewardLimits(workers=1))
     reward(["p"] * 2, ["a"] * 2, marker=[sys.argv[2], sys.argv[3]])
 """
