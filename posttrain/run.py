@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from posttrain.errors import ConfigError, PosttrainError, ResumeError, SupportError
 from posttrain.stage_run import Outcome, Stage, is_main_process, say
+
+# Seconds that other ranks leave to rank 0 to tell a mistake which all of them made.
+_PATIENCE = 30.0
 
 
 def run(recipe: str | Path, overrides: list[str] | None = None) -> list[Outcome]:
@@ -93,7 +97,12 @@ def _show_own(error: PosttrainError) -> None:
     """Name a mistake in the rows of a rank other than 0, which rank 0 may never meet. Settings are the same on all."""
     is_everywhere = error.is_shared or isinstance(error, ConfigError | SupportError | ResumeError)
     if not is_main_process() and not is_everywhere:
-        sys.stderr.write(f"rank {os.environ['RANK']}: error: {error}\n")
+        _tell_with_rank(error)
+
+
+def _tell_with_rank(error: PosttrainError) -> None:
+    error.is_told = True
+    sys.stderr.write(f"rank {os.environ['RANK']}: error: {error}\n")
 
 
 def _compare(config: Any, done: dict[str, Outcome]) -> None:
@@ -131,6 +140,10 @@ def main(argv: list[str] | None = None) -> int:
     except PosttrainError as error:
         if is_main_process():
             show_error(error)
+        elif not error.is_told:
+            # Rank 0 tells it and leaves, and the launcher then ends this process. To leave first would end rank 0.
+            time.sleep(_PATIENCE)
+            _tell_with_rank(error)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             _leave_at_once(error.exit_status)
         return error.exit_status

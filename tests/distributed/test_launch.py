@@ -19,12 +19,13 @@ from tests.config.recipes import HPT, changed, write
 ROOT = Path(__file__).parents[2]
 
 
-def launch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def launch(*arguments: str | Path, first_on_path: Path | None = None) -> subprocess.CompletedProcess[str]:
     """`accelerate launch` with two processes and the repository's data-parallel layout."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
     command += [str(ROOT / "accelerate_configs" / "ddp.yaml"), "--num_processes", "2", "-m", "posttrain.run"]
     environment = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+    path = os.pathsep.join(map(str, [*([first_on_path] if first_on_path else []), ROOT]))
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "NO_COLOR": "1"}
     return subprocess.run(
         [*command, *map(str, arguments)],
         env=environment,
@@ -98,6 +99,16 @@ def test_a_mistake_is_told_once_and_stops_all_processes(tmp_path):
     assert "posttrain/run.py" not in done.stderr  # the launcher's own traceback is the only one
     assert line.startswith("error: ") and "max_steps" in line
     assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_is_told_where_rank_0_comes_to_it_last(tmp_path):
+    """The launcher ends every process once one has left, so the others wait for rank 0."""
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "sitecustomize.py").write_text('import os, time\nif os.environ.get("RANK") == "0":\n    time.sleep(8)\n')
+    recipe = ROOT / "recipes" / "hpt" / "smoke.yaml"
+    (line,) = _stopped_by_a_mistake(launch(recipe, "trainer.max_stesp=2", first_on_path=slow))
+    assert line.startswith("error: ") and "max_steps" in line
 
 
 VERDICT = """
