@@ -105,7 +105,7 @@ class Soak:
         """Kill an attempt in a phase; the phase it was in, or None if it ended before."""
         process, shared = self.start(name)
         index, times = PHASES.index(wanted), self.random.randint(1, 5)
-        wait = self.random.random() * {"between": 0.004, "generation": 0.05, "update": 0.03, "save": 0.06}[wanted]
+        wait = self.random.random() * {"between": 0.004, "generation": 0.05, "update": 0.008, "save": 0.04}[wanted]
         steps = PHASES.index("update")
         while process.is_alive():
             entered = shared[steps] if wanted == "between" else shared[index]

@@ -59,8 +59,11 @@ def _check_records(outcome: Outcome) -> None:
     tasks = record["config"]["data"].get("eval_tasks") or {}
     assert "accuracy" in report and set(record["data"]) == {"train", "eval", *(f"task {name}" for name in tasks)}
     evaluations = json.loads((folder / "eval.json").read_text())
-    assert [evaluations["before"]["accuracy"], evaluations["after"]["accuracy"]] == [outcome.before, outcome.after]
-    assert evaluations["after"]["step"] == steps and evaluations["before"]["step"] == 0
+    assert evaluations["after"]["accuracy"] == outcome.after and evaluations["after"]["step"] == steps
+    if record["config"]["eval"].get("at_start", True):
+        assert evaluations["before"]["accuracy"] == outcome.before and evaluations["before"]["step"] == 0
+    else:
+        assert "before" not in evaluations and outcome.before is None
 
 
 def _check_model(trained: Path, initial: Path) -> None:
