@@ -258,6 +258,23 @@ def filter_rows(
     filter_model(model, recipe=recipe, overrides=overrides or [], stage=stage, output=output, options=options)
 
 
+@app.command()
+def serve(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    stage: Annotated[str | None, typer.Option(help="Stage of the recipe; default the last with rollouts.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on, loopback or private.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    token_file: Annotated[
+        str | None, typer.Option(help="File of the token, made if missing; default OUTPUT_DIR/engine.token.")
+    ] = None,
+) -> None:
+    """Serve a recipe's model with vLLM, for runs with rollout.vllm_server_base_url; every route needs a token."""
+    from posttrain.serving import serve as serve_recipe
+
+    serve_recipe(recipe, overrides or [], stage=stage, host=host, port=port, token_file=token_file)
+
+
 study_app = typer.Typer(help="Train the stages of a recipe and report on them together.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
 

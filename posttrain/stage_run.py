@@ -84,9 +84,7 @@ class Stage:
 
     def run(self) -> Outcome:
         """Train, unless this very stage was finished before."""
-        from posttrain.callbacks.stop_signal import StopSignal
-        from posttrain.evaluation.provenance import data_fingerprint
-        from posttrain.stage_lineage import refuse_changed_order, write_metrics
+        from posttrain.stage_lineage import refuse_changed_order
 
         refuse_changed_order(self.config, self.folder.path, is_main=is_main_process())
         if is_finished(self.folder.path, self.config, parent=self.parent, reference=self.reference):
@@ -94,6 +92,18 @@ class Stage:
                 say(f"{self.folder.path} is finished; nothing to do (trainer.resume: never trains it again)")
             return self.outcome()
         trainer, data = self.build()
+        try:
+            self.train(trainer, data)
+        finally:
+            trainer.close()
+        return self.outcome()
+
+    def train(self, trainer: Any, data: dict[str, Any]) -> None:
+        """From the checkpoint to continue from, or the start, to the finished folder."""
+        from posttrain.callbacks.stop_signal import StopSignal
+        from posttrain.evaluation.provenance import data_fingerprint
+        from posttrain.stage_lineage import write_metrics
+
         fingerprints = {split: data_fingerprint(rows) for split, rows in data.items()}
         if self.mixture is not None:
             hashes = {share.name: share.indices_sha256 for share in self.mixture.shares}
@@ -127,7 +137,6 @@ class Stage:
             self.folder.write_report()
             mark_finished(self.folder.path, self.config, parent=self.parent, reference=self.reference)
         trainer.accelerator.wait_for_everyone()
-        return self.outcome()
 
     def build(self) -> tuple[Any, dict[str, Any]]:
         """Tokenizer, data, model, arguments, trainer."""

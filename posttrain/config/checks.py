@@ -17,6 +17,7 @@ from posttrain import registry
 from posttrain.config import (
     checks_data,
     checks_documents,
+    checks_engine,
     checks_mixture,
     checks_model,
     checks_rewards,
@@ -184,6 +185,8 @@ class _Check:
         else:
             for stops, finding in checks_model.findings(self.cfg, facts):
                 self.add(stops, finding)
+            for finding in checks_engine.model_on_cpu(self.cfg, head_size=facts.head_size):
+                self.add(self.will_train, finding)
             size = facts.checkpoint_bytes
             self.report.facts += facts.lines
         for stops, finding in checks_run.output_folder(self.cfg, checkpoint_bytes=size):

@@ -54,6 +54,7 @@ class ModelFacts:
     max_positions: int | None
     linear: frozenset[str]
     checkpoint_bytes: int
+    head_size: int | None = None  # width of an attention head
 
     @property
     def lines(self) -> list[str]:
@@ -101,7 +102,14 @@ def describe(cfg: RunConfig) -> ModelFacts:
     overrides = cfg.model.config_overrides
     if overrides is not None and overrides.max_position_embeddings is not None:
         positions = overrides.max_position_embeddings
-    return ModelFacts(parameters, positions, linear, trained * _BYTES_PER_TRAINED)
+    return ModelFacts(parameters, positions, linear, trained * _BYTES_PER_TRAINED, _head_size(config))
+
+
+def _head_size(config: Any) -> int | None:
+    if getattr(config, "head_dim", None):
+        return int(config.head_dim)
+    width, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    return width // heads if width and heads else None
 
 
 def _tiny_config(cfg: RunConfig) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from posttrain.config import checks_engine
 from posttrain.config.run_config import RunConfig
 from posttrain.errors import ConfigError, PosttrainError, SupportError
 from posttrain.registry import Entry
@@ -125,7 +126,7 @@ def support(cfg: RunConfig, entry: Entry, *, world_size: int) -> Iterator[Posttr
     """Combinations the method does not support, whatever the machine."""
     wanted = {
         "peft": (cfg.model.lora is not None, ("model", "lora"), "adapters"),
-        "vllm": (cfg.rollout is not None and cfg.rollout.engine == "vllm", ("rollout", "engine"), "vLLM rollouts"),
+        "vllm": (checks_engine.uses_vllm(cfg), ("rollout", "engine"), "vLLM rollouts"),
         "packing": (bool(cfg.trainer.fields.get("packing")), ("trainer", "packing"), "packed rows"),
         "ddp": (world_size > 1, ("method", "name"), f"{world_size} processes"),
     }
@@ -179,8 +180,6 @@ def machine(cfg: RunConfig) -> Iterator[PosttrainError]:
     flash = (model.attn_implementation or "").startswith("flash")
     needs += [(flash, ("model", "attn_implementation"), "CUDA", cuda)]
     needs += [(flash, ("model", "attn_implementation"), "the package flash-attn", _installed("flash_attn"))]
-    uses_vllm = cfg.rollout is not None and cfg.rollout.engine == "vllm"
-    needs += [(uses_vllm, ("rollout", "engine"), "the package vllm", _installed("vllm"))]
     optimizer = str(written.get("optim", ""))
     for package, names in _OPTIMIZER_PACKAGES.items():
         if any(name in optimizer for name in names) and (package != "bitsandbytes" or "torch" not in optimizer):
@@ -189,6 +188,7 @@ def machine(cfg: RunConfig) -> Iterator[PosttrainError]:
     for name in [asked] if isinstance(asked, str) else asked or []:
         if name in _REPORTERS:
             needs.append((True, ("trainer", "report_to"), f"the package {name}", _installed(name)))
+    yield from checks_engine.on_this_machine(cfg)
     for asked_for, key, what, present in needs:
         if asked_for and not present:
             yield SupportError(f"needs {what}, which is not here", where=cfg.where(*key))

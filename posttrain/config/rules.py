@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import registry
+from posttrain.config import checks_engine
 from posttrain.config.run_config import DataSource, MixtureEntry, RunConfig
 from posttrain.config.source import Key
 from posttrain.errors import ConfigError, PosttrainError, SupportError
@@ -222,23 +223,7 @@ def _rollout(cfg: RunConfig) -> Iterator[PosttrainError]:
             yield ConfigError("two reward functions have this name", where=where, got=function, fix="Rename one")
     if not any(entry.weight for entry in rollout.rewards):
         yield ConfigError("every reward has weight 0, so nothing is learned", where=cfg.where("rollout", "rewards"))
-    if rollout.engine == "hf":
-        for key in ["mode"] * (rollout.mode is not None) + [k for k in rollout.fields if k.startswith("vllm_")]:
-            yield ConfigError(
-                "read only by vLLM, but rollout.engine is hf",
-                where=cfg.where("rollout", key),
-                fix="Remove the line, or set rollout.engine to vllm",
-            )
-    lengths = rollout.fields.get("vllm_max_model_length")
-    if rollout.engine == "vllm" and lengths is not None:
-        needed = cfg.data.max_prompt_length + rollout.max_completion_length
-        if lengths < needed:
-            yield ConfigError(
-                "shorter than a prompt and a completion together",
-                where=cfg.where("rollout", "vllm_max_model_length"),
-                got=lengths,
-                allowed=f"at least {needed} (data.max_prompt_length + rollout.max_completion_length)",
-            )
+    yield from checks_engine.rules(cfg)
 
 
 def _rewards(cfg: RunConfig) -> Iterator[PosttrainError]:

@@ -44,6 +44,7 @@ class ResumableTrainer:
     _globalstep_last_logged: int = 0
     _logged: tuple[Any, int] | None = None
     _costs: dict[str, float] | None = None
+    engine: Any = None  # of policy trainers that generate with vLLM
 
     # trl 1.16 reads these three for the model card.
     @property
@@ -90,6 +91,11 @@ class ResumableTrainer:
     def show(self, name: str, value: float) -> None:
         """Log a number of training as it is now, in place of what was to be logged under its name."""
         self._metrics["train"][name] = [value]  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        """Free what outlives the trainer otherwise: an inference engine in this process, or one it has started."""
+        if self.engine is not None:
+            self.engine.close()
 
     # ---- for methods ----
 

@@ -25,7 +25,7 @@ from posttrain.losses.kl import k3_kl
 from posttrain.losses.reductions import LossCounts, LossOutput, token_weights
 from posttrain.losses.upge import group_advantages, upge_loss
 from posttrain.seam.batches import PolicyBatch, RolloutBatch, is_left_out, select_rows, trainable_mask, trim_padding
-from posttrain.seam.engine import seeded_engine
+from posttrain.seam.engine import EngineLink, engine_settings
 from posttrain.seam.greedy import greedy_baseline, refuse_greedy
 from posttrain.seam.head import add_selective_scoring
 from posttrain.seam.mixture_log import MixtureLog
@@ -34,7 +34,7 @@ from posttrain.seam.policy_config import PolicyConfig, verifier_index
 from posttrain.seam.reward_outcomes import RewardRecorder, leave_out, refuse_out_of_range
 from posttrain.seam.rollout_metrics import log_lengths, log_rollouts, log_update
 from posttrain.seam.sampling import EpochRepeatSampler
-from posttrain.seam.weights import drift_free, materialised, refuse_prompt_learning
+from posttrain.seam.weights import materialised, refuse_prompt_learning
 
 __all__ = ["PolicyBatch", "PolicyConfig", "PolicyTrainer", "RolloutBatch"]
 
@@ -87,11 +87,12 @@ class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
             reference = materialised(
                 model,
                 Path(args.output_dir) / "reference",
+                tokenizer=kwargs.get("processing_class"),
                 is_main=args.process_index == 0,
                 barrier=args.distributed_state.wait_for_everyone,
             )
         self.reward_recorder = RewardRecorder(reward_funcs, max_failed_fraction=args.max_failed_fraction)
-        with reference, seeded_engine(args.seed):
+        with reference, engine_settings(args, model):
             super().__init__(
                 model=model,
                 reward_funcs=self.reward_recorder.functions,
@@ -101,6 +102,7 @@ class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
                 **kwargs,
             )
         self._mixture = MixtureLog.of(train_dataset)
+        self.engine = EngineLink(self) if self.use_vllm else None
         self.optimizer_cls_and_kwargs = self._only_optimizer(optimizer_cls_and_kwargs)
         if args.upge.advantage_estimator == "remax":
             refuse_greedy(self)
@@ -116,8 +118,6 @@ class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
                 add_selective_scoring(
                     base, logits_budget_bytes=args.logits_budget_bytes, entropy_gradient=entropy_gradient
                 )
-        if self.use_vllm and peft_config is not None:
-            self.vllm_generation.sync_weights = drift_free(self.vllm_generation.sync_weights, self.model)
 
     # ---- hooks for methods ----
 

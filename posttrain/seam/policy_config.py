@@ -136,6 +136,17 @@ class PolicyConfig(GRPOConfig):
         le=1.0,
         block="rollout",
     )
+    engine_timeout_seconds: float = option(
+        1800.0,
+        help="Most time that one request to an inference server may take; then the run stops with a checkpoint.",
+        gt=0.0,
+        block="rollout",
+    )
+    engine_devices: str | None = option(
+        None,
+        help="CUDA_VISIBLE_DEVICES of an inference server that the run starts; they are not those that train.",
+        block="rollout",
+    )
     drop_zero_advantage_rows: bool = option(
         True, help="Leave rows with an exactly zero gradient out of the update; the normaliser keeps counting them."
     )

@@ -4,7 +4,6 @@ disk.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,19 +58,10 @@ def preserved_base_weights(model: nn.Module) -> Iterator[None]:
                 live.copy_(copy)
 
 
-def drift_free(sync_weights: Callable[..., Any], model: nn.Module) -> Callable[..., Any]:
-    """`sync_weights` wrapped in `preserved_base_weights(model)`."""
-
-    @functools.wraps(sync_weights)
-    def synced(*args: Any, **kwargs: Any) -> Any:
-        with preserved_base_weights(model):
-            return sync_weights(*args, **kwargs)
-
-    return synced
-
-
 @contextmanager
-def materialised(model: Any, folder: Path, *, is_main: bool, barrier: Callable[[], None]) -> Iterator[None]:
+def materialised(
+    model: Any, folder: Path, *, tokenizer: Any = None, is_main: bool, barrier: Callable[[], None]
+) -> Iterator[None]:
     """Let code that reloads a model from its `name_or_path` find the weights that are in memory now.
 
     trl 1.16 builds the KL reference (and a colocated vLLM engine) from `model.config._name_or_path`. For a model made
@@ -81,12 +71,15 @@ def materialised(model: Any, folder: Path, *, is_main: bool, barrier: Callable[[
     Args:
         model: a transformers model that is not yet wrapped or sharded.
         folder: where to save it.
+        tokenizer: saved beside it, since an engine reads both from one folder.
         is_main: whether this rank writes.
         barrier: waits until every rank is here.
     """
     name, shown = model.config._name_or_path, model.name_or_path
     if is_main:
         model.save_pretrained(folder, safe_serialization=True)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
     barrier()
     model.config._name_or_path = model.name_or_path = str(folder)
     try:

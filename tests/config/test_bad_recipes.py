@@ -94,6 +94,22 @@ BAD: dict[str, list[tuple[str, dict[str, Any], tuple[str, ...]]]] = {
             {"rollout.rewards": ["a.py:score", "b.py:score"]},
             ("rollout.rewards.1: two reward functions have this name",),
         ),
+        ("grpo", {"rollout.engine_devices": "1"}, ("rollout.engine_devices: read only by vLLM",)),
+        (
+            "grpo",
+            {"rollout.engine": "vllm", "rollout.engine_devices": "1"},
+            ("rollout.engine_devices: read only with a server", "set rollout.mode to server"),
+        ),
+        (
+            "grpo",
+            {"rollout.engine": "vllm", "rollout.mode": "server", "rollout.vllm_server_port": 8000},
+            ("rollout.vllm_server_port: replaced by rollout.vllm_server_base_url",),
+        ),
+        (
+            "grpo",
+            {"rollout.engine": "vllm", "rollout.mode": "server", "rollout.vllm_server_base_url": "10.0.0.2"},
+            ("rollout.vllm_server_base_url: not the address of a server", "http://HOST:PORT"),
+        ),
         (
             "grpo",
             {"rollout.engine": "vllm", "rollout.vllm_max_model_length": 100},

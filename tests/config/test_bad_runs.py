@@ -222,6 +222,23 @@ def test_what_this_machine_lacks_stops_a_run_but_not_a_check(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "model: vLLM on a CPU has no attention for heads of this width (got 16; allowed: one of: 32, 64"),
+        (
+            {"rollout.mode": "server", "rollout.vllm_server_base_url": "http://localhost:8000"},
+            "rollout.vllm_server_base_url: the server's token is missing. Set the environment variable",
+        ),
+    ],
+)
+def test_what_an_engine_needs_is_told_before_it_is_built(tmp_path: Path, monkeypatch, changes, words: str):
+    monkeypatch.delenv("POSTTRAIN_ENGINE_TOKEN", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    report = checked(tmp_path, "grpo", {"rollout.engine": "vllm", **changes}, will_train=True)
+    assert any(words in str(error) for error in report.errors), report.lines()
+
+
+@pytest.mark.parametrize(
     ("changes", "environment", "words"),
     [
         ({"trainer.packing": True}, {}, "sft does not support packed rows"),

@@ -1,18 +1,12 @@
-"""The engine's seed follows the run's; the engine itself is only stood in for, its tests need vLLM."""
+"""How trl builds its engine, and the seeds it gets; tests/rollouts has the engine itself."""
 
 from __future__ import annotations
 
 import inspect
 
-from trl.generation import vllm_generation
+from trl.generation import vllm_client, vllm_generation
 
-from posttrain.seam.engine import seeded_engine
-
-
-def _seeds(monkeypatch, run_seed, process_seeds):
-    monkeypatch.setattr(vllm_generation, "LLM", lambda **kwargs: kwargs["seed"], raising=False)
-    with seeded_engine(run_seed):
-        return [vllm_generation.LLM(model="m", seed=seed) for seed in process_seeds]
+from posttrain.seam.engine import engine_seed
 
 
 def test_plain_trl_seeds_the_engine_by_the_process_alone():
@@ -22,15 +16,12 @@ def test_plain_trl_seeds_the_engine_by_the_process_alone():
     )
 
 
-def test_runs_and_processes_have_seeds_of_their_own(monkeypatch):
-    seeds = _seeds(monkeypatch, 1, [0, 1]) + _seeds(monkeypatch, 2, [0, 1])
-    assert len(set(seeds)) == 4
-    assert seeds[:2] == _seeds(monkeypatch, 1, [0, 1])
+def test_plain_trl_has_no_weight_transfer_on_a_cpu_and_repeats_what_failed():
+    source = inspect.getsource(vllm_client.VLLMClient)
+    assert "raise NotImplementedError" in source and 'device.type != "cuda"' in source
+    assert "total=5" in source and 'allowed_methods=["POST", "GET"]' in source
 
 
-def test_the_name_is_put_back(monkeypatch):
-    engine = object()
-    monkeypatch.setattr(vllm_generation, "LLM", engine, raising=False)
-    with seeded_engine(3):
-        assert vllm_generation.LLM is not engine
-    assert vllm_generation.LLM is engine
+def test_runs_and_processes_have_seeds_of_their_own():
+    seeds = [engine_seed(run, process) for run in (1, 2) for process in (0, 1)]
+    assert len(set(seeds)) == 4 and all(0 <= seed < 2**32 for seed in seeds)

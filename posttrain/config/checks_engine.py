@@ -1,0 +1,112 @@
+"""Rules and checks of `rollout.engine: vllm`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from posttrain.config.run_config import RunConfig
+from posttrain.errors import ConfigError, PosttrainError, SupportError
+
+# vllm 0.31's attention on a CPU knows these widths of a head, and only there is the list so short.
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+_SERVER_FIELDS = ("vllm_server_base_url", "vllm_server_timeout", "vllm_group_port", "engine_devices")
+
+
+def uses_vllm(cfg: RunConfig) -> bool:
+    """Whether completions come from vLLM."""
+    return cfg.rollout is not None and cfg.rollout.engine == "vllm"
+
+
+def rules(cfg: RunConfig) -> Iterator[PosttrainError]:
+    """Values that do not go together, whatever the machine."""
+    rollout = cfg.rollout
+    if rollout is None:
+        return
+    written = [key for key in rollout.fields if key.startswith(("vllm_", "engine_"))]
+    if rollout.engine == "hf":
+        for key in ["mode"] * (rollout.mode is not None) + written:
+            yield ConfigError(
+                "read only by vLLM, but rollout.engine is hf",
+                where=cfg.where("rollout", key),
+                fix="Remove the line, or set rollout.engine to vllm",
+            )
+        return
+    lengths = rollout.fields.get("vllm_max_model_length")
+    needed = cfg.data.max_prompt_length + rollout.max_completion_length
+    if lengths is not None and lengths < needed:
+        yield ConfigError(
+            "shorter than a prompt and a completion together",
+            where=cfg.where("rollout", "vllm_max_model_length"),
+            got=lengths,
+            allowed=f"at least {needed} (data.max_prompt_length + rollout.max_completion_length)",
+        )
+    for key in written:
+        if key in _SERVER_FIELDS and rollout.mode != "server":
+            yield ConfigError(
+                "read only with a server",
+                where=cfg.where("rollout", key),
+                fix="Remove the line, or set rollout.mode to server",
+            )
+        if key in ("vllm_server_host", "vllm_server_port"):
+            yield ConfigError(
+                "replaced by rollout.vllm_server_base_url",
+                where=cfg.where("rollout", key),
+                fix="Write the whole address there, or leave it out: the run then starts a server of its own",
+            )
+    address = rollout.fields.get("vllm_server_base_url")
+    if address is not None and (urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).port):
+        yield ConfigError(
+            "not the address of a server",
+            where=cfg.where("rollout", "vllm_server_base_url"),
+            got=address,
+            allowed="http://HOST:PORT",
+        )
+
+
+def on_this_machine(cfg: RunConfig) -> Iterator[PosttrainError]:
+    """What this machine lacks for the engine."""
+    import torch
+
+    from posttrain.rollouts.guard import TOKEN_VARIABLE
+
+    rollout = cfg.rollout
+    if rollout is None or not uses_vllm(cfg):
+        return
+    if importlib.util.find_spec("vllm") is None:
+        yield SupportError(
+            "needs the package vllm, which is not here",
+            where=cfg.where("rollout", "engine"),
+            fix="Install it: scripts/setup.sh vllm",
+        )
+    address = rollout.fields.get("vllm_server_base_url")
+    if rollout.mode == "server" and address is not None and not os.environ.get(TOKEN_VARIABLE):
+        yield SupportError(
+            "the server's token is missing",
+            where=cfg.where("rollout", "vllm_server_base_url"),
+            fix=f"Set the environment variable {TOKEN_VARIABLE} to what `posttrain serve` has written",
+        )
+    own_server = rollout.mode == "server" and address is None
+    if own_server and torch.cuda.is_available() and rollout.fields.get("engine_devices") is None:
+        yield ConfigError(
+            "the server needs GPUs of its own",
+            where=cfg.where("rollout", "mode"),
+            fix='Name them, as in rollout.engine_devices: "7", and start the training processes on the others',
+        )
+
+
+def model_on_cpu(cfg: RunConfig, *, head_size: int | None) -> Iterator[PosttrainError]:
+    """Models that vLLM cannot run on a CPU."""
+    import torch
+
+    if not uses_vllm(cfg) or torch.cuda.is_available() or head_size is None or head_size in CPU_HEAD_SIZES:
+        return
+    yield SupportError(
+        "vLLM on a CPU has no attention for heads of this width",
+        where=cfg.where("model"),
+        got=head_size,
+        allowed="one of: " + ", ".join(map(str, CPU_HEAD_SIZES)),
+        fix="Set rollout.engine to hf here; on a GPU the model may run",
+    )

@@ -1,0 +1,103 @@
+"""What stands in front of vLLM's HTTP routes: a token on every one of them, and a route that takes weights.
+
+vLLM's own `--api-key` guards /v1 and a few more and leaves /health, /metrics, /collective_rpc, /pause and the weight
+routes open; whoever reaches the port could replace the policy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+TOKEN_VARIABLE = "POSTTRAIN_ENGINE_TOKEN"
+WEIGHTS_ROUTE = "/posttrain/weights"
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class Guard:
+    """ASGI middleware, given to vLLM by name (`--middleware`); outermost, so that nothing is answered before it.
+
+    Without the right `Authorization: Bearer` header every request gets 401, whatever its path and method, and every
+    websocket is closed. With it, PUT /posttrain/weights takes the bytes of a safetensors file into the engine's
+    workers; everything else goes on to vLLM.
+
+    Args:
+        app: vLLM's application.
+
+    Raises:
+        RuntimeError: the environment holds no token, or one of fewer than 32 characters.
+    """
+
+    def __init__(self, app: Any):
+        token = os.environ.get(TOKEN_VARIABLE, "")
+        if len(token) < 32:
+            raise RuntimeError(f"{TOKEN_VARIABLE} must hold a token of at least 32 characters")
+        self.app, self._expected = app, _hashed(token.encode())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, refuse or pass on one connection."""
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self.app(scope, receive, send)
+        elif not self._is_known(scope):
+            await _refuse(kind, send)
+        elif kind == "http" and scope["path"] == WEIGHTS_ROUTE and scope["method"] == "PUT":
+            await _take_weights(scope["app"].state.engine_client, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _is_known(self, scope: Scope) -> bool:
+        values = [value for name, value in scope.get("headers", ()) if name.lower() == b"authorization"]
+        scheme, _, token = (values[0] if len(values) == 1 else b"").partition(b" ")
+        return secrets.compare_digest(_hashed(token), self._expected) and scheme.lower() == b"bearer"
+
+
+def shared_memory() -> str | None:
+    """Folder in memory for files that only this user reads; None = the usual temporary folder."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+def _hashed(value: bytes) -> bytes:
+    return hashlib.sha256(value).digest()
+
+
+async def _refuse(kind: str, send: Send) -> None:
+    if kind == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    await _answer(send, 401, {"error": "this engine takes requests with its token alone"})
+
+
+async def _answer(send: Send, status: int, body: dict[str, Any]) -> None:
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+
+
+async def _take_weights(engine: Any, receive: Receive, send: Send) -> None:
+    # mkdtemp: the folder is open to this user alone, and the workers run as the same user.
+    with tempfile.TemporaryDirectory(prefix="posttrain-", dir=shared_memory()) as folder:
+        path = Path(folder) / "weights.safetensors"
+        with path.open("wb") as file:
+            more = True
+            while more:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return  # the trainer went away in the middle; nothing was loaded
+                file.write(message.get("body", b""))
+                more = message.get("more_body", False)
+        try:
+            taken = await engine.collective_rpc("posttrain_load", args=(str(path),))
+        except Exception as error:  # noqa: BLE001 - whatever a worker raised goes to the trainer, which stops
+            await _answer(send, 500, {"error": f"{type(error).__name__}: {error}"})
+            return
+        await _answer(send, 200, {"tensors": taken[0][0]})

@@ -1,0 +1,190 @@
+"""A vLLM server of our own: started, waited for, watched, ended."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import ConfigError, PosttrainError
+from posttrain.rollouts.guard import TOKEN_VARIABLE
+
+
+class EngineError(PosttrainError):
+    """The inference engine died, did not answer in time, or does not hold the weights that are trained."""
+
+    is_shared = True
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """What a server is started with.
+
+    Args:
+        model: folder of the weights and the tokenizer.
+        dtype: e.g. "float32"; used on a CPU, where vLLM's own choice is bfloat16.
+        max_model_length: tokens of prompt and completion together; None = the model's.
+        seed: of the engine's sampling.
+        devices: CUDA_VISIBLE_DEVICES of the server; None = as in this process.
+        gpu_memory_utilization: in (0, 1], without meaning on a CPU.
+    """
+
+    model: str
+    dtype: str
+    max_model_length: int | None
+    seed: int
+    devices: str | None = None
+    gpu_memory_utilization: float = 0.9
+
+    def options(self, *, host: str, port: int, is_cpu: bool) -> list[str]:
+        """Command-line options of vLLM's server."""
+        options = {
+            "model": self.model,
+            "host": host,
+            "port": port,
+            "seed": self.seed,
+            "logprobs-mode": "processed_logprobs",
+            "middleware": "posttrain.rollouts.guard.Guard",
+            "worker-extension-cls": "posttrain.rollouts.worker.EngineWorker",
+        }
+        if self.max_model_length is not None:
+            options["max-model-len"] = self.max_model_length
+        if is_cpu:
+            options["dtype"] = self.dtype
+        else:
+            options["weight-transfer-config"] = '{"backend": "nccl"}'
+            options["gpu-memory-utilization"] = self.gpu_memory_utilization
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        return words + ["--disable-uvicorn-access-log"] + ["--enforce-eager"] * is_cpu
+
+
+def refuse_public(host: str) -> None:
+    """Refuse an address that is neither of this machine's loopback nor private, or that means all interfaces.
+
+    Raises:
+        ConfigError: with what is allowed.
+    """
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        address = ipaddress.ip_address(socket.gethostbyname(host))
+    if address.is_unspecified or not (address.is_loopback or address.is_private):
+        raise ConfigError(
+            "an engine that takes weights does not listen on every or on a public interface",
+            where="host",
+            got=host,
+            allowed="127.0.0.1, or the address of one private interface",
+        )
+
+
+def free_port(host: str) -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def server_environment(token: str, *, is_cpu: bool, devices: str | None) -> dict[str, str]:
+    """Environment of a server's process; the token goes this way, never on the command line."""
+    from posttrain.rollouts.cpu import engine_environment
+
+    # The ranks' rendezvous is not the server's: vLLM would join it.
+    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
+    own = {
+        k: v for k, v in os.environ.items() if k not in ranks and not k.startswith(("TORCHELASTIC_", "ACCELERATE_"))
+    }
+    # The routes under which trl synchronises exist in this mode alone.
+    own |= {TOKEN_VARIABLE: token, "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    own["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    if devices is not None:
+        own["CUDA_VISIBLE_DEVICES"] = devices
+    return own | (engine_environment() if is_cpu else {})
+
+
+class EngineServer:
+    """A vLLM server as a child process on loopback, with a random token in front of every route.
+
+    It ends with `stop`, and with this process however that ends.
+
+    Args:
+        settings: what it serves.
+        log: file that takes its output.
+        is_cpu: whether the engine computes on the CPU.
+
+    Attributes:
+        url: "http://127.0.0.1:<port>".
+        token: of this server; lives in memory and in the environment of the child.
+    """
+
+    def __init__(self, settings: ServerSettings, *, log: Path, is_cpu: bool):
+        self.log, self.token = log, secrets.token_urlsafe(32)
+        host = "127.0.0.1"
+        port = free_port(host)
+        self.url = f"http://{host}:{port}"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment = server_environment(self.token, is_cpu=is_cpu, devices=settings.devices)
+        command = [sys.executable, "-m", "posttrain.rollouts.serve"]
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [*command, *settings.options(host=host, port=port, is_cpu=is_cpu)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment | {"POSTTRAIN_ENGINE_PARENT": str(os.getpid())},
+                start_new_session=True,
+            )
+
+    def how_it_ended(self) -> str | None:
+        """Why it is not running, None while it is."""
+        status = self.process.poll()
+        if status is None:
+            return None
+        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+        return f"the inference server {how}"
+
+    def wait(self, is_ready: Callable[[], bool], *, seconds: float) -> None:
+        """Until it answers.
+
+        Raises:
+            EngineError: it ended, or the time is over; with the end of its output.
+        """
+        until = time.monotonic() + seconds
+        while not is_ready():
+            ended = self.how_it_ended()
+            if ended is None and time.monotonic() > until:
+                self.stop()
+                ended = f"the inference server did not answer within {seconds:.0f} s (rollout.vllm_server_timeout)"
+            if ended is not None:
+                raise EngineError(f"{ended} before it was ready; the end of {self.log}: {self.last_words()}")
+            time.sleep(0.5)
+
+    def last_words(self, lines: int = 5) -> str:
+        """The last lines of its output that are not empty."""
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return " | ".join([line.strip() for line in text.splitlines() if line.strip()][-lines:])
+
+    def stop(self, *, seconds: float = 8.0) -> None:
+        """End it: SIGTERM, and after a while SIGKILL to it and its workers."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(seconds)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def __enter__(self) -> EngineServer:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.stop()

@@ -1,0 +1,211 @@
+"""trl 1.16's client of a vLLM server, with a token, deadlines, a watch on the server's life, and a transfer of weights
+where trl has none (CPU).
+
+On CUDA weights go as trl sends them (NCCL). Elsewhere they go through the server's one port as safetensors, under the
+same token as everything else; no second port is opened.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from typing import Any
+
+import requests
+import torch
+from requests.adapters import HTTPAdapter
+from safetensors.torch import save
+from torch import Tensor
+from trl.generation.vllm_client import VLLMClient
+
+from posttrain.rollouts.guard import TOKEN_VARIABLE, WEIGHTS_ROUTE
+from posttrain.rollouts.server import EngineError, EngineServer
+
+_PART_BYTES = 64 * 2**20
+_PROBE_SECONDS = 2.0
+_PROBES = 3  # failures in a row that mean a server is gone; vLLM 0.31 leaves some requests open when its engine dies
+
+
+class EngineClient(VLLMClient):
+    """Client of one server; used by rank 0.
+
+    A request that fails is not repeated: trl 1.16 repeats it for a minute, unaware of what the engine has done.
+
+    Args:
+        base_url, group_port, connection_timeout: as in trl; the last in seconds.
+        token: goes into the header of every request.
+        request_timeout: seconds that one request may take.
+        server: the server, where this process has started it.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        token: str,
+        request_timeout: float,
+        server: EngineServer | None = None,
+        group_port: int = 51216,
+        connection_timeout: float = 0.0,
+    ):
+        self._token, self._seconds, self.server = token, request_timeout, server
+        self._failure: EngineError | None = None
+        self._on_cuda = False
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        super().__init__(base_url=base_url, group_port=group_port, connection_timeout=connection_timeout)
+
+    # ---- requests ----
+
+    def check_server(self, total_timeout: float = 0.0, retry_interval: float = 2.0) -> None:
+        """Wait until the server answers to the token. Called by trl when the session has just been made."""
+        self.session.headers["Authorization"] = f"Bearer {self._token}"
+        for scheme in ("http://", "https://"):
+            self.session.mount(scheme, HTTPAdapter(max_retries=0, pool_maxsize=64))
+        if self.server is not None:
+            self.server.wait(self._is_healthy, seconds=total_timeout)
+            return
+        until = time.monotonic() + total_timeout
+        while not self._is_healthy():
+            if time.monotonic() > until:
+                raise EngineError(
+                    f"rank 0 waited {total_timeout:.0f} s for the inference server at {self.base_url} (rollout."
+                    "vllm_server_timeout)",
+                    fix="Start it with `posttrain serve RECIPE`, and check the address",
+                )
+            time.sleep(0.5)
+
+    def _is_healthy(self) -> bool:
+        try:
+            answer = requests.get(
+                f"{self.base_url}/health", headers=dict(self.session.headers), timeout=_PROBE_SECONDS
+            )
+        except requests.RequestException:
+            return False
+        if answer.status_code == 401:
+            raise EngineError(
+                f"the inference server at {self.base_url} does not know this token",
+                fix="Set POSTTRAIN_ENGINE_TOKEN to the one it was started with",
+            )
+        return answer.status_code == 200
+
+    def _get(self, url: str, **kwargs: Any) -> Any:
+        return self._request("GET", url, **kwargs).json()
+
+    def _post(self, url: str, **kwargs: Any) -> Any:
+        answer = self._request("POST", url, **kwargs)
+        return answer.json() if answer.content else {}
+
+    def _request(self, method: str, url: str, **kwargs: Any) -> requests.Response:
+        doing = f"{method} {url.removeprefix(self.base_url)}"
+        request = self._pool.submit(self.session.request, method, url, timeout=(10, self._seconds), **kwargs)
+        until, failures, probed = time.monotonic() + self._seconds, 0, time.monotonic()
+        while not wait_for([request], timeout=0.5).done:
+            if self.server is not None and (ended := self.server.how_it_ended()) is not None:
+                raise EngineError(f"{ended} during {doing}; the end of its output: {self.server.last_words()}")
+            if time.monotonic() - probed > _PROBE_SECONDS:
+                failures = 0 if self._is_healthy() else failures + 1
+                probed = time.monotonic()
+            if failures == _PROBES or time.monotonic() > until:
+                why = "is not well" if failures else f"took more than {self._seconds:.0f} s"
+                raise EngineError(
+                    f"rank 0 waited for {doing} and the inference server at {self.base_url} {why}",
+                    fix="Look at its output; rollout.engine_timeout_seconds is the limit of one request",
+                )
+        try:
+            answer = request.result()
+        except requests.RequestException as error:
+            ended = self._ended(type(error).__name__)
+            raise EngineError(f"{ended} during {doing}") from error
+        if answer.status_code != 200:
+            raise EngineError(f"the inference server answered {doing} with {answer.status_code}: {answer.text[:300]}")
+        return answer
+
+    def _ended(self, error: str) -> str:
+        if self.server is None:
+            return f"the connection to the inference server at {self.base_url} broke ({error})"
+        for _ in range(20):  # its sockets close a moment before it can be reaped
+            if (ended := self.server.how_it_ended()) is not None:
+                return ended
+            time.sleep(0.1)
+        return (
+            f"the inference server broke the connection ({error}); the end of its output: {self.server.last_words()}"
+        )
+
+    def ask(self, method: str, *args: Any) -> Any:
+        """What a method of the engine's worker returns, of the first worker."""
+        return self._post(f"{self.base_url}/collective_rpc", json={"method": method, "args": list(args)})["results"][0]
+
+    # ---- failures that every rank must learn of ----
+
+    def take_failure(self) -> EngineError | None:
+        """What went wrong since the last call, in `generate` or while weights were sent."""
+        failure, self._failure = self._failure, None
+        return failure
+
+    def generate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As trl's. After a failure the answer is empty, so that the other ranks, which wait for it, go on to the
+        place where they learn of the failure.
+        """
+        try:
+            return super().generate(*args, **kwargs)
+        except EngineError as error:
+            self._failure = error
+            return {"prompt_ids": [], "completion_ids": [], "logprobs": None, "logprob_token_ids": None}
+
+    # ---- weights ----
+
+    def init_communicator(self, device: torch.device | str | int = 0) -> None:
+        """Open trl's NCCL group where this process has a CUDA device; elsewhere nothing is needed."""
+        self._on_cuda = torch.device(device).type == "cuda" if not isinstance(device, int) else True
+        if self._on_cuda:
+            super().init_communicator(device)
+
+    def update_named_params(self, metadata: Any, named_params: Iterator[tuple[str, Tensor]]) -> None:
+        """Send tensors. `named_params` is walked to its end whatever happens: other ranks take part in it."""
+        try:
+            if self._on_cuda:
+                super().update_named_params(metadata, named_params)
+            else:
+                self._send(named_params)
+        except EngineError as error:
+            self._failure = error
+            for _ in named_params:
+                pass
+
+    def _send(self, named_params: Iterator[tuple[str, Tensor]]) -> None:
+        part: dict[str, Tensor] = {}
+        size = 0
+        for name, value in named_params:
+            part[name] = value.detach().to("cpu", copy=True).contiguous()
+            size += part[name].numel() * part[name].element_size()
+            if size >= _PART_BYTES:
+                self._send_part(part)
+                part, size = {}, 0
+        if part:
+            self._send_part(part)
+
+    def _send_part(self, part: dict[str, Tensor]) -> None:
+        answer = self._request("PUT", self.base_url + WEIGHTS_ROUTE, data=save(part)).json()
+        if answer["tensors"] != len(part):
+            raise EngineError(f"the inference server took {answer['tensors']} of {len(part)} tensors")
+
+    def reset_prefix_cache(self) -> None:
+        """Drop what the engine computed with the old weights."""
+        if self._failure is None:
+            self._post(f"{self.base_url}/reset_prefix_cache")
+
+    def close(self) -> None:
+        """Leave the server, and end it if this process has started it."""
+        self.close_communicator()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self.session.close()
+        if self.server is not None:
+            self.server.stop()
+
+
+def given_token() -> str:
+    """Token of a server that runs already, from the environment; empty if there is none."""
+    return os.environ.get(TOKEN_VARIABLE, "")

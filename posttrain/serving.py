@@ -1,0 +1,80 @@
+"""`posttrain serve`: the inference server of a recipe, for runs that name its address."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from pathlib import Path
+
+from posttrain.errors import ConfigError, SupportError
+
+
+def serve(
+    recipe: str, overrides: list[str], *, stage: str | None, host: str, port: int, token_file: str | None
+) -> None:
+    """Become vLLM's server for a recipe's model; does not return.
+
+    Args:
+        recipe: path of the YAML file.
+        overrides: "block.key=value" strings that replace recipe values.
+        stage: name of a stage; None = the last one that makes rollouts.
+        host: address to listen on, loopback or private.
+        port: to listen on.
+        token_file: file that holds the token, or gets a new one; None = beside the run's output. The environment
+            variable POSTTRAIN_ENGINE_TOKEN comes first.
+
+    Raises:
+        PosttrainError: a mistake in the recipe, a public address, no vLLM here.
+    """
+    from importlib.util import find_spec
+
+    from posttrain.config.loader import load
+    from posttrain.config.stages import resolve_stages
+    from posttrain.models.loading import load_tokenizer, resolve_model_path
+    from posttrain.rollouts.cpu import is_cpu_engine
+    from posttrain.rollouts.server import ServerSettings, refuse_public, server_environment
+    from posttrain.run import quiet_libraries
+
+    quiet_libraries()
+    refuse_public(host)
+    if find_spec("vllm") is None:
+        raise SupportError("vLLM is not installed", fix="Install it: scripts/setup.sh vllm")
+    runs = [(name, cfg) for name, _, cfg in resolve_stages(load(recipe, overrides)) if cfg.rollout is not None]
+    chosen = [cfg for name, cfg in runs if stage in (None, name)]
+    if not chosen:
+        raise ConfigError("no such stage makes rollouts", got=stage, allowed=", ".join(name for name, _ in runs))
+    cfg = chosen[-1]
+    assert cfg.rollout is not None
+    folder = Path(str(cfg.trainer.output_dir))
+    model = Path(resolve_model_path(cfg.model, folder / "initial"))
+    if model.is_dir() and not (model / "tokenizer_config.json").exists():
+        load_tokenizer(cfg.model, path=str(model)).save_pretrained(model)
+    length = cfg.rollout.fields.get("vllm_max_model_length")
+    settings = ServerSettings(
+        model=str(model),
+        dtype=cfg.model.dtype if cfg.model.dtype not in (None, "auto") else "float32",
+        max_model_length=length or cfg.data.max_prompt_length + cfg.rollout.max_completion_length,
+        seed=int(cfg.trainer.fields.get("seed", 0)),
+    )
+    token, told = _token(Path(token_file) if token_file is not None else folder / "engine.token")
+    is_cpu = is_cpu_engine()
+    sys.stderr.write(f"serving {model} at http://{host}:{port}\n{told}\n")
+    sys.stderr.flush()
+    command = [sys.executable, "-m", "posttrain.rollouts.serve"]
+    command += settings.options(host=host, port=port, is_cpu=is_cpu)
+    os.execvpe(command[0], command, server_environment(token, is_cpu=is_cpu, devices=None))
+
+
+def _token(file: Path) -> tuple[str, str]:
+    """The server's token, and how a run gets it."""
+    from posttrain.rollouts.guard import TOKEN_VARIABLE
+
+    given = os.environ.get(TOKEN_VARIABLE)
+    if given:
+        return given, f"it takes requests with the token in {TOKEN_VARIABLE}"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.write(secrets.token_urlsafe(32) + "\n")
+    return file.read_text().strip(), f'for the run: export {TOKEN_VARIABLE}="$(cat {file})"'
