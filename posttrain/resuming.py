@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import ResumeError
+from posttrain.errors import PosttrainError, ResumeError
 
 FINISHED_FILE = "finished.json"
 # What a run writes into its folder, beside the model it starts from.
@@ -101,6 +101,20 @@ def set_aside(folder: Path) -> Path | None:
     for path in found:
         path.rename(place / path.name)
     return place
+
+
+def no_room(error: OSError, folder: Any) -> PosttrainError | None:
+    """The clear form of an error that means no room or no right to write; None for every other error."""
+    from posttrain.seam.manifest import is_no_room
+
+    if not is_no_room(error):
+        return None
+    return PosttrainError(
+        f"{error.filename or 'a file of the run'} could not be written: {error.strerror}",
+        where=str(folder),
+        fix="Make room or give write permission, then run the recipe again: it continues from the last complete "
+        "checkpoint, which was not touched",
+    )
 
 
 def recorded_run(checkpoint: str | Path) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from posttrain.stage_run import Outcome, Stage, is_main_process, say
 
 # Seconds that other ranks leave to rank 0 to tell a mistake which all of them made.
 _PATIENCE = 30.0
+_GRACE = 2.0  # the same after SIGTERM, where a scheduler waits for all to end
+# What gloo and NCCL say in a process whose peer has gone.
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 
 def run(recipe: str | Path, overrides: list[str] | None = None) -> list[Outcome]:
@@ -53,6 +58,14 @@ def run(recipe: str | Path, overrides: list[str] | None = None) -> list[Outcome]
         except PosttrainError as error:
             _show_own(error)
             raise
+        except OSError as problem:
+            from posttrain.resuming import no_room
+
+            told = no_room(problem, stage.trainer.output_dir)
+            if told is None:
+                raise
+            _show_own(told)
+            raise told from problem
     if config.stages is not None and is_main_process():
         _compare(config, done)
     return list(done.values())
@@ -124,6 +137,34 @@ def _compare(config: Any, done: dict[str, Outcome]) -> None:
         say(f"report: {page.with_name('REPORT.md')}, and the same as one page: {page}")
 
 
+@contextmanager
+def _told_by_launcher() -> Iterator[None]:
+    """Have the first unexpected error of several processes stand last: the launcher ends its report with it.
+
+    A process that only lost the connection to another one says that in a line and leaves the cause to the one that
+    knows it, or to the launcher where it was killed.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    try:
+        yield
+    except PosttrainError:
+        raise
+    except Exception as error:
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST):
+            sys.stderr.write(
+                f"rank {os.environ['RANK']}: another process of this run ended; the cause is told below\n"
+            )
+            sys.stderr.flush()
+            time.sleep(_PATIENCE)  # the launcher, which ends this process, takes the first to leave for the cause
+            _leave_at_once(1)
+        get_error_handler().record_exception(error)
+        raise
+
+
 def main(argv: list[str] | None = None) -> int:
     """`python -m posttrain.run RECIPE [block.key=value ...]`.
 
@@ -136,14 +177,17 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write("usage: python -m posttrain.run RECIPE [block.key=value ...]\n")
         return 2
     try:
-        run(arguments[0], arguments[1:])
+        with _told_by_launcher():
+            run(arguments[0], arguments[1:])
     except PosttrainError as error:
         if is_main_process():
             show_error(error)
         elif not error.is_told:
             # Rank 0 tells it and leaves, and the launcher then ends this process. To leave first would end rank 0.
-            time.sleep(_PATIENCE)
-            _tell_with_rank(error)
+            is_request = error.exit_status != PosttrainError.exit_status  # a stop that was asked for: told by rank 0
+            time.sleep(_GRACE if is_request else _PATIENCE)
+            if not is_request:
+                _tell_with_rank(error)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             _leave_at_once(error.exit_status)
         return error.exit_status

@@ -18,6 +18,7 @@ export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 if [ $# -eq 0 ]; then
     .venv/bin/python -m pytest -n 2 --dist load --durations=0 -m slow tests/recipes/test_smoke.py
     scripts/soak.sh --kills 4
+    .venv/bin/python -m pytest --durations=5 -m faults tests/faults
     # vLLM has an environment of its own, since trl imports it wherever it is installed, which takes seconds each time.
     POSTTRAIN_VENV=.venv-vllm scripts/setup.sh dev vllm
     .venv-vllm/bin/python -m pytest --durations=5 -m vllm tests/rollouts

@@ -227,7 +227,7 @@ class RunFolder:
         parts += _section("Cost", sections.cost_table([("", {**self.costs(), **(cost or {})})]))
         drawn = plots.curves({"": [self.read_metrics()]})
         evaluated = plots.evaluation_points({"": [self.evaluation_points()]})
-        parts += _section("Warnings", _warnings(self.read_health()))
+        parts += _section("Warnings", _warnings(self.read_health(), self.read_run()))
         parts += _section("Curves", _images(self.path, drawn, evaluated))
         parts += _section("Completions", sections.completions_table(samples), _CHOICE)
         parts += _section("How it was made", _provenance_table(self.read_run()))
@@ -253,11 +253,15 @@ def _bullets(lines: Sequence[str]) -> list[str]:
     return ["", *[f"- {line}" for line in lines]] if lines else []
 
 
-def _warnings(health: Mapping[str, Any]) -> str | None:
-    """What the health checks of the training found, see `callbacks/health.py`; None if they did not run."""
-    if not health:
+def _warnings(health: Mapping[str, Any], run: Mapping[str, Any]) -> str | None:
+    """What the health checks of the training found, see `callbacks/health.py`, and whether the model's own code ran;
+    None if there is nothing to tell from.
+    """
+    lines = [f"step {item['step']}: {item['text']}" for item in health.get("warnings", ())]
+    if ((run.get("config") or {}).get("model") or {}).get("trust_remote_code"):
+        lines.insert(0, "code that came with the model was run, since the recipe says model.trust_remote_code: true")
+    if not health and not lines:
         return None
-    lines = [f"step {item['step']}: {item['text']}" for item in health["warnings"]]
     return "\n".join(f"- {escape(line)}" for line in lines) if lines else "None."
 
 

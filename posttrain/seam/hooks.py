@@ -19,6 +19,7 @@ from posttrain import __version__
 from posttrain.errors import PosttrainError, ResumeError
 from posttrain.seam import manifest
 from posttrain.seam import state as checkpoint
+from posttrain.seam.memory import memory_told
 from posttrain.seam.sampling import EpochSampler
 
 
@@ -134,7 +135,14 @@ class ResumableTrainer:
         # transformers 5.17 calls this once per epoch with keywords, before the epoch's data iterator is made.
         if self._epoch_sampler is not None:
             self._epoch_sampler.set_epoch(kwargs["epoch"])
-        return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+        with memory_told(self):
+            return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # Before the first of its files is read. transformers 5.17 reads what is not safetensors with weights_only.
+        if self.args.process_index == 0:  # type: ignore[attr-defined]
+            manifest.refuse_damaged(Path(resume_from_checkpoint))
+        super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[misc]

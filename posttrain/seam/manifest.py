@@ -16,11 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, ResumeError
 from posttrain.seam.state import COMPLETE_FILE, write_json
 
 # The Hub's uploads leave out names that begin with "_".
 STAGING = "_staging"
+_VERIFIED: set[tuple[str, int]] = set()  # folders whose hashes this process has compared, so that it does so once
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG}
 
 
@@ -72,12 +73,35 @@ def damage(folder: Path, *, hashes: bool = True) -> str | None:
         for (name, fact), now in zip(manifest.items(), found, strict=True):
             if now != fact:
                 return f"the content of {name} was changed"
+        _VERIFIED.add(_mark(folder))
     return None
+
+
+def refuse_damaged(folder: Path) -> None:
+    """Refuse a checkpoint whose files are not those that were sealed; one that was verified by this process passes.
+
+    Raises:
+        ResumeError: what is wrong with it. A folder without a manifest, e.g. of plain TRL, is left to who reads it.
+    """
+    if not (folder / COMPLETE_FILE).exists() or _mark(folder) in _VERIFIED:
+        return
+    problem = damage(folder)
+    if problem is not None:
+        raise ResumeError(
+            f"the checkpoint is damaged: {problem}",
+            where=str(folder),
+            fix="Name another one, or set trainer.resume: auto for the newest that is whole",
+        )
+
+
+def is_no_room(error: BaseException) -> bool:
+    """Whether the system refused to write, for want of room or of permission."""
+    return isinstance(error, OSError) and error.errno in _NO_ROOM
 
 
 def not_written(error: BaseException, folder: Path) -> CheckpointError | None:
     """The clear form of an error that means no room or no right to write; None for every other error."""
-    known = isinstance(error, OSError) and error.errno in _NO_ROOM
+    known = is_no_room(error)
     # safetensors and torch wrap the system's error in their own.
     told = any(text in str(error) for text in ("No space left", "Read-only file system", "Permission denied"))
     full = "PytorchStreamWriter failed" in str(error) or "unexpected pos" in str(error)
@@ -90,6 +114,10 @@ def not_written(error: BaseException, folder: Path) -> CheckpointError | None:
         fix="Make room or give write permission, then run the recipe again: it continues from the last complete "
         "checkpoint, which was not touched",
     )
+
+
+def _mark(folder: Path) -> tuple[str, int]:
+    return str(folder.resolve()), (folder / COMPLETE_FILE).stat().st_mtime_ns
 
 
 def _files(folder: Path) -> list[str]:

@@ -211,6 +211,16 @@ def test_a_change_within_its_error_is_called_chance(tmp_path, arms):
     )
 
 
+def test_code_that_came_with_the_model_is_told_in_the_report(tmp_path, arms):
+    folder = RunFolder(tmp_path)
+    run = arms["all"].read_run()
+    for trusted in (True, False):
+        config = {**run["config"], "model": {"path": "some/model", "trust_remote_code": trusted}}
+        (tmp_path / "run.json").write_text(json.dumps({**run, "config": config}))
+        told = "code that came with the model was run" in folder.write_report().read_text()
+        assert told is trusted
+
+
 def test_warnings_of_the_training_are_shown_and_their_absence_too(tmp_path):
     folder = RunFolder(tmp_path)
     assert "## Warnings" not in folder.write_report().read_text()
