@@ -59,7 +59,7 @@ METHODS: dict[str, Entry] = {
             config="posttrain.seam.supervised:SupervisedConfig",
             trainer="posttrain.seam.supervised:SupervisedTrainer",
             paper=Paper("Training language models to follow instructions with human feedback", "2203.02155", 2022),
-            supports=frozenset({"ddp", "peft", "resume"}),
+            supports=frozenset({"ddp", "zero1", "zero2", "zero3", "fsdp2", "peft", "resume"}),
         ),
         Entry(
             key="grpo",
@@ -68,7 +68,7 @@ METHODS: dict[str, Entry] = {
             config="posttrain.seam.policy:PolicyConfig",
             trainer="posttrain.seam.policy:PolicyTrainer",
             paper=Paper("DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open LMs", "2402.03300", 2024),
-            supports=frozenset({"ddp", "peft", "vllm", "resume"}),
+            supports=frozenset({"ddp", "zero1", "zero2", "zero3", "fsdp2", "peft", "vllm", "resume"}),
         ),
         Entry(
             key="hpt",
@@ -77,7 +77,7 @@ METHODS: dict[str, Entry] = {
             config="posttrain.methods.hpt:HPTConfig",
             trainer="posttrain.methods.hpt:HPTTrainer",
             paper=Paper("Towards a Unified View of Large Language Model Post-Training", "2509.04419", 2025),
-            supports=frozenset({"ddp", "peft", "vllm", "resume"}),
+            supports=frozenset({"ddp", "zero1", "zero2", "zero3", "fsdp2", "peft", "vllm", "resume"}),
         ),
         Entry(
             key="luffy",
@@ -86,7 +86,7 @@ METHODS: dict[str, Entry] = {
             config="posttrain.methods.luffy:LUFFYConfig",
             trainer="posttrain.methods.luffy:LUFFYTrainer",
             paper=Paper("Learning to Reason under Off-Policy Guidance", "2504.14945", 2025),
-            supports=frozenset({"ddp", "peft", "vllm", "resume"}),
+            supports=frozenset({"ddp", "zero1", "zero2", "zero3", "fsdp2", "peft", "vllm", "resume"}),
         ),
         Entry(
             key="srft",
@@ -99,7 +99,7 @@ METHODS: dict[str, Entry] = {
                 "2506.19767",
                 2025,
             ),
-            supports=frozenset({"ddp", "peft", "vllm", "resume"}),
+            supports=frozenset({"ddp", "zero1", "zero2", "zero3", "fsdp2", "peft", "vllm", "resume"}),
         ),
         Entry(
             key="sasr",
@@ -113,7 +113,7 @@ METHODS: dict[str, Entry] = {
                 "2505.13026",
                 2025,
             ),
-            supports=frozenset({"ddp", "peft", "vllm", "resume"}),
+            supports=frozenset({"ddp", "zero1", "zero2", "zero3", "fsdp2", "peft", "vllm", "resume"}),
         ),
         Entry(
             key="chord",
@@ -127,7 +127,7 @@ METHODS: dict[str, Entry] = {
                 "2508.11408",
                 2025,
             ),
-            supports=frozenset({"ddp", "peft", "vllm", "resume"}),
+            supports=frozenset({"ddp", "zero1", "zero2", "zero3", "fsdp2", "peft", "vllm", "resume"}),
         ),
         Entry(
             key="rft_cpt",
@@ -140,7 +140,7 @@ METHODS: dict[str, Entry] = {
                 "2507.05386",
                 2025,
             ),
-            supports=frozenset({"ddp", "peft", "vllm", "resume"}),
+            supports=frozenset({"ddp", "zero1", "zero2", "zero3", "fsdp2", "peft", "vllm", "resume"}),
         ),
         Entry(
             key="masked_thought",
@@ -154,7 +154,7 @@ METHODS: dict[str, Entry] = {
                 "2403.02178",
                 2024,
             ),
-            supports=frozenset({"ddp", "peft", "packing", "resume"}),
+            supports=frozenset({"ddp", "zero1", "zero2", "zero3", "fsdp2", "peft", "packing", "resume"}),
         ),
         Entry(
             key="rmt",
@@ -163,7 +163,7 @@ METHODS: dict[str, Entry] = {
             config="posttrain.methods.rmt.config:RMTConfig",
             trainer="posttrain.methods.rmt.trainer:RMTTrainer",
             paper=Paper("Reinforcement Mid-Training", "2509.24375", 2025),
-            supports=frozenset({"ddp", "peft", "vllm", "resume"}),
+            supports=frozenset({"ddp", "zero1", "zero2", "zero3", "fsdp2", "peft", "vllm", "resume"}),
             reads="documents",
         ),
         Entry(
@@ -177,7 +177,7 @@ METHODS: dict[str, Entry] = {
                 "2310.05492",
                 2023,
             ),
-            supports=frozenset({"ddp", "peft", "resume"}),
+            supports=frozenset({"ddp", "zero1", "zero2", "zero3", "fsdp2", "peft", "resume"}),
         ),
     )
 }

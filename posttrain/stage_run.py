@@ -148,15 +148,17 @@ class Stage:
         from posttrain.config.build import build_args, reward_scorer
         from posttrain.evaluating import template_variables
         from posttrain.models.loading import load_model, load_tokenizer, peft_config, resolve_model_path
+        from posttrain.seam.sharding import EngineCheck, refuse_switched_off, whole_models
 
         config = self.config
         args = build_args(config, output_dir=self.folder.path)
-        with PartialState().main_process_first():
+        with whole_models(), PartialState().main_process_first():
             initial = self.folder.path / "initial"
             path = merged(self.parent, initial) if self.parent else resolve_model_path(config.model, initial)
             tokenizer = load_tokenizer(config.model, path=path)
             data = self.rows(tokenizer)
-        self.filter_rows(data, path)
+        with whole_models():
+            self.filter_rows(data, path)
         extra: dict[str, Any] = {}
         if config.rollout is not None:
             extra["reward_funcs"] = [reward_scorer(config, entry.name) for entry in config.rollout.rewards]
@@ -176,10 +178,12 @@ class Stage:
                 got=f"{trainer.accelerator.num_processes} of {world} in one group",
                 fix="Start them with `accelerate launch --config_file accelerate_configs/ddp.yaml`",
             )
+        refuse_switched_off(trainer.accelerator)
         name = self.name if self.name != "run" else None
         progress = RichProgress(name=name)
         replace_printing(trainer, progress)
         trainer.add_callback(MetricsWriter(self.folder.metrics_path))
+        trainer.add_callback(EngineCheck(trainer, report=self.note_engine))
         trainer.add_callback(HealthMonitor(self.folder.health_path, say=progress.note))
         self.schedule_evaluation(trainer, data)
         return trainer, data
@@ -282,6 +286,11 @@ class Stage:
             chat_template_sha256=template_sha256(trainer.processing_class),
         )
 
+    def note_engine(self, facts: dict[str, Any]) -> None:
+        """Add to `run.json` which engine trains and how much of the model one process holds."""
+        if is_main_process():
+            self.folder.note_world(facts)
+
     # ---- evaluation ----
 
     def evaluator(self, trainer: Any, data: dict[str, Any]) -> tuple[Any, Any] | None:
@@ -296,11 +305,16 @@ class Stage:
 
     def evaluate(self, trainer: Any, data: dict[str, Any], name: str) -> None:
         """Evaluate the model as it is and record the result under `name`."""
+        from contextlib import nullcontext
+
+        from posttrain.seam.sharding import whole_weights
+
         found = self.evaluator(trainer, data)
         if found is None:
             return
-        result = found[0](trainer.model)
-        tasks = self.evaluate_tasks(trainer, data, result)
+        with whole_weights(trainer.model) if trainer.model_wrapped is trainer.model else nullcontext():
+            result = found[0](trainer.model)
+            tasks = self.evaluate_tasks(trainer, data, result)
         if is_main_process():
             self.folder.write_eval(name, result, step=trainer.state.global_step, settings=found[1], tasks=tasks)
             label = name if self.name == "run" else f"{self.name}, {name}"

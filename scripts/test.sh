@@ -16,6 +16,8 @@ scripts/setup.sh dev
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
 if [ $# -eq 0 ]; then
+    # Two processes each, so one after another.
+    .venv/bin/python -m pytest -m engines tests/engines
     .venv/bin/python -m pytest -n 2 --dist load --durations=0 -m slow tests/recipes/test_smoke.py
     scripts/soak.sh --kills 4
     .venv/bin/python -m pytest --durations=5 -m faults tests/faults

@@ -73,12 +73,14 @@ def describe(cfg: RunConfig) -> ModelFacts:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from posttrain.seam.sharding import whole_models
+
     if cfg.model.package is not None:
         config = AutoConfig.for_model(**_PACKAGED[cfg.model.package])
     else:
         config = _tiny_config(cfg) if cfg.model.tiny is not None else _config_of_path(cfg)
     try:
-        with torch.device("meta"):
+        with whole_models(), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=cfg.model.trust_remote_code)
     except (ValueError, ImportError, AttributeError, TypeError) as problem:
         raise ConfigError(

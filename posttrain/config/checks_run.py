@@ -136,6 +136,8 @@ def support(cfg: RunConfig, entry: Entry, *, world_size: int) -> Iterator[Posttr
     engine = parallel_engine()
     if engine is not None and engine not in entry.supports:
         yield _unsupported(entry, f"{engine} (from the accelerate config)", cfg.where("method", "name"))
+    elif engine is not None:
+        yield from _spread_weights(cfg, engine)
     lora = cfg.model.lora
     if lora is not None and isinstance(lora.targets, list) and "lm_head" in lora.targets:
         yield SupportError(
@@ -144,6 +146,35 @@ def support(cfg: RunConfig, entry: Entry, *, world_size: int) -> Iterator[Posttr
             got=lora.targets,
             fix="Remove lm_head",
         )
+
+
+def _spread_weights(cfg: RunConfig, engine: str) -> Iterator[PosttrainError]:
+    """Settings that were not made for an engine that spreads the optimizer state or the weights over processes."""
+    if checks_engine.uses_vllm(cfg):
+        yield SupportError(
+            f"vLLM rollouts and {engine} have not been tested together",
+            where=cfg.where("rollout", "engine"),
+            got="vllm",
+            fix="Train with accelerate_configs/ddp.yaml, or set rollout.engine to hf",
+        )
+    if engine not in ("zero3", "fsdp2"):
+        return
+    lora, stage = cfg.model.lora, cfg.stage
+    written = {**cfg.trainer.fields, **cfg.method.fields}
+    asked = [
+        (lora is not None and lora.merge_on_save, ("model", "lora", "merge_on_save")),
+        (bool(written.get("sync_ref_model")), ("trainer", "sync_ref_model")),
+        (written.get("kl_reference") == "warmup", ("method", "kl_reference")),
+        (written.get("switch_controller") == "kl", ("method", "switch_controller")),
+        (stage is not None and stage.reference_from is not None, ("stages",)),
+    ]
+    for is_asked, key in asked:
+        if is_asked:
+            yield SupportError(
+                f"needs all weights in one process, and {engine} spreads them",
+                where=cfg.where(*key),
+                fix="Remove it, or train with ddp, zero1 or zero2",
+            )
 
 
 def _unsupported(entry: Entry, told: str, where: str) -> SupportError:
@@ -155,11 +186,12 @@ def _unsupported(entry: Entry, told: str, where: str) -> SupportError:
 
 
 def parallel_engine() -> str | None:
-    """Sharding engine that `accelerate launch` has chosen for this process: zero1 to zero3, fsdp2, or None."""
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        return f"fsdp{os.environ.get('FSDP_VERSION', '1')}"
+    """Sharding engine that `accelerate launch` has chosen, "multi_node" for several machines, or None."""
+    from posttrain.seam.sharding import asked_engine
+
+    engine = asked_engine()
+    if engine is not None:
+        return engine
     local, world = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("WORLD_SIZE")
     return "multi_node" if local and world and int(local) < int(world) else None
 

@@ -107,6 +107,11 @@ class RunFolder:
         }
         return write_json(self.run_path, without_secrets(json_value(record)))
 
+    def note_world(self, facts: Mapping[str, Any]) -> Path:
+        """Add what is only known once training begins to the `world` block of `run.json`."""
+        record = self.read_run()
+        return write_json(self.run_path, {**record, "world": {**record["world"], **facts}})
+
     def write_eval(
         self,
         name: str,

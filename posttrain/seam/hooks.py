@@ -21,10 +21,13 @@ from posttrain.seam import manifest
 from posttrain.seam import state as checkpoint
 from posttrain.seam.memory import memory_told
 from posttrain.seam.sampling import EpochSampler
+from posttrain.seam.sharding import asked_engine
 
 
 class NonFiniteError(PosttrainError):
-    """The loss or the gradient became NaN or infinite; every rank stops before the weights are touched."""
+    """The loss or the gradient became NaN or infinite; every rank stops, except under DeepSpeed before the weights are
+    touched.
+    """
 
 
 class ResumableTrainer:
@@ -115,7 +118,9 @@ class ResumableTrainer:
         """Take back what `rank_state` returned."""
 
     def on_grad_norm(self, norm: float) -> None:
-        """Called with the global pre-clip gradient norm, before the optimizer steps, on every rank."""
+        """Called with the global pre-clip gradient norm, on every rank; before the optimizer steps, except under
+        DeepSpeed.
+        """
 
     def describe_window(self) -> str:
         """Rows of the current optimizer step, for the message of a non-finite stop."""
@@ -149,8 +154,11 @@ class ResumableTrainer:
         self.last_grad_norm = float(norm)
         # With fp16 an infinite norm is routine: the loss scaler skips the step and lowers its scale.
         if not math.isfinite(self.last_grad_norm) and not self.args.fp16:  # type: ignore[attr-defined]
+            # DeepSpeed updates the weights inside the backward pass, before the norm can be read.
+            late = getattr(self, "is_deepspeed_enabled", False)
+            told = "DeepSpeed has spoiled the weights with it" if late else "the weights were not changed"
             raise NonFiniteError(
-                f"the gradient is not finite; the weights were not changed. {self.describe_window()}".strip(),
+                f"the gradient is not finite; {told}. {self.describe_window()}".strip(),
                 where=f"optimizer step {self.state.global_step + 1}",  # type: ignore[attr-defined]
                 got=self.last_grad_norm,
                 fix="Lower trainer.learning_rate or trainer.max_grad_norm, check the named rows, and resume from the "
@@ -253,6 +261,7 @@ class ResumableTrainer:
         args = self.args  # type: ignore[attr-defined]
         return {
             "trainer": type(self).__name__,
+            "engine": asked_engine(),
             "world_size": args.world_size,
             "per_device_train_batch_size": args.per_device_train_batch_size,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,

@@ -13,6 +13,7 @@ from trl import GRPOConfig
 from posttrain.errors import ConfigError, SupportError
 from posttrain.losses.upge import UPGE_PRESETS, UPGEConfig
 from posttrain.seam.arguments import check_options, option
+from posttrain.seam.sharding import asked_engine, cpu_group
 
 # GRPO fields whose job the estimator or the seam has taken over. Set to anything but TRL's default they are refused,
 # because accepting and ignoring them would be worse.
@@ -39,10 +40,6 @@ _REPLACED = {
 }
 
 
-# Set by `accelerate launch`; with them `use_cpu` would switch the engine off without a word.
-_SHARDED = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
-
-
 def device_defaults(config: Any) -> dict[str, Any]:
     """Fill what the user left open with what fits the device, and say what was chosen.
 
@@ -52,10 +49,19 @@ def device_defaults(config: Any) -> dict[str, Any]:
 
     Returns:
         field -> chosen value, for the run report.
+
+    Raises:
+        SupportError: `use_cpu` with a sharding engine, which it would switch off without a word.
     """
     import torch
 
-    sharded = any(os.environ.get(name, "false") == "true" for name in _SHARDED)
+    if config.use_cpu and asked_engine():
+        raise SupportError(
+            f"use_cpu would switch {asked_engine()} off",
+            where="trainer.use_cpu",
+            got=config.use_cpu,
+            fix="Remove it, or train with accelerate_configs/ddp.yaml",
+        )
     forced_cpu = config.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1")
     cuda = torch.cuda.is_available() and not forced_cpu
     chosen: dict[str, Any] = {}
@@ -65,8 +71,7 @@ def device_defaults(config: Any) -> dict[str, Any]:
         chosen["gradient_checkpointing"] = bool(cuda)
     if not cuda:
         chosen["dataloader_pin_memory"] = False
-        if not sharded:
-            chosen["use_cpu"] = True
+        chosen |= cpu_group() if asked_engine() else {"use_cpu": True}
     for name, value in chosen.items():
         setattr(config, name, value)
     return chosen

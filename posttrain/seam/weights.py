@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from posttrain.errors import SupportError
+from posttrain.seam.sharding import whole_weights
 
 
 def refuse_prompt_learning(model: Any, peft_config: Any) -> None:
@@ -69,17 +70,18 @@ def materialised(
     saved to `folder` by one rank, the name points there while the block runs, and the old name comes back afterwards.
 
     Args:
-        model: a transformers model that is not yet wrapped or sharded.
+        model: a transformers model that is not yet wrapped; ZeRO-3 may have spread it.
         folder: where to save it.
         tokenizer: saved beside it, since an engine reads both from one folder.
         is_main: whether this rank writes.
         barrier: waits until every rank is here.
     """
     name, shown = model.config._name_or_path, model.name_or_path
-    if is_main:
-        model.save_pretrained(folder, safe_serialization=True)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+    with whole_weights(model):
+        if is_main:
+            model.save_pretrained(folder, safe_serialization=True)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
     barrier()
     model.config._name_or_path = model.name_or_path = str(folder)
     try:

@@ -242,8 +242,8 @@ def test_what_an_engine_needs_is_told_before_it_is_built(tmp_path: Path, monkeyp
     ("changes", "environment", "words"),
     [
         ({"trainer.packing": True}, {}, "sft does not support packed rows"),
-        ({}, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "does not support zero3"),
-        ({}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "does not support fsdp2"),
+        ({}, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, "does not support zero0"),
+        ({}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "does not support fsdp1"),
         ({}, {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, "does not support multi_node"),
         ({"model.lora": {"targets": ["lm_head"]}}, {}, "an adapter on lm_head"),
     ],
@@ -258,6 +258,35 @@ def test_what_a_method_does_not_support(
         monkeypatch.setenv(name, value)
     cfg = load(write(tmp_path, changed(BASES["sft"], changes)))
     found = list(support(cfg, registry.get("sft"), world_size=1))
+    assert len(found) == 1 and isinstance(found[0], SupportError) and words in str(found[0])
+
+
+@pytest.mark.parametrize(
+    ("base", "changes", "engine", "words"),
+    [
+        (
+            "sft",
+            {"model.lora": {"rank": 4, "merge_on_save": True}},
+            "3",
+            "model.lora.merge_on_save: needs all weights",
+        ),
+        ("grpo", {"trainer.sync_ref_model": True, "trainer.beta": 0.1}, "3", "in one process, and zero3 spreads them"),
+        ("sasr", {"method.kl_reference": "warmup"}, "3", "method.kl_reference: needs all weights in one process"),
+        ("sasr", {"method.switch_controller": "kl"}, "3", "method.switch_controller: needs all weights"),
+        ("grpo", {"rollout.engine": "vllm"}, "1", "vLLM rollouts and zero1 have not been tested together"),
+    ],
+)
+def test_what_does_not_go_with_an_engine_that_spreads_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str, changes: dict[str, Any], engine: str, words: str
+):
+    from posttrain import registry
+    from posttrain.config.checks_run import support
+
+    cfg = load(write(tmp_path, changed(BASES[base], changes)))
+    assert list(support(cfg, registry.get(base), world_size=1)) == []
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", engine)
+    found = list(support(cfg, registry.get(base), world_size=1))
     assert len(found) == 1 and isinstance(found[0], SupportError) and words in str(found[0])
 
 

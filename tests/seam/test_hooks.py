@@ -113,7 +113,7 @@ def test_a_damaged_state_file_is_named(tiny_dir, tmp_path):
     build("sft", tiny_dir, tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
     path = tmp_path / "checkpoint-1" / "posttrain_state.json"
     path.write_text(path.read_text()[:-9])
-    with pytest.raises(ResumeError, match=r"posttrain_state.json: the file is damaged"):
+    with pytest.raises(ResumeError, match=r"the checkpoint is damaged: posttrain_state.json has"):
         build("sft", tiny_dir, tmp_path, max_steps=2).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
@@ -123,6 +123,7 @@ def test_the_layout_is_plain_json(tiny_dir, tmp_path):
     saved = json.loads((tmp_path / "checkpoint-1" / "posttrain_state.json").read_text())
     assert saved["layout"] == {
         "trainer": "SupervisedTrainer",
+        "engine": None,
         "world_size": 1,
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2,

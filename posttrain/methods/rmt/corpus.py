@@ -28,6 +28,7 @@ from posttrain.errors import DataError, SupportError
 from posttrain.methods.rmt.config import NextTokenConfig
 from posttrain.models.loading import load_model, load_tokenizer
 from posttrain.seam.sampling import EpochRepeatSampler
+from posttrain.seam.sharding import whole_models, whole_weights
 
 _logger = logging.getLogger(__name__)
 # Share of targets that may be lost by re-tokenising before exact_token gives way to prefix.
@@ -95,7 +96,8 @@ def corpus_index(
     texts, entropies = documents_of(dataset)
     folder = folder or Path(args.token_index or Path(args.output_dir) / "token_index")
     # The first process of all, then the first of each machine, then the others: two never write the same folder.
-    with args.distributed_state.main_process_first(), args.distributed_state.local_main_process_first():
+    state = args.distributed_state
+    with whole_weights(model), whole_models(), state.main_process_first(), state.local_main_process_first():
         if entropies is not None:
             return store_entropies(texts, entropies, folder=folder, tokenizer=tokenizer)
         return scored(texts, folder=folder, args=args, tokenizer=tokenizer, model=model)

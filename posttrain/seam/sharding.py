@@ -1,0 +1,224 @@
+"""Engines that spread a model over processes: which one was asked for, and whether it is the one that runs.
+
+DeepSpeed and FSDP are chosen by the accelerate config file. Several settings end in plain data parallelism or in runs
+that know nothing of each other, without a word; so a run measures what each process holds before its first step.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+from transformers.integrations import deepspeed as zero
+
+from posttrain.errors import SupportError
+
+ON_CPU = "POSTTRAIN_FSDP_ON_CPU"
+
+
+def asked_engine() -> str | None:
+    """Sharding engine that `accelerate launch` has chosen for this process: zero1 to zero3, fsdp1, fsdp2, or None."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        return f"fsdp{os.environ.get('FSDP_VERSION', '1')}"
+    return None
+
+
+def cpu_group() -> dict[str, str]:
+    """What a config needs so that a sharding engine's processes meet on a machine without an accelerator.
+
+    Raises:
+        SupportError: FSDP, which accelerate 1.15 starts on accelerators alone; elsewhere it makes independent runs.
+    """
+    if (asked_engine() or "").startswith("fsdp"):
+        if os.environ.get(ON_CPU) != "1":
+            raise SupportError(
+                "FSDP needs an accelerator, and there is none here",
+                where="accelerate config",
+                got=asked_engine(),
+                fix=f"Train with ddp or a ZeRO stage; for tests set {ON_CPU}=1",
+            )
+        _let_fsdp_meet_on_cpu()
+    else:
+        _leave_out_inference_kernel()
+    return {"ddp_backend": "gloo"}
+
+
+def _leave_out_inference_kernel() -> None:
+    """DeepSpeed 0.19 compiles a kernel for inference on CPUs at its start, for which all processes wait.
+
+    Training never calls it; and a run that is killed meanwhile leaves a lock behind that later runs wait on for ever.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _let_fsdp_meet_on_cpu() -> None:
+    """For tests on machines without an accelerator: accelerate 1.15 then forms a gloo group, as it does for nccl."""
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+
+
+@contextmanager
+def whole_models() -> Iterator[None]:
+    """While the block runs, models are built and loaded whole, also where ZeRO-3 would spread them at once.
+
+    For models that one process alone makes: the others would not take part in the spreading.
+    """
+    kept = zero._hf_deepspeed_config_weak_ref
+    zero.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        zero._hf_deepspeed_config_weak_ref = kept
+
+
+@contextmanager
+def whole_weights(model: Any) -> Iterator[None]:
+    """While the block runs, every process has all of a model's weights, which ZeRO-3 spreads while it loads them.
+
+    For use before training; the engine that `train()` prepares gathers by itself. Every rank must come here.
+    """
+    spread = [p for p in model.parameters() if hasattr(p, "ds_id")]
+    if not spread:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(spread):
+        yield
+
+
+def shard_facts(trainer: Any) -> dict[str, Any]:
+    """Engine at work, and the largest part of the parameters and of the optimizer's that one process holds.
+
+    Args:
+        trainer: with its model prepared, as it is from the beginning of `train()` on.
+
+    Returns:
+        {"engine": "zero3", "parameters_held": 0.5, "optimizer_held": 0.5}; 1.0 means that nothing is spread. Every
+        rank must call this.
+    """
+    engine = running_engine(trainer)
+    parameters = list(trainer.model.parameters())
+    whole = sum(_size(p) for p in parameters)
+    trained = sum(_size(p) for p in parameters if p.requires_grad)
+    held = torch.tensor(
+        [sum(_held(p) for p in parameters) / whole, _optimizer_held(trainer.optimizer) / max(1, trained)],
+        device=trainer.accelerator.device,
+    )
+    most = trainer.accelerator.gather(held.unsqueeze(0)).max(dim=0).values.tolist()
+    return {"engine": engine, "parameters_held": round(most[0], 4), "optimizer_held": round(most[1], 4)}
+
+
+def running_engine(trainer: Any) -> str:
+    """Engine that holds the trainer's model: single, ddp, zero0 to zero3, fsdp1 or fsdp2."""
+    wrapped = trainer.model_wrapped
+    if hasattr(wrapped, "zero_optimization_stage"):
+        return f"zero{wrapped.zero_optimization_stage()}"
+    if any(isinstance(p, DTensor) for p in wrapped.parameters()):
+        return "fsdp2"
+    if trainer.accelerator.distributed_type == DistributedType.FSDP:
+        return "fsdp1"
+    return "ddp" if trainer.accelerator.num_processes > 1 else "single"
+
+
+def refuse_switched_off(accelerator: Any) -> None:
+    """Stop a run whose processes were not set up for the engine that was asked for; cheap, before anything is done.
+
+    Raises:
+        SupportError: with what they were set up for.
+    """
+    asked = asked_engine()
+    if asked is None:
+        return
+    wanted = DistributedType.DEEPSPEED if asked.startswith("zero") else DistributedType.FSDP
+    if accelerator.distributed_type != wanted:
+        raise _not_at_work(asked, f"processes set up for {accelerator.distributed_type.value}")
+
+
+def refuse_other_engine(facts: dict[str, Any], *, asked: str | None, world: int) -> None:
+    """Stop a run that was asked for a sharding engine and does not spread what that engine spreads.
+
+    Args:
+        facts: of `shard_facts`.
+        asked: of `asked_engine`; None asks for nothing.
+        world: processes.
+
+    Raises:
+        SupportError: with what was found.
+    """
+    if asked is None:
+        return
+    spreads_weights = asked in ("zero3", "fsdp1", "fsdp2")
+    # The parts are rounded up to equal sizes, so a process may hold somewhat more than its share.
+    bound = 1.0 if world == 1 else (1.0 + 1.0 / world) / 2
+    is_spread = facts["optimizer_held"] <= bound and (not spreads_weights or facts["parameters_held"] <= bound)
+    if facts["engine"] != asked or not is_spread:
+        raise _not_at_work(
+            asked,
+            f"{facts['engine']}; one of {world} processes holds {facts['parameters_held']:.0%} of the parameters and "
+            f"{facts['optimizer_held']:.0%} of the optimizer's",
+        )
+
+
+def _not_at_work(asked: str, found: str) -> SupportError:
+    return SupportError(
+        f"{asked} was asked for, and the model is not trained by it",
+        where="accelerate config",
+        got=found,
+        fix=f"Start it with `accelerate launch --config_file accelerate_configs/{asked}.yaml`, without "
+        "trainer.use_cpu and ACCELERATE_USE_CPU",
+    )
+
+
+class EngineCheck(TrainerCallback):
+    """Before the first step: measures the engine, stops a run with the wrong one, and reports the facts.
+
+    Args:
+        trainer: it is added to.
+        report: called with `shard_facts` on every rank.
+    """
+
+    def __init__(self, trainer: Any, *, report: Callable[[dict[str, Any]], None]):
+        self.trainer, self.report = trainer, report
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        facts = shard_facts(self.trainer)
+        refuse_other_engine(facts, asked=asked_engine(), world=self.trainer.accelerator.num_processes)
+        self.report(facts)
+
+
+def _size(parameter: Tensor) -> int:
+    """Elements of the whole parameter."""
+    return parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()
+
+
+def _held(parameter: Tensor) -> int:
+    """Elements of a parameter that this process keeps for good."""
+    if isinstance(parameter, DTensor):
+        return parameter.to_local().numel()
+    # DeepSpeed 0.19 keeps small parameters whole beside their part; that copy is not counted.
+    return parameter.ds_tensor.numel() if hasattr(parameter, "ds_tensor") else parameter.numel()
+
+
+def _optimizer_held(optimizer: Any) -> int:
+    """Elements that this process's optimizer updates."""
+    while True:
+        # DeepSpeed 0.19, stage 3: the inner optimizer is given these parts one after another, in its step.
+        parts = getattr(optimizer, "fp32_partitioned_groups_flat", None)
+        if parts is not None:
+            return sum(part.numel() for part in parts)
+        if not hasattr(optimizer, "optimizer"):  # accelerate's wrapper, DeepSpeed's own, then torch's
+            return sum(_held(p) for group in optimizer.param_groups for p in group["params"])
+        optimizer = optimizer.optimizer
