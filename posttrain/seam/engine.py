@@ -25,6 +25,7 @@ from trl.generation import vllm_generation
 
 from posttrain.rollouts.digests import EngineTensors, Slice, comparable, digest, model_digest
 from posttrain.rollouts.server import EngineError, EngineServer, ServerSettings
+from posttrain.seam.ahead import GenerationAhead
 from posttrain.seam.engine_client import EngineClient, given_token
 from posttrain.seam.weights import preserved_base_weights
 
@@ -134,6 +135,7 @@ class EngineLink:
         self._synced: int | None = None
         self._told = False
         self._failure: EngineError | None = None
+        self._ahead = GenerationAhead(trainer) if trainer.args.generate_ahead else None
         self._send: Callable[[], None] = self.generation.sync_weights
         self._walk: Callable[[], Iterator[tuple[str, Tensor]]] = self.generation._iter_named_params
         self._generate: Callable[..., Any] = self.generation.generate
@@ -159,6 +161,8 @@ class EngineLink:
             self.sync()
         completions = self._generate(*args, **kwargs)
         self._stop_after_failure()
+        if self._ahead is not None and self.trainer.model.training:
+            self._ahead.start()
         return completions
 
     def sync(self) -> None:

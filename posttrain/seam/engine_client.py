@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from typing import Any
 
@@ -54,6 +54,9 @@ class EngineClient(VLLMClient):
         self._token, self._seconds, self.server = token, request_timeout, server
         self._failure: EngineError | None = None
         self._on_cuda = False
+        self._ahead: tuple[list[list[int]], Future[dict[str, Any]]] | None = None
+        self._last: dict[str, Any] = {}  # settings of the last generation
+        self._beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-ahead")
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         super().__init__(base_url=base_url, group_port=group_port, connection_timeout=connection_timeout)
 
@@ -150,10 +153,30 @@ class EngineClient(VLLMClient):
         place where they learn of the failure.
         """
         try:
+            if self._ahead is not None and self._ahead[0] == kwargs.get("prompts"):
+                (_, asked), self._ahead = self._ahead, None
+                return asked.result()
+            self._last = {name: value for name, value in kwargs.items() if name != "prompts"}
             return super().generate(*args, **kwargs)
         except EngineError as error:
             self._failure = error
             return {"prompt_ids": [], "completion_ids": [], "logprobs": None, "logprob_token_ids": None}
+
+    # ---- one step off ----
+
+    def start_ahead(self, prompts: list[list[int]]) -> bool:
+        """Begin to generate for these prompts with the weights and settings of now; whether an earlier request was
+        thrown away for it.
+        """
+        discarded = self._ahead is not None
+        self.wait_ahead()
+        self._ahead = (prompts, self._beside.submit(super().generate, prompts=prompts, **self._last))
+        return discarded
+
+    def wait_ahead(self) -> None:
+        """Until nothing is being generated; weights may not change before. A failure is told when it is used."""
+        if self._ahead is not None:
+            wait_for([self._ahead[1]])
 
     # ---- weights ----
 
@@ -165,6 +188,7 @@ class EngineClient(VLLMClient):
 
     def update_named_params(self, metadata: Any, named_params: Iterator[tuple[str, Tensor]]) -> None:
         """Send tensors. `named_params` is walked to its end whatever happens: other ranks take part in it."""
+        self.wait_ahead()
         try:
             if self._on_cuda:
                 super().update_named_params(metadata, named_params)
@@ -200,7 +224,8 @@ class EngineClient(VLLMClient):
     def close(self) -> None:
         """Leave the server, and end it if this process has started it."""
         self.close_communicator()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._beside, self._pool):
+            pool.shutdown(wait=False, cancel_futures=True)
         self.session.close()
         if self.server is not None:
             self.server.stop()

@@ -147,6 +147,11 @@ class PolicyConfig(GRPOConfig):
         gt=0.0,
         block="rollout",
     )
+    generate_ahead: bool = option(
+        False,
+        help="Generate the next batch while this one is trained on, with weights one update old (a server only).",
+        block="rollout",
+    )
     engine_devices: str | None = option(
         None,
         help="CUDA_VISIBLE_DEVICES of an inference server that the run starts; they are not those that train.",
@@ -193,6 +198,7 @@ class PolicyConfig(GRPOConfig):
         self.device_defaults = device_defaults(self)
         super().__post_init__()
         self._check_batches()
+        self._check_ahead()
 
     def _refuse_replaced(self) -> None:
         defaults = {f.name: f.default for f in fields(GRPOConfig)} | {"loss_type": None, "scale_rewards": None}
@@ -256,6 +262,21 @@ class PolicyConfig(GRPOConfig):
         if self.use_vllm:
             what = "the greedy completion of each prompt is made by transformers alone"
             raise SupportError(what, where=where, got=got, fix="Set rollout.engine to hf, or choose rloo")
+
+    def _check_ahead(self) -> None:
+        if not self.generate_ahead:
+            return
+        where = "rollout.generate_ahead"
+        if not self.use_vllm or self.vllm_mode != "server":
+            what = "only a server generates while the trainer trains"
+            raise ConfigError(what, where=where, got=True, fix="Set rollout.engine: vllm and rollout.mode: server")
+        if not self.vllm_importance_sampling_correction:
+            raise ConfigError(
+                "rollouts of older weights need the importance correction",
+                where=where,
+                got=True,
+                fix="Remove rollout.vllm_importance_sampling_correction: false",
+            )
 
     def _check_batches(self) -> None:
         steps, accumulation = self.steps_per_generation, self.gradient_accumulation_steps

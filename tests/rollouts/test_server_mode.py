@@ -233,3 +233,76 @@ def test_weights_are_the_trainers_after_two_steps(engine_dir, remote, server, tm
         assert weights(made)
     finally:
         made.close()
+
+
+def test_one_step_off_trains_on_rollouts_of_the_update_before(engine_dir, remote, tmp_path, monkeypatch):
+    """The batch that is trained on in step k+1 was sampled by the weights of step k; the ratio says so exactly."""
+    ahead = {**remote, "generate_ahead": True}
+    made = build("grpo", engine_dir, tmp_path, max_steps=5, vllm_importance_sampling_mode="token_truncate", **ahead)
+    started, used, held = [], [], {}
+    client = made.vllm_generation.vllm_client
+    start, score = client.start_ahead, made._generate_and_score_completions
+
+    def noted(prompts):
+        held[len(started)] = {name: value.detach().clone() for name, value in made.model.state_dict().items()}
+        started.append(prompts)
+        return start(prompts)
+
+    def scored(inputs):
+        tensors = score(inputs)
+        used.append(
+            {
+                name: tensors[name]
+                for name in (
+                    "prompt_ids",
+                    "completion_ids",
+                    "completion_mask",
+                    "sampling_per_token_logps",
+                    "old_per_token_logps",
+                    "importance_sampling_ratio",
+                    "prompt_mask",
+                )
+            }
+        )
+        return tensors
+
+    monkeypatch.setattr(client, "start_ahead", noted)
+    monkeypatch.setattr(made, "_generate_and_score_completions", scored)
+    try:
+        made.train()
+        assert len(started) == 4 and len(used) == 5, "one batch is made at once, four ahead, none after the last step"
+        assert logged(made, "rollout/ahead_discarded") == [0.0] * 4
+        live = {name: value.detach().clone() for name, value in made.model.state_dict().items()}
+        for batch in range(1, 5):
+            tensors = used[batch]
+            width = tensors["completion_ids"].size(1)
+            ids = torch.cat([tensors["prompt_ids"], tensors["completion_ids"]], dim=1)
+            mask = torch.cat([tensors["prompt_mask"], tensors["completion_mask"]], dim=1)
+            made.model.load_state_dict(held[batch - 1])
+            with torch.no_grad():
+                logits = made.model(input_ids=ids, attention_mask=mask).logits[:, -width - 1 : -1]
+            own = logits.log_softmax(-1).gather(2, tensors["completion_ids"].unsqueeze(2)).squeeze(2)
+            where = tensors["completion_mask"].bool()
+            assert (own - tensors["sampling_per_token_logps"])[where].abs().max() <= 1e-4
+            difference = (tensors["old_per_token_logps"] - tensors["sampling_per_token_logps"])[where]
+            assert difference.abs().max() > 1e-4, "the weights have moved since"
+            ratio = difference.exp().clamp(max=made.args.vllm_importance_sampling_clip_max)
+            assert torch.allclose(tensors["importance_sampling_ratio"][where], ratio)
+        made.model.load_state_dict(live)
+    finally:
+        made.close()
+
+
+def test_one_step_off_crosses_epochs_and_resumes(engine_dir, remote, tmp_path):
+    """12 prompts, 2 a step: the seventh step is of the next epoch. After a resume the first batch is made anew."""
+    settings = {**remote, "generate_ahead": True, "save_strategy": "steps", "save_steps": 4}
+    made = build("grpo", engine_dir, tmp_path / "a", max_steps=8, **settings)
+    again = build("grpo", engine_dir, tmp_path / "b", max_steps=8, **settings)
+    try:
+        made.train()
+        assert logged(made, "rollout/ahead_discarded") == [0.0] * 7
+        again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-4"))
+        assert logged(again, "rollout/ahead_discarded")[4:] == [0.0] * 3
+    finally:
+        made.close()
+        again.close()
