@@ -1,8 +1,8 @@
 """Generating the next batch while this one is trained on ("one step off").
 
 The engine works on batch k+1 with the weights that the update of batch k begins with, so its rollouts are one update
-old when they are trained on. TRL's importance correction multiplies each token by pi_now / pi_engine, both known: the engine
-sends its log-probabilities, and the trainer scores the tokens before the update. Nothing else changes.
+old when they are trained on. TRL's importance correction multiplies each token by pi_now / pi_engine, both known: the
+engine sends its log-probabilities, and the trainer scores the tokens before the update. Nothing else changes.
 """
 
 from __future__ import annotations

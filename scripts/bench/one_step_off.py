@@ -114,10 +114,9 @@ def main() -> None:
         seconds, solved, difference = (list(column) for column in zip(*results, strict=True))
         error = statistics.stdev(solved) / math.sqrt(len(solved)) if len(solved) > 1 else float("nan")
         table[ahead] = statistics.median(seconds)
-        print(
-            f"generate_ahead {ahead:5}: {table[ahead]:.3f} s a step, solved at the end {100 * statistics.fmean(solved):.1f}"
-            f" ± {100 * error:.1f} %, log-probabilities differ by {statistics.fmean(difference):.1e}"
-        )
+        end = f"{100 * statistics.fmean(solved):.1f} ± {100 * error:.1f} %"
+        off = f"{statistics.fmean(difference):.1e}"
+        print(f"generate_ahead {ahead:5}: {table[ahead]:.3f} s a step, solved at the end {end}, logps differ by {off}")
     print(f"seconds with / without: {table['true'] / table['false']:.2f}")
 
 
