@@ -149,20 +149,14 @@ def support(cfg: RunConfig, entry: Entry, *, world_size: int) -> Iterator[Posttr
 
 
 def _spread_weights(cfg: RunConfig, engine: str) -> Iterator[PosttrainError]:
-    """Settings that were not made for an engine that spreads the optimizer state or the weights over processes."""
-    if checks_engine.uses_vllm(cfg):
-        yield SupportError(
-            f"vLLM rollouts and {engine} have not been tested together",
-            where=cfg.where("rollout", "engine"),
-            got="vllm",
-            fix="Train with accelerate_configs/ddp.yaml, or set rollout.engine to hf",
-        )
+    """Settings that were not made for an engine that spreads the weights over processes."""
     if engine not in ("zero3", "fsdp2"):
         return
     lora, stage = cfg.model.lora, cfg.stage
     written = {**cfg.trainer.fields, **cfg.method.fields}
     asked = [
         (lora is not None and lora.merge_on_save, ("model", "lora", "merge_on_save")),
+        (lora is not None and checks_engine.uses_vllm(cfg), ("rollout", "engine")),
         (bool(written.get("sync_ref_model")), ("trainer", "sync_ref_model")),
         (written.get("kl_reference") == "warmup", ("method", "kl_reference")),
         (written.get("switch_controller") == "kl", ("method", "switch_controller")),

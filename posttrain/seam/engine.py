@@ -262,7 +262,7 @@ class EngineLink:
 
     def _weights_now(self) -> int:
         """Digest of what this rank holds of the model, adapters apart from the base."""
-        return model_digest(_local(parameter.data) for parameter in self.generation.model.parameters())
+        return model_digest(_local(parameter) for parameter in self.generation.model.parameters())
 
     def _anywhere(self, flag: bool) -> bool:
         return bool(self.accelerator.gather(torch.tensor([flag], device=self.accelerator.device)).any())
@@ -277,8 +277,11 @@ class EngineLink:
         self._told = True
 
 
-def _local(value: Tensor) -> Tensor:
-    return value.to_local() if hasattr(value, "to_local") else value
+def _local(parameter: Tensor) -> Tensor:
+    """What this rank keeps of a parameter between two steps, under ZeRO-3 and FSDP its part."""
+    if hasattr(parameter, "ds_tensor"):
+        return parameter.ds_tensor.data
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter.data
 
 
 def _shown(part: Slice) -> str:

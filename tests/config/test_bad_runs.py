@@ -273,7 +273,12 @@ def test_what_a_method_does_not_support(
         ("grpo", {"trainer.sync_ref_model": True, "trainer.beta": 0.1}, "3", "in one process, and zero3 spreads them"),
         ("sasr", {"method.kl_reference": "warmup"}, "3", "method.kl_reference: needs all weights in one process"),
         ("sasr", {"method.switch_controller": "kl"}, "3", "method.switch_controller: needs all weights"),
-        ("grpo", {"rollout.engine": "vllm"}, "1", "vLLM rollouts and zero1 have not been tested together"),
+        (
+            "grpo",
+            {"rollout.engine": "vllm", "model.lora": {}},
+            "3",
+            "rollout.engine: needs all weights in one process",
+        ),
     ],
 )
 def test_what_does_not_go_with_an_engine_that_spreads_the_model(

@@ -49,6 +49,17 @@ def test_recipes_with_a_colocated_engine(recipe, stage, launcher, tmp_path):
     assert processes == (2 if launcher is LAUNCH else 1)
 
 
+@pytest.mark.parametrize("engine", ["zero2", "zero3", "fsdp2"])
+def test_weights_that_are_spread_over_processes_reach_the_engine_whole(engine, tmp_path, monkeypatch):
+    monkeypatch.setenv("POSTTRAIN_FSDP_ON_CPU", "1")
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{engine}.yaml", "-m"]
+    run("hpt/smoke_vllm.yaml", tmp_path, launcher=launcher)
+    world = json.loads((tmp_path / "run.json").read_text())["world"]
+    assert world["engine"] == engine and world["optimizer_held"] == 0.5
+    assert len(logged(tmp_path, "rollout/sync_seconds")) == 4
+    assert max(logged(tmp_path, "sampling/sampling_logp_difference/max")) <= 1e-4
+
+
 def test_two_processes_share_a_server_that_the_run_starts_and_ends(tmp_path):
     told = run("hpt/smoke_vllm.yaml", tmp_path, "rollout.mode=server", launcher=LAUNCH)
     assert "Traceback" not in told
