@@ -49,8 +49,9 @@ def keywords(cfg: RunConfig, specs: dict[str, FieldSpec]) -> dict[str, Any]:
     if cfg.rollout is not None:
         keys["use_vllm"] = cfg.rollout.engine == "vllm"
         keys["vllm_mode"] = cfg.rollout.mode or "colocate"
-        if cfg.rollout.engine == "vllm":
-            # Left open, vLLM sets memory aside for rows as long as the model can read.
+        if cfg.rollout.engine == "vllm" and registry.get(cfg.method.name).reads != "documents":
+            # Left open, vLLM sets memory aside for rows as long as the model can read. Prompts that a method writes
+            # itself are longer than the rows.
             keys.setdefault("vllm_max_model_length", cfg.data.max_prompt_length + cfg.rollout.max_completion_length)
         keys["reward_weights"] = [entry.weight for entry in cfg.rollout.rewards]
         if cfg.rollout.verifier is not None:

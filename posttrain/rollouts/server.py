@@ -77,7 +77,10 @@ def refuse_public(host: str) -> None:
     try:
         address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
     except ValueError:
-        address = ipaddress.ip_address(socket.gethostbyname(host))
+        try:
+            address = ipaddress.ip_address(socket.gethostbyname(host))
+        except OSError as error:
+            raise ConfigError("no such host", where="host", got=host) from error
     if address.is_unspecified or not (address.is_loopback or address.is_private):
         raise ConfigError(
             "an engine that takes weights does not listen on every or on a public interface",

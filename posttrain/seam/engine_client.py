@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
+from functools import partial
+from threading import Thread
 from typing import Any
 
 import requests
@@ -56,8 +58,6 @@ class EngineClient(VLLMClient):
         self._on_cuda = False
         self._ahead: tuple[list[list[int]], Future[dict[str, Any]]] | None = None
         self._last: dict[str, Any] = {}  # settings of the last generation
-        self._beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-ahead")
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         super().__init__(base_url=base_url, group_port=group_port, connection_timeout=connection_timeout)
 
     # ---- requests ----
@@ -103,7 +103,7 @@ class EngineClient(VLLMClient):
 
     def _request(self, method: str, url: str, **kwargs: Any) -> requests.Response:
         doing = f"{method} {url.removeprefix(self.base_url)}"
-        request = self._pool.submit(self.session.request, method, url, timeout=(10, self._seconds), **kwargs)
+        request = _beside(partial(self.session.request, method, url, timeout=(10, self._seconds), **kwargs))
         until, failures, probed = time.monotonic() + self._seconds, 0, time.monotonic()
         while not wait_for([request], timeout=0.5).done:
             if self.server is not None and (ended := self.server.how_it_ended()) is not None:
@@ -119,6 +119,11 @@ class EngineClient(VLLMClient):
                 )
         try:
             answer = request.result()
+        except requests.Timeout as error:
+            raise EngineError(
+                f"rank 0 waited for {doing} and it took more than {self._seconds:g} s",
+                fix="rollout.engine_timeout_seconds is the limit of one request",
+            ) from error
         except requests.RequestException as error:
             ended = self._ended(type(error).__name__)
             raise EngineError(f"{ended} during {doing}") from error
@@ -170,7 +175,7 @@ class EngineClient(VLLMClient):
         """
         discarded = self._ahead is not None
         self.wait_ahead()
-        self._ahead = (prompts, self._beside.submit(super().generate, prompts=prompts, **self._last))
+        self._ahead = (prompts, _beside(partial(super().generate, prompts=prompts, **self._last)))
         return discarded
 
     def wait_ahead(self) -> None:
@@ -224,11 +229,23 @@ class EngineClient(VLLMClient):
     def close(self) -> None:
         """Leave the server, and end it if this process has started it."""
         self.close_communicator()
-        for pool in (self._beside, self._pool):
-            pool.shutdown(wait=False, cancel_futures=True)
         self.session.close()
         if self.server is not None:
             self.server.stop()
+
+
+def _beside(call: Callable[[], Any]) -> Future[Any]:
+    """Start a call in a thread that does not keep the process alive: a server may leave a request open for ever."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True, name="engine").start()
+    return future
 
 
 def given_token() -> str:

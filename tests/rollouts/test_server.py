@@ -20,6 +20,11 @@ def test_it_does_not_listen_where_strangers_are(host):
         refuse_public(host)
 
 
+def test_a_host_that_is_not_known_is_told():
+    with pytest.raises(ConfigError, match="no such host"):
+        refuse_public("no-such-host.invalid")
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "10.0.0.7", "192.168.3.4", "::1"])
 def test_loopback_and_private_addresses_are_allowed(host):
     refuse_public(host)
