@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from posttrain import __version__
+from posttrain.study_verbs import Overrides, Recipe, console, study_app
 
 app = typer.Typer(
     name="posttrain",
@@ -17,14 +18,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Recipe = Annotated[str, typer.Argument(help="Recipe, a YAML file.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        help="Dotted overrides, e.g. trainer.learning_rate=1e-6.", metavar="[KEY=VALUE]...", show_default=False
-    ),
-]
 
 
 @app.command()
@@ -49,7 +42,7 @@ def check(
 
     quiet_libraries()
     report = check_recipe(load(recipe, overrides or []), world_size=world_size, show_rows=show_rows)
-    report.show(_console())
+    report.show(console())
     if report.errors:
         raise typer.Exit(2)
 
@@ -132,7 +125,7 @@ def compare(
         typer.echo(f"{arm.name}: {', '.join(f'{run.folder.path} ({arm.label(run)})' for run in arm.runs)}")
     document = describe(Comparison(tuple(arms), Measure(metric), baseline))
     page = write_document(document, output)
-    show(document, _console(), titles=("Warnings", "Result", "Test", "Cost"))
+    show(document, console(), titles=("Warnings", "Result", "Test", "Cost"))
     typer.echo(f"{page}\n{page.with_name('REPORT.md')}")
 
 
@@ -147,7 +140,7 @@ def methods() -> None:
     for entry in METHODS.values():
         paper = f"{entry.paper.title} ({entry.paper.year}), arXiv {entry.paper.arxiv}"
         table.add_row(entry.key, entry.kind, entry.summary, paper, " ".join(sorted(entry.supports)))
-    _console().print(table)
+    console().print(table)
 
 
 @app.command()
@@ -161,7 +154,7 @@ def doctor() -> None:
     table = Table("what", "expected", "found", "", "note")
     for row in rows:
         table.add_row(row.name, row.expected, row.found, "ok" if row.ok else "differs", row.note)
-    _console().print(table)
+    console().print(table)
     if not all(row.ok for row in rows):
         raise typer.Exit(1)
 
@@ -181,7 +174,7 @@ def reproduce(
     from posttrain.reproduce import command
 
     if ledger:
-        command.refresh_ledger(_console())
+        command.refresh_ledger(console())
         return
     if key is None:
         raise typer.BadParameter("name a method, e.g. posttrain reproduce hpt")
@@ -193,7 +186,7 @@ def reproduce(
         jobs=jobs,
         output=output,
         dry_run=dry_run,
-        console=_console(),
+        console=console(),
     )
     if not done:
         raise typer.Exit(1)
@@ -228,7 +221,7 @@ def score_tokens(
         held_out=held_out,
         per_tier=per_tier,
         nested=nested,
-        console=_console(),
+        console=console(),
     )
 
 
@@ -275,74 +268,7 @@ def serve(
     serve_recipe(recipe, overrides or [], stage=stage, host=host, port=port, token_file=token_file)
 
 
-study_app = typer.Typer(help="Train the stages of a recipe and report on them together.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
-
-
-@study_app.command("continual")
-def continual(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    known: Annotated[
-        float, typer.Option(min=0, max=1, help="Accuracy from which on the base model could already do a task.")
-    ] = 0.5,
-    report_only: Annotated[
-        bool, typer.Option("--report-only", help="Train nothing; report on what is there.")
-    ] = False,
-) -> None:
-    """Tasks one after another: score matrix as table and heat map, forgetting and transfer, cost."""
-    from rich.table import Table
-
-    from posttrain.study_continual import study_continual
-
-    reports, path = study_continual(recipe, overrides or [], train=not report_only, known=known)
-    table = Table("metric", *[report.name for report in reports])
-    for name in reports[0].metrics:
-        values = [report.metrics[name].value for report in reports]
-        table.add_row(name.replace("_", " "), *["–" if v is None else f"{100 * v:+.1f}" for v in values])
-    _console().print(table)
-    typer.echo(f"report: {path}")
-
-
-@study_app.command("composition")
-def composition(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    amounts: Annotated[str, typer.Option(help="Parts of the sources' rows.")] = "1,1/4,1/16,1/64,1/256",
-    replays: Annotated[
-        str, typer.Option(help="Parts k of the specialised rows that stage 2 repeats.")
-    ] = "0,1/256,1/64,1/16,1/4,1",
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help='A model, "NAME: key=value ..."; may come several times. Default: the recipe\'s.'),
-    ] = None,
-    questions: Annotated[str, typer.Option(help="Of amount, mixed, ratio, strategy.")] = "amount,mixed,ratio,strategy",
-    report_only: Annotated[
-        bool, typer.Option("--report-only", help="Train nothing; report on what is there.")
-    ] = False,
-) -> None:
-    """Sources by amount, ratio and order, for each model: one table, one plot, and the k that no other beats."""
-    from rich.table import Table
-
-    from posttrain.study_composition import best_lines, parse_fractions, parse_models, study_composition, table_rows
-
-    studies, path = study_composition(
-        recipe,
-        overrides or [],
-        amounts=parse_fractions(amounts, option="--amounts"),
-        replays=parse_fractions(replays, option="--replays"),
-        models=parse_models(model or []),
-        questions=[name.strip() for name in questions.split(",")],
-        train=not report_only,
-    )
-    header, rows = table_rows(studies)
-    table = Table(*header)
-    for row in rows:
-        table.add_row(*row)
-    _console().print(table)
-    for line in best_lines(studies):
-        typer.echo(line)
-    typer.echo(f"report: {path}")
 
 
 def _version(wanted: bool) -> None:
@@ -358,13 +284,6 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    # Off a terminal rich assumes 80 columns and would break paths and messages there.
-    return Console() if sys.stdout.isatty() else Console(width=200)
 
 
 def show_error(error: Exception) -> None:
