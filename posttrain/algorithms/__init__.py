@@ -1,0 +1,1 @@
+"""Algorithms and theory that need arrays alone: neither models nor training libraries."""
