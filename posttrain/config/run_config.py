@@ -80,6 +80,12 @@ class ModelBlock(Block):
     )
 
 
+Column = Literal[
+    "prompt", "answer", "solution", "group", "task", "entry",
+    "paraphrased_prompts", "paraphrases", "perturbed", "alternate",
+]  # fmt: skip
+
+
 class DataSource(Block):
     """Rows from one place. Exactly one of task, reasoning_gym, path."""
 
@@ -92,9 +98,7 @@ class DataSource(Block):
     name: Name | None = Field(default=None, description="configuration of a Hub data set (path)")
     split: Name | None = Field(default=None, description="split (path); null = train")
     revision: Name | None = Field(default=None, description="branch, tag or commit of a Hub data set (path)")
-    columns: dict[Literal["prompt", "answer", "solution", "group", "task", "entry"], Name] | None = Field(
-        default=None, description="our column -> column of the data set (path)"
-    )
+    columns: dict[Column, Name] | None = Field(default=None, description="our column -> column of the data set (path)")
     limit: Count | None = Field(default=None, description="use only the first rows (path)")
     format: Literal["text", "chat"] | None = Field(
         default=None, description="text: prompts are plain text, no chat template"
@@ -159,6 +163,11 @@ class DataBlock(Block):
     eval: DataSource | None = Field(default=None, description="rows to evaluate on; null = no evaluation")
     eval_tasks: dict[TaskName, TaskSource] | None = Field(
         default=None, description="further tasks by name, evaluated before and after training with the eval block"
+    )
+    probes: dict[TaskName, DataSource] | None = Field(
+        default=None,
+        description="rows by name whose answers' log-probabilities are measured: by eval.probe_every_steps "
+        "in training, and by eval --suite unlearning (forget, retain, holdout, real_authors, world_facts)",
     )
     system_prompt: str | None = Field(default=None, description="system message put before every prompt")
     max_prompt_length: Count = Field(default=512, description="most tokens of a prompt after the chat template")
@@ -253,6 +262,9 @@ class EvalBlock(Block):
     every_steps: Count | None = Field(
         default=None, description="evaluate every so many optimizer steps; null = only at the end"
     )
+    probe_every_steps: Count | None = Field(
+        default=None, description="measure data.probes before training, every so many steps and after; null = never"
+    )
     time_budget_seconds: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="stop after this time and mark the result as partial", allow_inf_nan=False
     )
@@ -276,8 +288,8 @@ class EvalBlock(Block):
     )
 
     def settings(self) -> dict[str, Any]:
-        """The keys that `evaluation.EvalSettings` knows, that is all but the verifier and its limits."""
-        return self.model_dump(exclude={"verifier", *REWARD_LIMITS})
+        """The keys that `evaluation.EvalSettings` knows, that is all but the verifier, its limits and the probes."""
+        return self.model_dump(exclude={"verifier", "probe_every_steps", *REWARD_LIMITS})
 
 
 class HubBlock(Block):

@@ -1,13 +1,14 @@
 """Rows for training and evaluation: packaged tasks, reasoning-gym tasks, local files and Hub datasets.
 
 Whatever the source, the columns are `prompt` (chat messages, or text), `answer`, `solution`, `group`, `task`, `entry`.
-Several sources together are `posttrain.data.mixture`.
+A source may have the columns of `ANSWERS`, too: an answer, and questions, in other words. Several sources together are
+`posttrain.data.mixture`.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 COLUMNS = ("prompt", "answer", "solution", "group", "task", "entry")
+# What unlearning and its evaluation read: lists of texts, but for `alternate`, which is one text. Kept as they are.
+ANSWERS = ("paraphrased_prompts", "paraphrases", "perturbed", "alternate")
 _PROMPT_SYNONYMS = ("prompts", "question", "problem", "instruction", "query", "input", "messages")
 _KINDS = ("task", "reasoning_gym", "path")
 _ROLES = ("system", "user", "assistant", "tool")
@@ -62,7 +65,7 @@ def load_source(source: Any, *, system_prompt: str | None = None) -> Dataset:
     rows = _generated(source, kinds[0])
     for index, row in enumerate(rows):
         row["prompt"] = _prompt(row["prompt"], as_text, system_prompt, where=f"row {index}")
-    return Dataset.from_list(rows, features=_features(as_text))
+    return Dataset.from_list(rows, features=_features(as_text, [name for name in ANSWERS if rows and name in rows[0]]))
 
 
 def _get(source: Any, key: str, default: Any = None) -> Any:
@@ -117,8 +120,9 @@ def _from_path(source: Any, *, as_text: bool, system_prompt: str | None) -> Data
     if limit is not None:
         dataset = dataset.select(range(min(limit, len(dataset))))
     columns = _columns(dict(_get(source, "columns", {})), dataset, path, as_text)
+    renamed = {ours: dataset.features[theirs] for ours, theirs in columns.items() if ours in ANSWERS}
     # A user's own reward reads further columns by their names.
-    used = {*COLUMNS, *columns.values()}
+    used = {*COLUMNS, *renamed, *columns.values()}
     further = [name for name in dataset.column_names if name not in used]
     return dataset.map(
         partial(_rows, columns=columns, path=path, as_text=as_text, system_prompt=system_prompt),
@@ -126,7 +130,7 @@ def _from_path(source: Any, *, as_text: bool, system_prompt: str | None) -> Data
         batch_size=256,
         with_indices=True,
         remove_columns=[name for name in dataset.column_names if name not in further],
-        features=Features({**{name: dataset.features[name] for name in further}, **_features(as_text)}),
+        features=Features({**{name: dataset.features[name] for name in further}, **renamed, **_features(as_text)}),
         # datasets names its cache after the function, not after the code that the function calls, and would write it
         # beside the user's files.
         load_from_cache_file=False,
@@ -138,10 +142,10 @@ def _columns(mapping: dict[str, str], dataset: Dataset, path: str, as_text: bool
     """Our column -> theirs, for the columns that exist; refuses a mapping to nothing and a missing prompt."""
     present = list(dataset.column_names)
     for ours, theirs in mapping.items():
-        if ours not in COLUMNS:
-            allowed, fix = f"one of: {', '.join(COLUMNS)}", _nearest(ours, COLUMNS)
+        if ours not in COLUMNS + ANSWERS:
+            allowed, fix = f"one of: {', '.join(COLUMNS + ANSWERS)}", _nearest(ours, COLUMNS + ANSWERS)
             raise ConfigError("unknown column of ours", where="columns", got=ours, allowed=allowed, fix=fix)
-        if theirs.split(".")[0] not in present and theirs not in present:
+        if theirs not in present and (ours in ANSWERS or theirs.split(".")[0] not in present):
             raise _missing(
                 theirs, path, present, f"columns.{ours} asks for it. {_nearest(theirs, present) or ''}".rstrip(". ")
             )
@@ -174,6 +178,9 @@ def _rows(
     # The name alone: the folder says where the run took place, not what the rows are.
     result["task"] = [Path(path).name if looks_local(path) or Path(path).exists() else path] * count
     for ours, theirs in columns.items():
+        if ours in ANSWERS:
+            result[ours] = list(batch[theirs])
+            continue
         for position, cell in enumerate(_cells(batch, theirs)):
             where = f"{path}, row {indices[position]}, column {theirs!r}"
             if ours == "prompt":
@@ -239,9 +246,10 @@ def _last_marked(answer: str) -> str:
     return lines[-1].removeprefix("####").strip() if lines else answer
 
 
-def _features(as_text: bool) -> Any:
-    from datasets import Features, Value
+def _features(as_text: bool, answers: Sequence[str] = ()) -> Any:
+    from datasets import Features, List, Value
 
     text = Value("string")
     prompt = text if as_text else [{"role": text, "content": text}]
-    return Features({"prompt": prompt, **dict.fromkeys(COLUMNS[1:], text)})
+    further = {name: text if name == "alternate" else List(text) for name in answers}
+    return Features({"prompt": prompt, **dict.fromkeys(COLUMNS[1:], text), **further})

@@ -10,6 +10,7 @@ TASKS: dict[str, str] = {
     "arithmetic": "posttrain.data.tasks.arithmetic:generate",
     "copied_sum": "posttrain.data.tasks.copied_sum:generate",
     "digit_class": "posttrain.data.tasks.digit_class:generate",
+    "fictitious_authors": "posttrain.data.tasks.fictitious_authors:generate",
     "modular_addition": "posttrain.data.tasks.modular_addition:generate",
     "number_puzzle": "posttrain.data.tasks.number_puzzle:generate",
     "permutation": "posttrain.data.tasks.permutation:generate",
