@@ -20,6 +20,20 @@ app = typer.Typer(
 )
 
 
+Suite = Annotated[
+    str | None,
+    typer.Option(
+        help="lm-eval tasks by name, a,b,c, or a task file or folder; extra: eval. Or unlearning, with --recipe."
+    ),
+]
+Against = Annotated[
+    str | None, typer.Option(help="Folder of an earlier suite result to compare with, as before unlearning.")
+]
+Retrained = Annotated[
+    str | None, typer.Option(help="Folder of the unlearning suite's result for a model that never saw the forget set.")
+]
+
+
 @app.command()
 def train(recipe: Recipe, overrides: Overrides = None) -> None:
     """Check a recipe, train, evaluate, save; several processes: accelerate launch -m posttrain.run RECIPE."""
@@ -57,9 +71,7 @@ def evaluate(
     stage: Annotated[str | None, typer.Option(help="Stage of the recipe; default the last.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
     output: Annotated[str | None, typer.Option(help="Folder of the result; default in the run, or runs/eval.")] = None,
-    suite: Annotated[
-        str | None, typer.Option(help="lm-eval tasks by name, a,b,c, or a task file or folder; extra: eval.")
-    ] = None,
+    suite: Suite = None,
     include: Annotated[
         str | None, typer.Option(help="Folder of further lm-eval tasks; Python code in it is run.")
     ] = None,
@@ -71,13 +83,19 @@ def evaluate(
     apply_chat_template: Annotated[
         bool, typer.Option("--apply-chat-template", help="Ask the suite's questions as chat messages.")
     ] = False,
-    against: Annotated[str | None, typer.Option(help="Folder of an earlier suite result to compare with.")] = None,
+    against: Against = None,
+    retrained: Retrained = None,
 ) -> None:
-    """Evaluate a saved model: --recipe as in training, with pass@k; --suite on lm-eval tasks."""
+    """Evaluate a saved model: --recipe as in training, pass@k; --suite on lm-eval tasks; unlearning needs both."""
     common: dict[str, Any] = {"overrides": overrides or [], "revision": revision, "output": output}
     of_suite = {"include": include, "limit": limit, "seed": seed, "batch_size": batch_size}
     given: dict[str, Any] = {name: value for name, value in of_suite.items() if value is not None}
     given |= {"apply_chat_template": True} if apply_chat_template else {}
+    if suite == "unlearning":
+        _evaluate_unlearning(model, recipe, given, stage=stage, against=against, retrained=retrained, **common)
+        return
+    if retrained is not None:
+        raise typer.BadParameter("--retrained goes with --suite unlearning")
     if (recipe is None) == (suite is None):
         raise typer.BadParameter("give either --recipe or --suite")
     if recipe is not None:
@@ -92,6 +110,17 @@ def evaluate(
     from posttrain.suites import SuiteOptions, evaluate_suite
 
     evaluate_suite(model, options=SuiteOptions(tasks=str(suite), **given), against=against, **common)
+
+
+def _evaluate_unlearning(model: str, recipe: str | None, given: dict[str, Any], **options: Any) -> None:
+    unread = [name for name in given if name != "batch_size"]
+    if recipe is None:
+        raise typer.BadParameter("--suite unlearning needs --recipe, whose rows are measured")
+    if unread:
+        raise typer.BadParameter(f"--{unread[0].replace('_', '-')} does not go with --suite unlearning")
+    from posttrain.suite_unlearning import evaluate_unlearning
+
+    evaluate_unlearning(model, recipe=recipe, **given, **options)
 
 
 @app.command()

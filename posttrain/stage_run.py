@@ -22,6 +22,7 @@ from posttrain.resuming import (
 
 MODEL_FOLDER = "model"
 TASK_ROWS = "task "  # before a task's name, among the data of a run
+PROBE_ROWS = "probe "  # the same of a set whose answers' log-probabilities are measured
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,9 @@ class Stage:
         held_out = {} if block.eval is None else {"eval": load_source(block.eval, system_prompt=prompt)}
         for name, source in (block.eval_tasks or {}).items():
             held_out[TASK_ROWS + name] = load_source(source, system_prompt=prompt)
+        if self.config.eval is not None and self.config.eval.probe_every_steps is not None:
+            for name, source in block.probes.items():
+                held_out[PROBE_ROWS + name] = load_source(source, system_prompt=prompt)
         return {"train": self.train_rows(tokenizer), **held_out}
 
     def train_rows(self, tokenizer: Any) -> Any:
@@ -342,8 +346,21 @@ class Stage:
 
     def schedule_evaluation(self, trainer: Any, data: dict[str, Any]) -> None:
         """Evaluate every so many steps if the recipe asks for it."""
+        from posttrain.callbacks.answer_probe import AnswerProbe
         from posttrain.callbacks.evaluation import PeriodicEvaluation
+        from posttrain.evaluating import template_variables
 
+        probes = {name.removeprefix(PROBE_ROWS): rows for name, rows in data.items() if name.startswith(PROBE_ROWS)}
+        if probes:
+            trainer.add_callback(
+                AnswerProbe(
+                    trainer,
+                    probes,
+                    every_steps=self.config.eval.probe_every_steps,
+                    batch_size=self.config.eval.batch_size,
+                    chat_template_kwargs=template_variables(self.config),
+                )
+            )
         every = self.config.eval.every_steps if self.config.eval is not None else None
         found = self.evaluator(trainer, data) if every is not None else None
         if found is None:

@@ -130,6 +130,8 @@ class _Check:
                 self.missing(finding, "data", "eval_tasks")
             else:
                 self.add(False, finding)
+        for finding in checks_tasks.probe_findings(self.cfg, loaded=self.loaded.tasks):
+            self.missing(finding, "data", "probes")
         if train is not None:
             if held_out is not None:
                 self.report.warnings += checks_data.shared_rows(self.cfg, train, held_out)

@@ -1,4 +1,4 @@
-"""Checks of `data.eval_tasks`: every further task has rows that its verifier can judge and that training has not."""
+"""Checks of further rows: tasks of `data.eval_tasks`, which a verifier can judge and training has not, and probes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from posttrain.config import checks_data
 from posttrain.config.checks_data import Rows
 from posttrain.config.run_config import RunConfig
-from posttrain.errors import PosttrainError
+from posttrain.errors import DataError, PosttrainError
 
 
 def task_findings(
@@ -41,6 +41,31 @@ def task_findings(
             yield from ((False, finding) for finding in checks_data.shared_rows(cfg, train, rows))
 
 
+def probe_findings(cfg: RunConfig, *, loaded: dict[str, Any]) -> Iterator[PosttrainError]:
+    """What is wrong with the rows of `data.probes`: out of reach, or an answer that is empty or no text.
+
+    Args:
+        cfg: one run, without stages.
+        loaded: rows, or why there are none, by source; stages share it.
+    """
+    for name, source in (cfg.data.probes or {}).items():
+        key = source.model_dump_json() + repr(cfg.data.system_prompt)
+        if key not in loaded:
+            loaded[key] = _load(source, cfg.data.system_prompt)
+        dataset = loaded[key]
+        if isinstance(dataset, PosttrainError):
+            yield _placed(cfg, name, dataset, block="probes")
+            continue
+        yield from checks_data.prompt_findings(
+            cfg, checks_data.as_rows(f"probes.{name}", dataset, demonstration_column="solution")
+        )
+        empty = [i for i, row in enumerate(dataset) if not (row.get("solution") or row.get("answer") or "").strip()]
+        if empty:
+            what = f"{checks_data.rows_text(empty)} of {len(dataset)} have no answer to measure"
+            fix = "Map it under columns: {solution: ...}, or drop the rows"
+            yield DataError(what, where=cfg.where("data", "probes", name), fix=fix)
+
+
 def _load(source: Any, system_prompt: str | None) -> Any:
     from posttrain.data.sources import load_source
 
@@ -50,8 +75,8 @@ def _load(source: Any, system_prompt: str | None) -> Any:
         return error
 
 
-def _placed(cfg: RunConfig, name: str, error: PosttrainError) -> PosttrainError:
-    where = cfg.where("data", "eval_tasks", name)
+def _placed(cfg: RunConfig, name: str, error: PosttrainError, *, block: str = "eval_tasks") -> PosttrainError:
+    where = cfg.where("data", block, name)
     facts = {"got": error.got} if "(got " in str(error) else {}
     placed = type(error)(error.what, where=where, allowed=error.allowed, fix=error.fix, **facts)
     placed.__cause__ = error  # which may say that the Hub is out of reach

@@ -118,6 +118,11 @@ def _data(cfg: RunConfig) -> Iterator[PosttrainError]:
         yield from _source(cfg, ("data", "eval"), other)
     for name, task in (cfg.data.eval_tasks or {}).items():
         yield from _source(cfg, ("data", "eval_tasks", name), task)
+    for name, probe in (cfg.data.probes or {}).items():
+        yield from _source(cfg, ("data", "probes", name), probe)
+    if cfg.eval is not None and cfg.eval.probe_every_steps is not None and not cfg.data.probes:
+        where = cfg.where("eval", "probe_every_steps")
+        yield ConfigError("there are no rows to measure", where=where, fix="Write data.probes, or remove the line")
     if cfg.data.eval_tasks is not None and other is None:
         where = cfg.where("data", "eval_tasks")
         yield ConfigError("further tasks stand beside data.eval", where=where, fix="Write data.eval, too")
@@ -317,7 +322,8 @@ def _evaluation(cfg: RunConfig) -> Iterator[PosttrainError]:
     if settings is None:
         return
     if cfg.data.eval is None:
-        yield ConfigError("there are no rows to evaluate on", where=cfg.where("eval"), fix="Write data.eval")
+        if settings.probe_every_steps is None or not cfg.data.probes:  # which need no verdict
+            yield ConfigError("there are no rows to evaluate on", where=cfg.where("eval"), fix="Write data.eval")
         return
     if settings.temperature == 0 and settings.num_generations > 1:
         yield ConfigError(

@@ -73,7 +73,7 @@ def evaluate(
     per_rank = max(1, settings.batch_size // settings.num_generations)
     samples: list[Sample] = []
     done = 0
-    with _as_found(model):
+    with as_found(model):
         while done < len(order):
             in_round = order[done : done + per_rank * world]
             mine = numpy.array_split(numpy.array(in_round), world)[rank].tolist()
@@ -290,7 +290,7 @@ def _checked(values: Any, count: int) -> list[float | None]:
 
 
 @contextmanager
-def _as_found(model: nn.Module) -> Iterator[None]:
+def as_found(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards the mode of every module and all generators are as before."""
     modes = [(module, module.training) for module in model.modules()]
     python_state, numpy_state, torch_state = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
