@@ -17,7 +17,7 @@ from safetensors.torch import save
 from posttrain.registry import METHODS
 from posttrain.rollouts.guard import TOKEN_VARIABLE, WEIGHTS_ROUTE
 from posttrain.rollouts.server import EngineError
-from tests.batteries.runs import build, weights
+from tests.batteries.runs import Recorder, build, weights
 from tests.rollouts.conftest import ENGINE, wait_until
 from tests.rollouts.test_colocated import DIFFERENCE, POLICY_METHODS, logged
 
@@ -250,7 +250,10 @@ def test_weights_are_the_trainers_after_two_steps(engine_dir, remote, server, tm
 def test_one_step_off_trains_on_rollouts_of_the_update_before(engine_dir, remote, tmp_path, monkeypatch):
     """The batch that is trained on in step k+1 was sampled by the weights of step k; the ratio says so exactly."""
     ahead = {**remote, "generate_ahead": True}
-    made = build("grpo", engine_dir, tmp_path, max_steps=5, vllm_importance_sampling_mode="token_truncate", **ahead)
+    # Every group has both verdicts, so that every update moves the weights.
+    reward = Recorder(lambda prompts, completions, **_: [float(row % 2) for row in range(len(completions))])
+    ahead |= {"vllm_importance_sampling_mode": "token_truncate", "reward": reward}
+    made = build("grpo", engine_dir, tmp_path, max_steps=5, **ahead)
     started, used, held = [], [], {}
     client = made.vllm_generation.vllm_client
     start, score = client.start_ahead, made._generate_and_score_completions
