@@ -66,7 +66,7 @@ def score_tokens(
         )
     tokenizer, variables = load_tokenizer(config.model, path=path), template_variables(config)
     run = Stage(config, name=name)
-    data = {"train": run.train_rows(tokenizer)}
+    data = {"train": run.trained_rows(config.data.train, tokenizer)}
     run.filter_rows(data, path)
     rows = run.trainable(data["train"], tokenizer, variables)
     model = load_model(config.model, path=path)

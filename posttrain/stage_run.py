@@ -161,6 +161,8 @@ class Stage:
         with whole_models():
             self.filter_rows(data, path)
         extra: dict[str, Any] = {}
+        if "validation" in data:
+            extra["eval_dataset"] = self.trainable(data["validation"], tokenizer, {}, split="validation")
         if config.rollout is not None:
             extra["reward_funcs"] = [reward_scorer(config, entry.name) for entry in config.rollout.rewards]
         trainer = self.entry.load_trainer()(
@@ -224,34 +226,39 @@ class Stage:
         if self.config.eval is not None and self.config.eval.probe_every_steps is not None:
             for name, source in block.probes.items():
                 held_out[PROBE_ROWS + name] = load_source(source, system_prompt=prompt)
-        return {"train": self.train_rows(tokenizer), **held_out}
+        rows = {"train": self.trained_rows(block.train, tokenizer)}
+        if block.validation is not None:
+            mixture = self.mixture
+            rows["validation"] = self.trained_rows(block.validation, tokenizer)
+            self.mixture = mixture
+        return {**rows, **held_out}
 
-    def train_rows(self, tokenizer: Any) -> Any:
-        """Training rows; what a mixture holds is noted in `mixture`."""
+    def trained_rows(self, source: Any, tokenizer: Any) -> Any:
+        """Rows of data.train or data.validation; what a mixture holds is noted in `mixture`."""
         from posttrain.data.mixture import build_mixture, token_counter
         from posttrain.data.sources import load_source
         from posttrain.evaluating import template_variables
 
-        block, prompt = self.config.data, self.config.data.system_prompt
-        if block.train.mixture is None:
-            return load_source(block.train, system_prompt=prompt)
+        prompt = self.config.data.system_prompt
+        if source.mixture is None:
+            return load_source(source, system_prompt=prompt)
         column = getattr(self.config.method, "demonstration_column", "solution")
         count = token_counter(tokenizer, column=column, **template_variables(self.config))
-        mixture = build_mixture(block.train, system_prompt=prompt, count_tokens=count)
+        mixture = build_mixture(source, system_prompt=prompt, count_tokens=count)
         for warning in mixture.warnings:
             if is_main_process():
                 say(f"warning: {warning}")
         self.mixture = mixture.with_tokens(count)
         return mixture.dataset
 
-    def trainable(self, rows: Any, tokenizer: Any, variables: dict[str, Any]) -> Any:
+    def trainable(self, rows: Any, tokenizer: Any, variables: dict[str, Any], *, split: str = "training") -> Any:
         """Rows whose prompt is short enough; how many were left out is said. `check` has refused what is an error."""
         from posttrain.data.demonstrations import encode_prompt
 
         limit = self.config.data.max_prompt_length
         kept = [i for i, row in enumerate(rows) if len(encode_prompt(tokenizer, row["prompt"], **variables)) <= limit]
         if len(kept) < len(rows) and is_main_process():
-            say(f"left out {len(rows) - len(kept)} of {len(rows)} training rows: prompt longer than {limit} tokens")
+            say(f"left out {len(rows) - len(kept)} of {len(rows)} {split} rows: prompt longer than {limit} tokens")
         return rows.select(kept) if len(kept) < len(rows) else rows
 
     def record(self) -> dict[str, Any]:

@@ -6,7 +6,6 @@ that needs what an earlier one could not provide is left out. Tokenizer and data
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,14 +27,12 @@ from posttrain.config import (
 from posttrain.config.build import build_args, reward_scorer
 from posttrain.config.checks_data import Rows
 from posttrain.config.checks_template import PromptEncoder
+from posttrain.config.length_budget import LengthBudget
 from posttrain.config.preview import preview
 from posttrain.config.report import CheckReport
 from posttrain.config.run_config import RunConfig
 from posttrain.config.stages import resolve_stages
 from posttrain.errors import ConfigError, PosttrainError
-
-# Seconds spent on counting tokens; rows beyond are measured by the run itself.
-LENGTH_SECONDS = 20.0
 
 
 def check(cfg: RunConfig, *, world_size: int = 1, show_rows: int = 0, will_train: bool = False) -> CheckReport:
@@ -108,6 +105,7 @@ class _Check:
         self.world_size, self.show_rows, self.will_train = world_size, show_rows, will_train
         self.entry = registry.get(cfg.method.name)
         self.report, self.buildable = CheckReport(), False
+        self.trained: tuple[Rows | None, Rows | None] = (None, None)
         self.demonstrated = checks_data.uses_demonstrations(cfg, self.entry)
 
     def run(self) -> None:
@@ -121,7 +119,9 @@ class _Check:
         tokenizer = self.tokenizer() if self.model() else None
         train = self.rows("train")
         held_out = self.rows("eval") if self.cfg.data.eval is not None else None
-        for rows in (train, held_out):
+        validation = self.rows("validation") if self.cfg.data.validation is not None else None
+        self.trained = (train, validation)
+        for rows in (train, held_out, validation):
             # A trap of the template shows in training rows first; it need not be told twice.
             if rows is not None and tokenizer is not None and not self.texts(rows, tokenizer):
                 break
@@ -133,8 +133,9 @@ class _Check:
         for finding in checks_tasks.probe_findings(self.cfg, loaded=self.loaded.tasks):
             self.missing(finding, "data", "probes")
         if train is not None:
-            if held_out is not None:
-                self.report.warnings += checks_data.shared_rows(self.cfg, train, held_out)
+            for others in (held_out, validation):
+                if others is not None:
+                    self.report.warnings += checks_data.shared_rows(self.cfg, train, others)
             asked = self.asked(train, held_out, tokenizer)
             if asked is not None:
                 self.rewards(asked)
@@ -166,6 +167,7 @@ class _Check:
                 self.report.errors.append(error)
             else:
                 self.tokenizer_settings(args)
+                self.data_settings(args)
         told = [str(item.message) for item in caught if item.category is UserWarning]
         self.report.warnings += [ConfigError(text.rstrip("."), where=self.cfg.where("method")) for text in told]
 
@@ -175,6 +177,15 @@ class _Check:
         if tokenizer is not None and self.entry.kind == "supervised":
             for finding in args.tokenizer_findings(tokenizer, has_adapter=self.cfg.model.lora is not None):
                 self.add(True, checks_model.explained(self.cfg, finding))
+
+    def data_settings(self, args: Any) -> None:
+        """What the method's settings ask of the rows."""
+        train, validation = self.trained
+        if train is None or self.entry.kind != "supervised":
+            return
+        others = None if validation is None else validation.dataset
+        for finding in args.data_findings(train.dataset, others, world_size=self.world_size):
+            self.add(True, checks_model.explained(self.cfg, finding))
 
     def model(self) -> bool:
         """The model's configuration, without weights; then the folder and the disk. Whether there is a model."""
@@ -229,7 +240,7 @@ class _Check:
         faults = list(checks_data.prompt_findings(self.cfg, rows))
         self.report.errors += faults
         self.report.errors += checks_data.answer_findings(self.cfg, rows, graded=self.graded(split))
-        if split == "train" and self.demonstrated:
+        if split != "eval" and self.demonstrated:
             for stops, finding in checks_data.demonstration_findings(self.cfg, self.entry, rows):
                 self.add(stops, finding)
         return None if faults else rows
@@ -250,7 +261,7 @@ class _Check:
         """Template, lengths and previews of one split. Whether its texts can be read at all."""
         kwargs = self.cfg.rollout.fields.get("chat_template_kwargs") if self.cfg.rollout is not None else None
         encoder = PromptEncoder(tokenizer, kwargs, column=self.column(rows.split))
-        trained = self.demonstrated and rows.split == "train"
+        trained = self.demonstrated and rows.split != "eval"
         before = len(self.report.errors)
         for stops, finding in checks_template.tokenizer_findings(self.cfg, tokenizer, rows):
             self.add(stops, finding)
@@ -260,7 +271,7 @@ class _Check:
             self.add(stops, finding)
         if len(self.report.errors) > before:
             return False
-        budget = _Budget()
+        budget = LengthBudget()
         for stops, finding in checks_data.long_prompts(self.cfg, rows, budget.prompt_counter(encoder)):
             self.add(stops, finding)
         if trained:
@@ -362,36 +373,3 @@ class _Check:
             total, told = checks_run.run_length(self.cfg, self.entry, num_rows=left, world_size=self.world_size)
             self.report.facts += told
             self.report.warnings += checks_run.length_warnings(self.cfg, total_steps=total)
-
-
-class _Budget:
-    """Counts tokens where they may pass a limit, for a limited time."""
-
-    def __init__(self, seconds: float = LENGTH_SECONDS):
-        self.end, self.skipped = time.monotonic() + seconds, 0
-
-    def spent(self) -> bool:
-        self.skipped += time.monotonic() > self.end
-        return self.skipped > 0
-
-    def prompt_counter(self, encoder: PromptEncoder) -> Any:
-        """Tokens of a prompt, or None once the time is spent."""
-
-        def count(prompt: Any) -> int | None:
-            return None if self.spent() else len(encoder.prompt(prompt))
-
-        return count
-
-    def row_counter(self, cfg: RunConfig, supervised: bool, encoder: PromptEncoder, rows: Rows) -> Any:
-        """(prompt, demonstration) tokens of a row; None where the bytes of the text already fit the limit."""
-        limit = cfg.trainer.max_length if supervised else cfg.rollout.max_completion_length  # type: ignore[union-attr]
-
-        def count(index: int) -> tuple[int, int] | None:
-            text = rows.solutions[index]
-            # A token covers at least one byte, and the stop token comes on top.
-            if limit is None or (not supervised and len(text.encode()) + 1 <= limit) or self.spent():
-                return None
-            given, learnt = encoder.row(rows.prompts[index], text)
-            return len(given), len(learnt)
-
-        return count

@@ -125,7 +125,7 @@ def answer_findings(cfg: RunConfig, rows: Rows, *, graded: list[str]) -> Iterato
 def demonstration_findings(cfg: RunConfig, entry: Entry, rows: Rows) -> Iterator[tuple[bool, PosttrainError]]:
     """(whether it stops the run, finding) about the demonstration column and its empty rows."""
     column = str(cfg.method.demonstration_column)
-    where = cfg.where("data", "train")
+    where = cfg.where("data", rows.split)
     if column not in rows.columns:
         yield (
             True,
@@ -134,7 +134,7 @@ def demonstration_findings(cfg: RunConfig, entry: Entry, rows: Rows) -> Iterator
                 where=where,
                 got=column,
                 allowed=f"columns: {', '.join(rows.columns)}",
-                fix="Map it under data.train.columns, or set method.demonstration_column",
+                fix=f"Map it under data.{rows.split}.columns, or set method.demonstration_column",
             ),
         )
         return
@@ -144,11 +144,19 @@ def demonstration_findings(cfg: RunConfig, entry: Entry, rows: Rows) -> Iterator
     told = f"the demonstration is empty in {len(empty)} of {len(rows)} rows ({rows_text(empty)})"
     if column == "prompt":
         told = f"{len(empty)} of {len(rows)} rows are chats, and method.demonstration_column: prompt learns documents"
-        yield True, DataError(told, where=where, fix="Set data.train.format: text, or name the demonstrations' column")
+        yield (
+            True,
+            DataError(
+                told, where=where, fix=f"Set data.{rows.split}.format: text, or name the demonstrations' column"
+            ),
+        )
         return
     limit = cfg.data.max_empty_solution_fraction
     if entry.kind == "supervised":
-        yield True, DataError(told, where=where, fix="Map the column under data.train.columns, or drop these rows")
+        yield (
+            True,
+            DataError(told, where=where, fix=f"Map the column under data.{rows.split}.columns, or drop these rows"),
+        )
     elif len(empty) / len(rows) > limit:
         yield (
             True,
@@ -156,7 +164,7 @@ def demonstration_findings(cfg: RunConfig, entry: Entry, rows: Rows) -> Iterator
                 told,
                 where=where,
                 allowed=f"at most {limit:.0%} (data.max_empty_solution_fraction)",
-                fix="Map the column under data.train.columns, or use a method without demonstrations",
+                fix=f"Map the column under data.{rows.split}.columns, or use a method without demonstrations",
             ),
         )
     else:
@@ -246,7 +254,7 @@ def long_demonstrations(
         policy == "error",
         DataError(
             told + outcome.get(policy, ""),
-            where=cfg.where("data", "train"),
+            where=cfg.where("data", rows.split),
             got=f"{sizes[longest]} tokens in row {longest}",
             allowed=f"at most {limit} ({name})",
             fix=fix if policy == "error" else None,

@@ -108,12 +108,13 @@ def _quantised(cfg: RunConfig) -> Iterator[PosttrainError]:
 def _data(cfg: RunConfig) -> Iterator[PosttrainError]:
     train, other = cfg.data.train, cfg.data.eval
     if train.mixture is not None:
-        yield from _mixture(cfg)
+        yield from _mixture(cfg, "train")
     else:
         yield from _source(cfg, ("data", "train"), train)
         if train.mixing is not None:
             where = cfg.where("data", "train", "mixing")
             yield ConfigError("there is no mixture", where=where, fix="Write data.train.mixture, or remove the line")
+    yield from _validation(cfg)
     if other is not None:
         yield from _source(cfg, ("data", "eval"), other)
     for name, task in (cfg.data.eval_tasks or {}).items():
@@ -134,17 +135,34 @@ def _data(cfg: RunConfig) -> Iterator[PosttrainError]:
         )
 
 
-def _mixture(cfg: RunConfig) -> Iterator[PosttrainError]:
+def _validation(cfg: RunConfig) -> Iterator[PosttrainError]:
+    """Rows whose loss is measured: of a method that measures it, and not those of training."""
+    rows, where = cfg.data.validation, cfg.where("data", "validation")
+    if rows is None:
+        return
+    if registry.get(cfg.method.name).kind != "supervised":
+        fix = "Remove it; data.eval is what policy methods are evaluated on"
+        yield ConfigError("read by supervised methods alone", where=where, got=cfg.method.name, fix=fix)
+    if rows.mixture is not None:
+        yield from _mixture(cfg, "validation")
+    else:
+        yield from _source(cfg, ("data", "validation"), rows)
+    if rows.model_dump() == cfg.data.train.model_dump():
+        what = "validation would measure the very rows of training"
+        yield ConfigError(what, where=where, fix="Choose another seed or split for data.validation")
+
+
+def _mixture(cfg: RunConfig, split: str) -> Iterator[PosttrainError]:
     """A mixture stands alone, and each of its numbers is one that is read."""
-    train = cfg.data.train
+    train = getattr(cfg.data, split)
     for key in DataSource.model_fields:
         if key != "seed" and getattr(train, key) is not None:
-            where = cfg.where("data", "train", key)
+            where = cfg.where("data", split, key)
             yield ConfigError("does not go with mixture", where=where, fix="Write it in the sources it is meant for")
     weighted = train.mixing == "interleave_weighted"
     names = [entry.name for entry in train.mixture or ()]
     for index, entry in enumerate(train.mixture or ()):
-        place: Key = ("data", "train", "mixture", index)
+        place: Key = ("data", split, "mixture", index)
         yield from _source(cfg, place, entry)
         if entry.name in names[:index]:
             where = cfg.where(*place, "name")

@@ -160,6 +160,9 @@ class DataBlock(Block):
     """Prompts to train on and to evaluate on."""
 
     train: TrainSource = Field(description="rows to train on")
+    validation: TrainSource | None = Field(
+        default=None, description="held-out rows whose loss supervised methods measure"
+    )
     eval: DataSource | None = Field(default=None, description="rows to evaluate on; null = no evaluation")
     eval_tasks: dict[TaskName, TaskSource] | None = Field(
         default=None, description="further tasks by name, evaluated before and after training with the eval block"

@@ -27,8 +27,9 @@ from posttrain.losses.upge import group_advantages, upge_loss
 from posttrain.seam.batches import PolicyBatch, RolloutBatch, is_left_out, select_rows, trainable_mask, trim_padding
 from posttrain.seam.engine import EngineLink, engine_settings
 from posttrain.seam.greedy import greedy_baseline, refuse_greedy
+from posttrain.seam.group_sampler import prompt_order
 from posttrain.seam.head import add_selective_scoring
-from posttrain.seam.mixture_log import MixtureLog
+from posttrain.seam.mixture_log import MixtureLog, group_column
 from posttrain.seam.policy_checkpoint import PolicyCheckpoint
 from posttrain.seam.policy_config import PolicyConfig, verifier_index
 from posttrain.seam.reward_outcomes import RewardRecorder, leave_out, refuse_out_of_range
@@ -101,7 +102,7 @@ class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
                 peft_config=peft_config,
                 **kwargs,
             )
-        self._mixture = MixtureLog.of(train_dataset)
+        self._mixture = MixtureLog.of(train_dataset, group_column(train_dataset, args.prompt_groups))
         self.engine = EngineLink(self) if self.use_vllm else None
         self.optimizer_cls_and_kwargs = self._only_optimizer(optimizer_cls_and_kwargs)
         if args.upge.advantage_estimator == "remax":
@@ -122,10 +123,9 @@ class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
     # ---- hooks for methods ----
 
     def train_order(self, data: Sized, **layout: Any) -> EpochRepeatSampler:
-        """Which prompts are drawn when; made once per `train()` on every rank, and equal on all. Default: a new
-        permutation every epoch. Each draw must follow from the seed, the epoch and its place, so that a run resumes.
-        """
-        return EpochRepeatSampler(data, **layout)
+        """Which prompts are drawn when; made once per `train()`, equal on all ranks. Default: a new permutation every
+        epoch, or by group. Each draw must follow from seed, epoch and place, so that a run resumes."""
+        return prompt_order(data, self._mixture, self.args, **layout)
 
     def prepare_prompts(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The dataset rows of a generation batch as they are to be completed; every rank, right before generation,

@@ -157,6 +157,15 @@ class PolicyConfig(GRPOConfig):
         help="CUDA_VISIBLE_DEVICES of an inference server that the run starts; they are not those that train.",
         block="rollout",
     )
+    prompt_proportions: dict[str, float] | None = option(
+        None, help="Group -> share of the prompts, in place of one pass over all rows an epoch. null = no shares."
+    )
+    prompt_proportions_from: str | None = option(
+        None, help="The same from a JSON file, as `posttrain mix` and runs of the method aioli write it."
+    )
+    prompt_group_column: str = option(
+        "group", help="Column that tells a prompt's group. Of a mixture the groups are its sources."
+    )
     drop_zero_advantage_rows: bool = option(
         True, help="Leave rows with an exactly zero gradient out of the update; the normaliser keeps counting them."
     )
@@ -183,6 +192,12 @@ class PolicyConfig(GRPOConfig):
     )
     logging_steps: float = option(1, help="Log every this many optimizer steps.", gt=0, block="trainer")
 
+    @property
+    def prompt_groups(self) -> str | None:
+        """Column of the groups that prompts are drawn by; None where none has a share."""
+        has_shares = self.prompt_proportions is not None or self.prompt_proportions_from is not None
+        return self.prompt_group_column if has_shares else None
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.takes_greedy_baseline = cls.__dict__.get("takes_greedy_baseline", False)
@@ -191,6 +206,13 @@ class PolicyConfig(GRPOConfig):
         check_options(self)
         self._refuse_replaced()
         self._refuse_unused_parts()
+        if self.prompt_proportions is not None and self.prompt_proportions_from is not None:
+            raise ConfigError(
+                "the shares of the prompts are given once",
+                where="method.prompt_proportions_from",
+                got=self.prompt_proportions_from,
+                fix="Remove it, or remove method.prompt_proportions",
+            )
         self.upge = self._resolve_estimator()
         self._check_greedy_baseline()
         self.epsilon, self.epsilon_high = self.upge.epsilon_low, self.upge.epsilon_high

@@ -8,20 +8,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
 from torch import Tensor
+from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
-from posttrain.data.demonstrations import encode_rows
+from posttrain.data.demonstrations import DOCUMENT_COLUMN, encode_rows
 from posttrain.errors import ConfigError, PosttrainError, SupportError
 from posttrain.losses.reductions import LossCounts, LossOutput, reduce_loss
 from posttrain.losses.supervised import dft_loss, nll_loss
 from posttrain.seam.arguments import check_options, option
 from posttrain.seam.head import add_selective_scoring
 from posttrain.seam.hooks import ResumableTrainer
-from posttrain.seam.mixture_log import MixtureLog
+from posttrain.seam.mixture_log import GROUP_IDS, MixtureLog, group_column, group_numbers
 from posttrain.seam.policy_config import device_defaults
 from posttrain.seam.row_numbers import ROW_INDEX, NumberedCollator, blank_rows, drop_numbers, numbered
 from posttrain.seam.sampling import EpochSampler
@@ -82,6 +83,14 @@ class SupervisedConfig(SFTConfig):
 
     def tokenizer_findings(self, tokenizer: Any, *, has_adapter: bool) -> Iterator[PosttrainError]:
         """Mistakes that show once the tokenizer is known; `posttrain check` asks for them. Default: none."""
+        yield from ()
+
+    def data_findings(self, train: Any, validation: Any, *, world_size: int) -> Iterator[PosttrainError]:
+        """Mistakes that show once the rows are known; `posttrain check` asks for them. Default: none.
+
+        Args:
+            train: rows. validation: rows, or None. world_size: processes that the run will have.
+        """
         yield from ()
 
 
@@ -152,10 +161,10 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
                 fix="Set it to false",
             )
         self._counts: LossCounts | None = None
-        self._mixture = MixtureLog.of(train_dataset, packing=args.packing)
+        self.group_column = group_column(train_dataset, getattr(args, "group_column", None))
         # Rows laid after one another without padding can only be told apart by their lengths.
         is_flat = (args.packing or args.padding_free) and isinstance(train_dataset, Dataset)
-        self.numbers_rows = self.numbers_rows or self._mixture is not None or is_flat
+        self.numbers_rows = self.numbers_rows or self.group_column is not None or is_flat
         self._writes_checkpoint = False
         super().__init__(
             model,
@@ -167,6 +176,9 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         )
         if self.extra_columns:
             self.data_collator = _WithColumns(self.data_collator, self.extra_columns)
+        self._mixture: MixtureLog | None = MixtureLog.of(
+            self.train_dataset, self.group_column, names=getattr(args, "groups", None)
+        )
         if self.numbers_rows and self.train_dataset is not None:
             self.train_dataset = numbered(self.train_dataset)
             self.data_collator = NumberedCollator(self.data_collator)
@@ -193,6 +205,17 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         """Context in which the model is saved for use; checkpoints are written as training needs them."""
         return nullcontext()
 
+    def train_order(self) -> Sampler[int] | None:
+        """Which row of `train_dataset` is drawn when; made once per `train()`, equal on all ranks, a whole number of
+        optimizer steps long. Default (None): a new permutation every epoch.
+        """
+        return None
+
+    @property
+    def group_log(self) -> MixtureLog | None:
+        """Groups of the training rows; None if they have none."""
+        return self._mixture
+
     @property
     def data_epoch(self) -> int:
         """Pass over the training data that the current batches belong to, from 0."""
@@ -209,9 +232,38 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
             raise ConfigError(
                 "the tokenizer is needed to encode demonstrations", where="processing_class", got=None, fix="Pass it"
             )
+        # These two cut long documents into rows and lose no token; other rows must fit.
+        cuts = column == DOCUMENT_COLUMN and args.packing and args.packing_strategy in ("wrapped", "bfd_split")
+        group = [name for name in (self.group_column,) if name is not None and name in dataset.column_names]
         return encode_rows(
-            dataset, processing_class, column=column, max_length=args.max_length, keep=self.extra_columns
+            dataset,
+            processing_class,
+            column=column,
+            max_length=None if cuts else args.max_length,
+            keep=(*self.extra_columns, *group),
         )
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
+    ) -> Any:
+        """As upstream, except that rows of different groups are never packed into one row."""
+
+        def prepare(rows: Any) -> Any:
+            return super(SupervisedTrainer, self)._prepare_dataset(
+                rows, processing_class, args, packing, formatting_func, dataset_name
+            )
+
+        column = self.group_column
+        if not packing or column is None or column not in (dataset.column_names or []):
+            return prepare(dataset)
+        names, numbers = group_numbers(dataset, column)
+        parts = [
+            prepare(dataset.select((numbers == place).nonzero()[0])).map(
+                lambda row, name=name: {column: name}, desc=None, load_from_cache_file=False
+            )
+            for place, name in enumerate(names)
+        ]
+        return concatenate_datasets(parts)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -223,6 +275,8 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         args, data = self.args, self.train_dataset if train_dataset is None else train_dataset
         if data is None or not hasattr(data, "__len__"):
             return super()._get_train_sampler(train_dataset)
+        if (order := self.train_order()) is not None:
+            return order
         seed = args.seed if args.data_seed is None else args.data_seed
         self._epoch_sampler = EpochSampler(data, seed=seed, shuffle=args.train_sampling_strategy == "random")
         return self._epoch_sampler
@@ -233,12 +287,13 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.prepare_batches(samples)
         state, world = self.accelerator.gradient_state, self.accelerator.num_processes
-        if samples and world > 1 and state.end_of_dataloader and state.remainder > 0:
+        ends_epoch = state.end_of_dataloader and self._epoch_sampler is not None
+        if samples and world > 1 and ends_epoch and state.remainder > 0:
             # accelerate 1.15 fills the last batch of an epoch up with rows from its beginning: they are not trained.
             own = state.remainder - self.accelerator.process_index * self.args.per_device_train_batch_size
             blank_rows(samples[-1], max(0, own))
         if self._mixture is not None:
-            self._mixture.count_batches(self, samples)
+            self._mixture.count_batches(self, samples)  # adds GROUP_IDS
         for batch in samples:
             drop_numbers(batch)
         # transformers 5.17 calls this once per optimizer step with all its micro-batches: the place to count.
@@ -266,6 +321,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         mode = "train" if self.model.training else "eval"
+        groups = inputs.pop(GROUP_IDS, None)
         extras = {key: inputs[key] for key in self.extra_columns if key in inputs}
         model_inputs = {key: value for key, value in inputs.items() if key not in extras}
         measured = self._wants_metrics()
@@ -280,6 +336,8 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         if self.aux_loss_enabled:
             steps = self.args.gradient_accumulation_steps if mode == "train" else 1
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
+        if groups is not None and self._mixture is not None:
+            self._mixture.add_losses(outputs.log_probs, label_mask, groups)
         self._log_batch(mode, outputs, inputs, output, measured)
         return (loss, outputs) if return_outputs else loss
 
@@ -299,6 +357,11 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         for name, value in output.metrics.items():
             self._metrics[mode][name].append(float(value))
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._mixture is not None and "loss" in logs:  # transformers 5.17: on every rank
+            self._mixture.show_losses(self)
+        super().log(logs, start_time)
+
     # ---- saving ----
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -313,7 +376,10 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
             super().save_model(output_dir, _internal_call)
 
     def rank_state(self) -> dict[str, Any]:
-        return {"tokens": self._total_train_tokens}
+        losses = None if self._mixture is None else self._mixture.losses
+        return {"tokens": self._total_train_tokens, **({} if losses is None else {"group_losses": losses})}
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
         self._total_train_tokens = state["tokens"]
+        if self._mixture is not None:
+            self._mixture.losses = state.get("group_losses")

@@ -11,6 +11,7 @@ TASKS: dict[str, str] = {
     "copied_sum": "posttrain.data.tasks.copied_sum:generate",
     "digit_class": "posttrain.data.tasks.digit_class:generate",
     "fictitious_authors": "posttrain.data.tasks.fictitious_authors:generate",
+    "markov_text": "posttrain.data.tasks.markov_text:generate",
     "modular_addition": "posttrain.data.tasks.modular_addition:generate",
     "number_puzzle": "posttrain.data.tasks.number_puzzle:generate",
     "permutation": "posttrain.data.tasks.permutation:generate",
