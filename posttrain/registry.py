@@ -167,6 +167,15 @@ METHODS: dict[str, Entry] = {
             reads="documents",
         ),
         Entry(
+            key="aioli",
+            kind="supervised",
+            summary="supervised training in groups whose proportions a controller measures and changes",
+            config="posttrain.methods.aioli.config:AioliConfig",
+            trainer="posttrain.methods.aioli.trainer:AioliTrainer",
+            paper=Paper("Aioli: A Unified Optimization Framework for Language Model Data Mixing", "2411.05735", 2024),
+            supports=frozenset({"ddp", "zero1", "zero2", "zero3", "fsdp2", "peft", "packing", "resume"}),
+        ),
+        Entry(
             key="dmt",
             kind="stages",
             summary="supervised fine-tuning in two stages, the second repeating part of the first one's rows",

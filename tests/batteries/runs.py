@@ -13,6 +13,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.data.demonstrations import encode_prompt
+from posttrain.data.mixture import SOURCE_COLUMN
 from posttrain.registry import METHODS
 
 NUM_PROMPTS = 12
@@ -40,7 +41,9 @@ OF_METHOD: dict[str, dict[str, Any]] = {
         "token_budget_initial": 3,
         "completion_margin": 4,
         "max_rollouts_without_answer": None,
-    }
+    },
+    # Controllers that decide in the run have tests of their own.
+    "aioli": {"controller": "static", "proportions": [0.5, 0.3, 0.2], "mixing_rounds_every": 2},
 }
 SUPERVISED: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 
@@ -72,6 +75,11 @@ def checksum_verdict(prompts: list, completions: list, **_: Any) -> list[float]:
 def never_right(prompts: list, completions: list, **_: Any) -> list[float]:
     """Every rollout fails."""
     return [0.0] * len(completions)
+
+
+def as_groups(data: Dataset, count: int = 3) -> Dataset:
+    """The same rows with a column of groups."""
+    return data.add_column("group", [f"group{row % count}" for row in range(len(data))])
 
 
 @dataclass
@@ -106,8 +114,11 @@ def build(
     data = dataset() if data is None else data
     if entry.reads == "documents" and {"prompt", "solution"} <= set(data.column_names or ()):
         data = as_documents(data)
-    args = entry.load_config()(output_dir=str(output_dir), **arguments)
     extra = dict(trainer_kwargs or {})
+    if key == "aioli":
+        data = data if {"group", SOURCE_COLUMN} & set(data.column_names) else as_groups(data)
+        extra.setdefault("eval_dataset", as_groups(dataset(6)) if "group" in data.column_names else None)
+    args = entry.load_config()(output_dir=str(output_dir), **arguments)
     if is_policy:
         extra["reward_funcs"] = Recorder() if reward is None else reward
     return (trainer_class or entry.load_trainer())(

@@ -48,6 +48,21 @@ BASES["rmt"] = {
     },
     "rollout": {**GRPO["rollout"], "rewards": ["next_token"]},
 }
+BASES["aioli"] = {
+    **SFT,
+    "method": {
+        "name": "aioli",
+        "demonstration_column": "prompt",
+        "mixing_rounds_every": 2,
+        "controller": "stratified",
+    },
+    "data": {
+        "train": {"task": "markov_text", "size": 32, "seed": 1, "format": "text"},
+        "validation": {"task": "markov_text", "size": 16, "seed": 2, "format": "text", "options": {"split": "eval"}},
+        "eval": GRPO["data"]["eval"],
+        "max_prompt_length": 200,
+    },
+}
 REMOVE = object()
 
 

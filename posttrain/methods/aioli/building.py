@@ -1,0 +1,173 @@
+"""From settings and groups to the controller that decides the proportions."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from posttrain.errors import ConfigError, DataError
+from posttrain.methods.aioli.config import AioliConfig
+from posttrain.methods.aioli.controllers import (
+    AioliController,
+    DoGEController,
+    DoReMiController,
+    MixingController,
+    SkillItController,
+    as_proportions,
+)
+from posttrain.methods.aioli.laws import solve_mixing_matrix
+from posttrain.seam.group_sampler import read_proportions, realised_shares
+from posttrain.seam.group_validation import validation_groups
+from posttrain.seam.mixture_log import MixtureLog, group_column
+
+# Controllers that cannot decide without validation losses or gradients.
+NEEDS_VALIDATION = ("aioli", "skillit", "doge")
+
+
+def grouped_rows(settings: AioliConfig, log: MixtureLog | None) -> MixtureLog:
+    """The groups of the training rows, at least two.
+
+    Raises:
+        DataError: no groups, or a single one.
+    """
+    if log is None:
+        raise DataError(
+            "the training rows have no group",
+            where="method.group_column",
+            got=settings.group_column,
+            allowed="a column of the rows, or several sources in data.train.mixture",
+            fix="Name the column, map it under data.train.columns, or write a mixture",
+        )
+    if len(log.names) < 2:
+        raise DataError(
+            "one group has nothing to be mixed with", where="method.group_column", got=", ".join(log.names)
+        )
+    return log
+
+
+def check_groups(settings: AioliConfig, train: Any, validation: Any, *, world_size: int) -> None:
+    """What can be known to be wrong from settings and rows alone.
+
+    Raises:
+        PosttrainError: as the trainer would raise it.
+    """
+    column = group_column(train, settings.group_column)
+    log = grouped_rows(settings, MixtureLog.of(train, column, names=settings.groups))
+    rows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * world_size
+    sizes = np.bincount(log.numbers, minlength=len(log.names))
+    build_controller(settings, groups=log.names, sizes=sizes.tolist(), rows_per_step=rows)
+    if validation is not None or settings.controller in NEEDS_VALIDATION:
+        validation_groups(validation, names=log.names, column=str(column))
+
+
+def build_controller(
+    settings: AioliConfig, *, groups: Sequence[str], sizes: Sequence[int], rows_per_step: int
+) -> MixingController:
+    """The controller that the settings name.
+
+    Args:
+        settings: of the run. groups: in order. sizes: training rows of each. rows_per_step: over all ranks.
+
+    Raises:
+        ConfigError: settings that do not fit the groups.
+    """
+    kind = settings.controller
+    prior = None if settings.prior is None else as_proportions(settings.prior, groups, where="method.prior")
+    if kind == "aioli":
+        return _aioli(settings, groups, prior, rows_per_step)
+    made: MixingController
+    if kind == "skillit":
+        made = SkillItController(groups, graph=read_graph(str(settings.skill_graph), groups), eta=settings.eta)
+    elif kind == "doremi":
+        made = DoReMiController(groups, step_size=settings.step_size, smoothing=settings.smoothing)
+    elif kind == "doge":
+        made = DoGEController(groups, step_size=settings.step_size)
+    elif kind == "natural":
+        made = MixingController(groups, np.array(sizes) / sum(sizes))
+    elif kind == "static":
+        made = MixingController(groups, _static(settings, groups))
+    else:
+        made = MixingController(groups)
+    if prior is not None:
+        made.prior = prior
+    return made
+
+
+def _static(settings: AioliConfig, groups: Sequence[str]) -> list[float]:
+    if settings.proportions is not None:
+        return as_proportions(settings.proportions, groups, where="method.proportions")
+    where = "method.proportions_from"
+    return as_proportions(read_proportions(str(settings.proportions_from), groups, where=where), groups, where=where)
+
+
+def _aioli(
+    settings: AioliConfig, groups: Sequence[str], prior: list[float] | None, rows_per_step: int
+) -> AioliController:
+    """Checked: the measurement fits into a round, and its mixtures can be told apart in whole rows."""
+    steps = len(groups) * settings.learn_sweeps * settings.learn_steps
+    share = steps / settings.mixing_rounds_every
+    told = f"{len(groups)} groups * {settings.learn_sweeps} sweeps * {settings.learn_steps} steps = {steps}"
+    if share >= 1:
+        raise ConfigError(
+            "measuring would take the whole round",
+            where="method.mixing_rounds_every",
+            got=f"{settings.mixing_rounds_every}, {told} (method.learn_sweeps, method.learn_steps)",
+            allowed=f"more than {steps}",
+        )
+    if share > 0.5:
+        warnings.warn(f"{told} of every {settings.mixing_rounds_every} steps only measure", UserWarning, stacklevel=2)
+    if settings.proportions_lag >= settings.mixing_rounds_every - steps:
+        raise ConfigError(
+            "a decision would not reach its own round",
+            where="method.proportions_lag",
+            got=settings.proportions_lag,
+            allowed=f"below {settings.mixing_rounds_every - steps}, the steps of a round after measuring",
+        )
+    made = AioliController(
+        groups,
+        sweeps=settings.learn_sweeps,
+        steps=settings.learn_steps,
+        one_hot_factor=settings.one_hot_factor,
+        eta=settings.eta,
+        ema=settings.ema,
+        normalize=settings.normalize_matrix,
+        diagonal=settings.diagonal,
+        static=settings.static_matrix,
+        seed=settings.sampling_seed,
+        prior=prior,
+    )
+    realised = np.stack([realised_shares(row, rows_per_step, settings.learn_steps) for row in made.mixtures])
+    solve_mixing_matrix(realised, np.zeros_like(realised), diagonal=settings.diagonal)
+    return made
+
+
+def read_graph(path: str, groups: Sequence[str]) -> np.ndarray:
+    """(m, m) skill graph of a JSON file with "groups" and "skill_graph", in the order of `groups`.
+
+    Raises:
+        ConfigError: no such file, no graph in it, or other groups.
+    """
+    where = "method.skill_graph"
+    try:
+        found = json.loads(Path(path).read_text())
+        known, graph = list(found["groups"]), np.array(found["skill_graph"], dtype=np.float64)
+        if graph.shape != (len(known), len(known)) or not np.isfinite(graph).all():
+            raise ValueError(f"a graph of {len(known)} groups has {len(known)} rows of as many numbers")
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise ConfigError(
+            f"no skill graph can be read: {' '.join(str(problem).split())}",
+            where=where,
+            got=path,
+            allowed='JSON with "groups" and "skill_graph"',
+        ) from None
+    if set(known) != set(groups):
+        raise ConfigError(
+            "the file is about other groups", where=where, got=", ".join(known), allowed=", ".join(groups)
+        )
+    places = [known.index(name) for name in groups]
+    return graph[np.ix_(places, places)]
