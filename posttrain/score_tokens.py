@@ -46,7 +46,6 @@ def score_tokens(
     """
     from posttrain.config.build import build_args
     from posttrain.data.sources import load_source
-    from posttrain.evaluating import template_variables
     from posttrain.methods.rmt import corpus
     from posttrain.models.loading import load_model, load_tokenizer, resolve_model_path
     from posttrain.stage_run import MODEL_FOLDER, Stage, merged
@@ -64,18 +63,18 @@ def score_tokens(
         raise ConfigError(
             "the stage it starts from has no model yet", where=f"stage {name}", got=str(trained), fix=fix
         )
-    tokenizer, variables = load_tokenizer(config.model, path=path), template_variables(config)
+    tokenizer = load_tokenizer(config.model, path=path)
     run = Stage(config, name=name)
     data = {"train": run.trained_rows(config.data.train, tokenizer)}
     run.filter_rows(data, path)
-    rows = run.trainable(data["train"], tokenizer, variables)
+    rows = run.trainable(data["train"], tokenizer)
     model = load_model(config.model, path=path)
     index = corpus.corpus_index(rows, args=args, tokenizer=tokenizer, model=model)
     targets = corpus.targets_of(index, args=args, tokenizer=tokenizer, is_main=False)
     _tell(index, targets, args, console)
     if source is not None:
         place = Path(str(questions))
-        others = run.trainable(load_source(source), tokenizer, variables)
+        others = run.trainable(load_source(source), tokenizer)
         others = _without(others, set(corpus.documents_of(rows)[0]), console)
         about = corpus.corpus_index(others, args=args, tokenizer=tokenizer, model=model, folder=place / "token_index")
         asked = corpus.targets_of(about, args=args, tokenizer=tokenizer, is_main=False)

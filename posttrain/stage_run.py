@@ -147,7 +147,6 @@ class Stage:
         from posttrain.callbacks.metrics import MetricsWriter
         from posttrain.callbacks.progress import RichProgress, replace_printing
         from posttrain.config.build import build_args, reward_scorer
-        from posttrain.evaluating import template_variables
         from posttrain.models.loading import load_model, load_tokenizer, peft_config, resolve_model_path
         from posttrain.seam.sharding import EngineCheck, refuse_switched_off, whole_models
 
@@ -162,13 +161,13 @@ class Stage:
             self.filter_rows(data, path)
         extra: dict[str, Any] = {}
         if "validation" in data:
-            extra["eval_dataset"] = self.trainable(data["validation"], tokenizer, {}, split="validation")
+            extra["eval_dataset"] = self.trainable(data["validation"], tokenizer, split="validation")
         if config.rollout is not None:
             extra["reward_funcs"] = [reward_scorer(config, entry.name) for entry in config.rollout.rewards]
         trainer = self.entry.load_trainer()(
             model=load_model(config.model, path=path),
             args=args,
-            train_dataset=self.trainable(data["train"], tokenizer, template_variables(config)),
+            train_dataset=self.trainable(data["train"], tokenizer),
             processing_class=tokenizer,
             peft_config=peft_config(config.model),
             **extra,
@@ -218,6 +217,7 @@ class Stage:
     def rows(self, tokenizer: Any) -> dict[str, Any]:
         """Training rows and, if there are any, evaluation rows."""
         from posttrain.data.sources import load_source
+        from posttrain.stage_rows import load_rows
 
         block, prompt = self.config.data, self.config.data.system_prompt
         held_out = {} if block.eval is None else {"eval": load_source(block.eval, system_prompt=prompt)}
@@ -228,38 +228,21 @@ class Stage:
                 held_out[PROBE_ROWS + name] = load_source(source, system_prompt=prompt)
         rows = {"train": self.trained_rows(block.train, tokenizer)}
         if block.validation is not None:
-            mixture = self.mixture
-            rows["validation"] = self.trained_rows(block.validation, tokenizer)
-            self.mixture = mixture
+            rows["validation"] = load_rows(self.config, block.validation, tokenizer)[0]
         return {**rows, **held_out}
 
     def trained_rows(self, source: Any, tokenizer: Any) -> Any:
-        """Rows of data.train or data.validation; what a mixture holds is noted in `mixture`."""
-        from posttrain.data.mixture import build_mixture, token_counter
-        from posttrain.data.sources import load_source
-        from posttrain.evaluating import template_variables
+        """Rows of data.train; what a mixture holds is noted in `mixture`."""
+        from posttrain.stage_rows import load_rows
 
-        prompt = self.config.data.system_prompt
-        if source.mixture is None:
-            return load_source(source, system_prompt=prompt)
-        column = getattr(self.config.method, "demonstration_column", "solution")
-        count = token_counter(tokenizer, column=column, **template_variables(self.config))
-        mixture = build_mixture(source, system_prompt=prompt, count_tokens=count)
-        for warning in mixture.warnings:
-            if is_main_process():
-                say(f"warning: {warning}")
-        self.mixture = mixture.with_tokens(count)
-        return mixture.dataset
+        rows, self.mixture = load_rows(self.config, source, tokenizer, say=say if is_main_process() else None)
+        return rows
 
-    def trainable(self, rows: Any, tokenizer: Any, variables: dict[str, Any], *, split: str = "training") -> Any:
+    def trainable(self, rows: Any, tokenizer: Any, *, split: str = "training") -> Any:
         """Rows whose prompt is short enough; how many were left out is said. `check` has refused what is an error."""
-        from posttrain.data.demonstrations import encode_prompt
+        from posttrain.stage_rows import short_enough
 
-        limit = self.config.data.max_prompt_length
-        kept = [i for i, row in enumerate(rows) if len(encode_prompt(tokenizer, row["prompt"], **variables)) <= limit]
-        if len(kept) < len(rows) and is_main_process():
-            say(f"left out {len(rows) - len(kept)} of {len(rows)} {split} rows: prompt longer than {limit} tokens")
-        return rows.select(kept) if len(kept) < len(rows) else rows
+        return short_enough(self.config, rows, tokenizer, split=split, say=say if is_main_process() else None)
 
     def record(self) -> dict[str, Any]:
         """The resolved recipe of this stage as `run.json` holds it."""

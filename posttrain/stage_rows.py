@@ -1,0 +1,57 @@
+"""The rows that a run trains, and those whose loss it measures, as its recipe names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Say = Callable[[str], None]
+
+
+def load_rows(config: Any, source: Any, tokenizer: Any, *, say: Say | None = None) -> tuple[Any, Any]:
+    """Rows of one source, or of a mixture.
+
+    Args:
+        config: blocks without stages.
+        source: `data.train` or `data.validation`.
+        tokenizer: counts a mixture's tokens.
+        say: takes a mixture's warnings; None leaves them out.
+
+    Returns:
+        The data set, and the `Mixture` with its tokens counted; None where there is none.
+    """
+    from posttrain.data.mixture import build_mixture, token_counter
+    from posttrain.data.sources import load_source
+    from posttrain.evaluating import template_variables
+
+    prompt = config.data.system_prompt
+    if source.mixture is None:
+        return load_source(source, system_prompt=prompt), None
+    column = getattr(config.method, "demonstration_column", "solution")
+    count = token_counter(tokenizer, column=column, **template_variables(config))
+    mixture = build_mixture(source, system_prompt=prompt, count_tokens=count)
+    if say is not None:
+        for warning in mixture.warnings:
+            say(f"warning: {warning}")
+    return mixture.dataset, mixture.with_tokens(count)
+
+
+def short_enough(config: Any, rows: Any, tokenizer: Any, *, split: str, say: Say | None = None) -> Any:
+    """The rows whose prompt has at most `data.max_prompt_length` tokens.
+
+    Args:
+        config: blocks without stages.
+        rows: data set with `prompt`.
+        tokenizer: with the template of the run.
+        split: name for the message. say: is told how many rows were left out.
+    """
+    from posttrain.data.demonstrations import encode_prompt
+    from posttrain.evaluating import template_variables
+
+    variables, limit = template_variables(config), config.data.max_prompt_length
+    kept = [i for i, row in enumerate(rows) if len(encode_prompt(tokenizer, row["prompt"], **variables)) <= limit]
+    if len(kept) == len(rows):
+        return rows
+    if say is not None:
+        say(f"left out {len(rows) - len(kept)} of {len(rows)} {split} rows: prompt longer than {limit} tokens")
+    return rows.select(kept)
