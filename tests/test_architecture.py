@@ -27,7 +27,7 @@ FLOORS = {
     1: "data rewards models callbacks evaluation rollouts",
     2: "seam",
     3: "methods stages vision tools",
-    4: "config registry run study_continual stage_lineage filtering study_composition stage_run resuming "
+    4: "config registry run study_continual stage_lineage filtering study_composition stage_rows stage_run resuming "
     "evaluating eval_record saved_models score_tokens suites suite_tasks suite_unlearning serving reproduce cli "
     "study_verbs jobs __main__",
 }
