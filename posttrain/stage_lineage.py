@@ -109,7 +109,8 @@ def refuse_changed_order(config: Any, folder: Path, *, is_main: bool = True) -> 
 def write_metrics(config: Any, folder: Path) -> str | None:
     """Put the metrics of a sequence under `continual` in the evaluation after its last stage.
 
-    A metric that is not defined is left out. Returns why there are none, where a score of an earlier stage is missing.
+    Those of a stage that unlearns, or learns again, stand under `unlearning` in the evaluation after it. A metric
+    that is not defined is left out. Returns why there are none, where a score of an earlier stage is missing.
     """
     from posttrain.evaluation.records import write_json
     from posttrain.evaluation.report import AFTER, RunFolder
@@ -117,6 +118,9 @@ def write_metrics(config: Any, folder: Path) -> str | None:
     from posttrain.stages.sequences import matrix_of
 
     own = config.stage.lineage if config.stage is not None else None
+    if own and own.get("role") in ("unlearn", "relearn"):
+        _write_unlearning(config, own, folder)
+        return None
     if not own or own.get("apart") or not own.get("order") or own.get("position") != len(own["order"]):
         return None
     run = RunFolder(folder)
@@ -130,3 +134,26 @@ def write_metrics(config: Any, folder: Path) -> str | None:
     values = {name: metric.value for name, metric in found.items() if metric.value is not None}
     write_json(run.eval_path, {**evals, AFTER: {**evals[AFTER], "continual": values}})
     return None
+
+
+def _write_unlearning(config: Any, own: Mapping[str, Any], folder: Path) -> None:
+    """Numbers of a stage that unlearns, or how soon one that learns again has brought it back."""
+    from posttrain.evaluation.records import read_metrics, write_json
+    from posttrain.evaluation.report import AFTER, RunFolder
+    from posttrain.stages.path_report import curve, stage_numbers, steps_to_return
+
+    run, sets = RunFolder(folder), list(config.data.probes or {})
+    evals, events = run.read_evals(), read_metrics(run.metrics_path)
+    if AFTER not in evals:
+        return
+    values: dict[str, Any] = stage_numbers(events, forget=own["forget"], sets=sets)
+    if own["role"] == "relearn":
+        origin = read_metrics(RunFolder(folder.parent / own["of"]).metrics_path)
+        before = stage_numbers(origin, forget=own["forget"], sets=sets)
+        values = {"final_logp": values["final_logp"]} if values else {}
+        points = curve(events, f"answers/{own['forget']}_logp")
+        if own["unlearned"] and before:
+            lost = {"initial": before["initial_logp"], "unlearned": before["final_logp"]}
+            steps = steps_to_return(points, **lost, fraction=own["fraction"])
+            values |= {} if steps is None else {"steps_to_relearn": steps}
+    write_json(run.eval_path, {**evals, AFTER: {**evals[AFTER], "unlearning": values}})

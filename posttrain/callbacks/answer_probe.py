@@ -11,7 +11,7 @@ from posttrain.evaluation.answer_scores import encode_rows, mean_logps
 
 
 class AnswerProbe(TrainerCallback):
-    """Logs `answers/<set>_logp`, and `answers/<set>_paraphrases_logp` where the rows have paraphrases.
+    """Logs `answers/<set>_logp`; where the rows have paraphrases also `_paraphrases_logp` and, of both, `_forms_logp`.
 
     Measured before the first step, after every `every_steps` optimizer steps, and after the last, on every rank alike;
     a resumed run does not measure again where it goes on from. Training is not affected: see `answer_scores.score`.
@@ -64,9 +64,8 @@ class AnswerProbe(TrainerCallback):
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
             for name, rows in self.rows.items():
                 logps = mean_logps(model, rows, pad=self.pad, batch_size=self.batch_size)
-                found[f"answers/{name}_logp"] = logps["label"]
-                if "paraphrases" in logps:
-                    found[f"answers/{name}_paraphrases_logp"] = logps["paraphrases"]
+                found[f"answers/{name}_logp"] = logps.pop("label")
+                found |= {f"answers/{name}_{kind}_logp": value for kind, value in logps.items()}
         # Not the trainer's own `log`: trl 1.16 puts the training metrics gathered so far into whatever it logs.
         # transformers 5.17: logging takes back the order to log that the step may have, so it is given again.
         waiting = self.trainer.control.should_log

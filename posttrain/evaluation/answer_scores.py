@@ -207,20 +207,22 @@ def score_rows(
 
 
 def mean_logps(model: nn.Module, rows: Sequence[AnswerRow], *, pad: int, batch_size: int = 32) -> dict[str, float]:
-    """Mean log-probability a token of the answers, `label`, and of their paraphrases, `paraphrases`, if there are any.
+    """Mean log-probability a token of the answers, `label`; with paraphrases also theirs, `paraphrases`, and `forms`.
 
-    Means over rows of means over a row's answers; see `score_rows` for what is one answer's.
+    Means over rows of means over a row's answers; see `score_rows` for what is one answer's. `forms` counts the label
+    as one of the paraphrases: its fall is the forget score.
     """
     scores = iter(
         score(model, [item for row in rows for item in (row.label, *row.paraphrases)], pad=pad, batch_size=batch_size)
     )
-    labels, others = [], []
+    labels, others, forms = [], [], []
     for row in rows:
         labels.append(next(scores).logp)
-        if row.paraphrases:
-            others.append(mean_logp([next(scores).logp for _ in row.paraphrases]))
+        own = [next(scores).logp for _ in row.paraphrases]
+        forms.append(mean_logp([labels[-1], *own]))
+        others += [mean_logp(own)] if own else []
     found = {"label": mean_logp(labels)}
-    return found | ({"paraphrases": mean_logp(others)} if others else {})
+    return found | ({"paraphrases": mean_logp(others), "forms": mean_logp(forms)} if others else {})
 
 
 def _memorised(label: AnswerScore) -> dict[str, Any]:

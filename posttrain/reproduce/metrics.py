@@ -11,9 +11,11 @@ from posttrain.evaluation.measure import Measure
 from posttrain.evaluation.results import EvalResult, Score, pass_at_k_sizes
 from posttrain.reproduce.claims import Study
 from posttrain.stages.matrix import METRICS
+from posttrain.stages.path_report import METRICS as OF_PATHS
 
 _NOT_NUMBERS = {"samples", "per_group", "pass_at_k", "partial"}
 # Of the preset `continual`: metrics of the score matrix, and what stands for each task.
+_OF_UNLEARNING = "unlearning."  # of the preset `unlearning_paths`
 _OF_A_SEQUENCE, _OF_A_TASK = "continual.", re.compile(r"^tasks\.[\w-]+\.")
 # A group's name may hold dots.
 _OF_A_GROUP = re.compile(r"per_group\.(.+?)\.(pass_at_k\..+|[^.]+)")
@@ -31,6 +33,8 @@ def unknown_metrics(study: Study, num_generations: int) -> list[PosttrainError]:
     for metric in study.metrics():
         path = Measure(metric).path
         if path.startswith(_OF_A_SEQUENCE) and path.removeprefix(_OF_A_SEQUENCE) in METRICS:
+            continue
+        if path.startswith(_OF_UNLEARNING) and path.removeprefix(_OF_UNLEARNING) in OF_PATHS:
             continue
         path = re.sub(_OF_A_TASK, "", path)
         group = _OF_A_GROUP.fullmatch(path)

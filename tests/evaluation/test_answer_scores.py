@@ -73,6 +73,9 @@ def test_batches_of_any_size_give_the_same_and_change_nothing(model, tiny_tokeni
     found = mean_logps(model, rows, pad=pad, batch_size=3)
     numbers = score_rows(model, rows, pad=pad)
     assert found["label"] == pytest.approx(mean([row["logp"] for row in numbers]), abs=1e-5)
+    assert found["forms"] == pytest.approx(
+        mean([mean([row["logp"], *row["paraphrase_logps"]]) for row in numbers]), abs=1e-5
+    )
     assert found["paraphrases"] == pytest.approx(mean([mean(row["paraphrase_logps"]) for row in numbers]), abs=1e-5)
 
 
