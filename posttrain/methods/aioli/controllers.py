@@ -137,7 +137,8 @@ class AioliController(MixingController):
             matrix = solve_mixing_matrix(self._realised, self._drops / self.sweeps, diagonal=self.diagonal)
             self.matrix = normalize_matrix(matrix) if self.normalize else matrix
             self._drops, self._realised, self._blocks = np.zeros_like(matrix), np.zeros_like(matrix), 0
-        assert self.matrix is not None
+        if self.matrix is None or not self.matrix.any():
+            return  # nothing that tells the groups apart: the proportions stay
         if self.ema is None:
             self._weights = egd_update(self._weights, self.matrix.sum(axis=0), eta=self.eta)
         else:
@@ -241,7 +242,7 @@ class DoReMiController(EveryStepController):
 
     def on_step(self, first: np.ndarray, second: np.ndarray, **more: float) -> None:
         """first, second: (m,) losses of the model and of the reference."""
-        _refuse_infinite(self.groups, first)
+        _refuse_infinite(self.groups, first, second)
         excess = np.maximum(first - second, 0.0)
         self._excess = np.where(np.isnan(excess), self._excess, excess)
         self.matrix = np.diag(self._excess)
@@ -269,7 +270,7 @@ class DoGEController(EveryStepController):
 
     def on_step(self, first: np.ndarray, second: np.ndarray, *, learning_rate: float = 0.0, **more: float) -> None:
         """first: (m,) inner products with the validation gradient; second: (m,) norms of the groups' gradients."""
-        _refuse_infinite(self.groups, first)
+        _refuse_infinite(self.groups, first, second)
         there = ~np.isnan(first)
         if not there.any():
             return
@@ -278,11 +279,12 @@ class DoGEController(EveryStepController):
         self._move(scores / self.step_size)
 
 
-def _refuse_infinite(groups: Sequence[str], values: np.ndarray) -> None:
+def _refuse_infinite(groups: Sequence[str], *signals: np.ndarray) -> None:
     """NaN says that the step has no row of the group; infinity that something broke."""
-    for group, value in zip(groups, values.tolist(), strict=True):
-        if np.isinf(value):
-            raise DataError("what the proportions follow from is not finite", where=f"group {group!r}", got=value)
+    for values in signals:
+        for group, value in zip(groups, values.tolist(), strict=True):
+            if np.isinf(value):
+                raise DataError("what the proportions follow from is not finite", where=f"group {group!r}", got=value)
 
 
 def as_proportions(values: Sequence[float], groups: Sequence[str], *, where: str) -> list[float]:
