@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from posttrain import __version__
+from posttrain.mixing.command import mix_app
 from posttrain.study_verbs import Overrides, Recipe, console, study_app
 
 app = typer.Typer(
@@ -298,6 +299,7 @@ def serve(
 
 
 app.add_typer(study_app, name="study")
+app.add_typer(mix_app, name="mix")
 
 
 def _version(wanted: bool) -> None:

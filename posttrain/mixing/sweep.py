@@ -1,0 +1,177 @@
+"""Runs of one recipe with proportions that stay: trained where they are not finished, and read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from posttrain.errors import ConfigError, DataError
+
+SWEEP = "sweep"
+EQUAL = "equal"
+# The recipe's own controller and what only that one reads.
+_STATIC = (
+    "method.controller=static",
+    "method.prior=null",
+    "method.prior_steps=0",
+    "method.skill_graph=null",
+    "method.reference_model=null",
+    "method.proportions_from=null",
+)
+
+
+@dataclass(frozen=True)
+class StaticRun:
+    """A finished run: its proportions, and the validation losses before and after it. Each (m,)."""
+
+    name: str
+    folder: Path
+    proportions: tuple[float, ...]
+    start: tuple[float, ...]
+    end: tuple[float, ...]
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean of the groups' losses at the end, which every method here minimises."""
+        return sum(self.end) / len(self.end)
+
+    def record(self) -> dict[str, Any]:
+        """For the reports."""
+        numbers = {"proportions": self.proportions, "start": self.start, "end": self.end}
+        return {"name": self.name, "folder": str(self.folder), **numbers, "mean_loss": self.mean_loss}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Runs of one recipe that differ in their proportions alone."""
+
+    groups: tuple[str, ...]
+    runs: tuple[StaticRun, ...]
+
+    @cached_property
+    def proportions(self) -> np.ndarray:
+        """(n, m)."""
+        return np.array([run.proportions for run in self.runs])
+
+    @cached_property
+    def losses(self) -> np.ndarray:
+        """(n, m) at the end."""
+        return np.array([run.end for run in self.runs])
+
+    @property
+    def best(self) -> StaticRun:
+        """The run with the least mean loss; the first of equal ones."""
+        return min(self.runs, key=lambda run: run.mean_loss)
+
+
+class MixRecipe:
+    """A recipe whose groups are to be mixed, and the folder that everything found about it goes to.
+
+    Args:
+        recipe: of the method aioli, without stages, with `data.validation`. Its controller does not matter.
+        overrides: as for training. train: false only reads what is finished.
+
+    Raises:
+        ConfigError: another kind of recipe.
+    """
+
+    def __init__(self, recipe: str | Path, overrides: Sequence[str] = (), *, train: bool = True):
+        from posttrain.config.loader import load
+
+        self.recipe, self.overrides, self.train = recipe, list(overrides), train
+        self.config = load(recipe, self.overrides)
+        self.root = Path(str(self.config.trainer.output_dir))
+        for wrong, what, fix in (
+            (self.config.stages is not None, "a recipe of one run is needed", "Take the stages out"),
+            (self.config.method.name != "aioli", "only the method aioli mixes groups", "Set method.name: aioli"),
+            (
+                self.config.data.validation is None,
+                "a run is judged by the groups' validation losses",
+                "Write data.validation",
+            ),
+        ):
+            if wrong:
+                raise ConfigError(what, where=str(recipe), fix=fix)
+
+    def static(self, name: str, proportions: Sequence[float] | None, *, changes: Sequence[str] = ()) -> StaticRun:
+        """The run of that name below the folder; trained first if it is not finished.
+
+        Args:
+            name: a path below the folder. proportions: None = equal ones. changes: further overrides.
+
+        Raises:
+            DataError: it is not finished, and nothing is to be trained; or it was made with other proportions.
+        """
+        from posttrain.run import run
+
+        folder = self.root / name
+        if self.train:
+            values = ["method.controller=stratified", "method.proportions=null"]
+            if proportions is not None:
+                values = [f"method.proportions={json.dumps([float(value) for value in proportions])}"]
+            fixed = [*_STATIC, *values, f"trainer.output_dir={folder.as_posix()}"]
+            run(self.recipe, [*self.overrides, *fixed, *changes])
+        groups, losses, found = read_run(folder)
+        if proportions is not None and not np.allclose(found, proportions, atol=1e-9):
+            what = "this run has other proportions; another sweep went before it"
+            raise DataError(what, where=str(folder), fix="Choose another trainer.output_dir")
+        return StaticRun(name, folder, tuple(found), tuple(losses[0]), tuple(losses[-1]))
+
+    @cached_property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups in the order of proportions, as the run with equal ones knows them."""
+        name = f"{SWEEP}/{EQUAL}"
+        self.static(name, None)
+        return tuple(read_run(self.root / name)[0])
+
+    def corners(self) -> list[StaticRun]:
+        """A run on each group alone, in the order of `groups`."""
+        m = len(self.groups)
+        return [self.static(f"{SWEEP}/only_{group}", np.eye(m)[group].tolist()) for group in range(m)]
+
+    def sweep(self, *, draws: int, seed: int, corners: bool = True) -> Sweep:
+        """Equal proportions, each group alone, and random draws; a sweep of more draws contains one of fewer.
+
+        Args:
+            draws: mixtures drawn uniformly from the simplex. seed: of them. corners: with each group alone.
+
+        Returns:
+            The finished runs.
+        """
+        found = [self.static(f"{SWEEP}/{EQUAL}", None)]
+        m = len(self.groups)
+        found += self.corners() if corners else []
+        for name, proportions in drawn(m, draws=draws, seed=seed):
+            found.append(self.static(f"{SWEEP}/{name}", proportions))
+        return Sweep(self.groups, tuple(found))
+
+
+def drawn(num_groups: int, *, draws: int, seed: int) -> Iterator[tuple[str, list[float]]]:
+    """(name, proportions) of random mixtures; each follows from seed and place alone."""
+    for place in range(draws):
+        mixture = np.random.default_rng([seed, place]).dirichlet(np.ones(num_groups))
+        yield f"draw_{seed}_{place:02d}", (mixture / mixture.sum()).tolist()
+
+
+def read_run(folder: Path) -> tuple[list[str], list[list[float]], list[float]]:
+    """(groups, validation losses of every measurement in order, proportions) of a finished run.
+
+    Raises:
+        DataError: it is not finished, or its record lacks losses of the start and the end.
+    """
+    from posttrain.methods.aioli.trainer import RECORD
+
+    path = folder / RECORD
+    if not path.exists() or not (folder / "finished.json").exists():
+        raise DataError("the run is not finished", where=str(folder), fix="Train it; leave out --report-only")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    losses = [record["losses"] for record in found["records"] if "losses" in record]
+    if len(losses) < 2:
+        raise DataError("the record of the run has no validation losses", where=str(path), fix="Write data.validation")
+    return found["groups"], losses, found["proportions"]
