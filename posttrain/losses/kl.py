@@ -71,6 +71,18 @@ def exact_kl(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
     return torch.where(possible, log_probs.exp() * (log_probs - ref_log_probs), 0.0).sum(dim=-1)
 
 
+def exact_forward_kl(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
+    """KL(ref || pi) of whole distributions: sum over v of ref(v) (log ref(v) - log pi(v)); what distillation minimises.
+
+    Arguments and returns as in `exact_kl`; inf where only the current policy excludes a token.
+
+    Gradient: through `log_probs`.
+    """
+    log_probs, ref_log_probs = _promoted(log_probs, ref_log_probs)
+    possible = ref_log_probs > -torch.inf
+    return torch.where(possible, ref_log_probs.exp() * (ref_log_probs - log_probs), 0.0).sum(dim=-1)
+
+
 def _promoted(logps: Tensor, ref_logps: Tensor) -> tuple[Tensor, Tensor]:
     dtype = compute_dtype(logps, ref_logps)
     return logps.to(dtype), ref_logps.detach().to(dtype)
