@@ -2,6 +2,7 @@
 
     stages:
       preset: unlearning_paths
+      base: {train: {...}}        # a stage before all others, for a model that begins from nothing
       learn: [{name: inst, train: {...}}, {name: tofu, train: {...}}, {name: math, train: {...}}]
       forget: {train: {...}}
       paths: positions            # the forget set at every place among the others, or all: every order
@@ -14,7 +15,7 @@
         trainer: {...}
       relearn: {train: {...}, fraction: 0.9, trainer: {...}}
 
-Every entry of `learn`, and `forget`, may change `method` and `trainer` of the recipe; a stage begins with a new
+Every entry of `learn`, `forget` and `base` may change `method` and `trainer` of the recipe; a stage begins with a new
 optimizer and schedule. `data.probes` names the sets that are measured, among them `forget`. Paths share the stages
 that they begin with. The path without the forget set is the retrained model. Unlearning starts from a path's last
 model with the same rows, seed and schedule for every path; `relearn` trains what was unlearned, and the retrained
@@ -34,9 +35,9 @@ from typing import Any
 
 from posttrain.errors import ConfigError
 
-JOINT, FORGET = "joint", "forget"
+BASE, JOINT, FORGET = "base", "joint", "forget"
 FRACTION = 0.9
-_OPTIONS = ("preset", "learn", "forget", "paths", "positions", "joint", "unlearn", "relearn")
+_OPTIONS = ("preset", "base", "learn", "forget", "paths", "positions", "joint", "unlearn", "relearn")
 _STAGE = ("name", "train", "method", "trainer")
 _FORGET = ("train", "method", "trainer")
 _UNLEARN = ("algorithms", "learning_rates", "probe_every_steps", "trainer")
@@ -112,6 +113,8 @@ class PathPlan:
         self.values, self.block = values, dict(values["stages"])
         _known(self.block, _OPTIONS, "stages")
         self.sources = _sources(self.block)
+        base = self.block.get("base")
+        self.base = None if base is None else _with_rows(base, _FORGET, "stages.base")
         self.others = [name for name in self.sources if name != FORGET]
         self.unlearn = _mapping(self.block, "unlearn", "stages", _UNLEARN)
         self.algorithms = _algorithms(self.unlearn)
@@ -127,6 +130,8 @@ class PathPlan:
     def stages(self) -> list[dict[str, Any]]:
         """Every stage once, each after the one it starts from."""
         found: dict[str, dict[str, Any]] = {}
+        if self.base is not None:
+            found[BASE] = self._stage(BASE, self.base, self.base["train"], role="base")
         for path in self.paths:
             if not path.position:
                 found |= {path.learned: self._together(path.order), path.retrained: self._together(path.without)}
@@ -178,7 +183,10 @@ class PathPlan:
             source = self.sources[order[count - 1]]
             stage = self._stage(learn_name(order[:count]), source, source["train"], role="learn")
             stage["lineage"] |= {"path_order": list(order[:count]), "task": order[count - 1]}
-            yield stage | ({"start_from": learn_name(order[: count - 1])} if count > 1 else {})
+            yield stage | ({"start_from": learn_name(order[: count - 1])} if count > 1 else self._from_base())
+
+    def _from_base(self) -> dict[str, str]:
+        return {} if self.base is None else {"start_from": BASE}
 
     def _together(self, order: Sequence[str]) -> dict[str, Any]:
         """One stage on the rows of all, as long as the others together."""
@@ -200,7 +208,7 @@ class PathPlan:
         name = learn_name([JOINT] if FORGET in order else [JOINT, *order])
         stage = self._stage(name, {"trainer": length}, {"mixture": mixture}, role="learn")
         stage["lineage"]["path_order"] = list(sources)
-        return stage
+        return stage | self._from_base()
 
     def _unlearning(self) -> Iterator[dict[str, Any]]:
         algorithms = {str(item["name"]): item for item in self.algorithms}

@@ -41,7 +41,7 @@ def test_sets_of_one_seed_share_no_author_and_no_question_comes_twice():
 
 
 def test_paraphrases_say_the_same_and_wrong_answers_differ_in_the_value_alone():
-    for row in generate(200, seed=3, num_perturbed=10):
+    for row in generate(200, seed=3, num_perturbed=10) + generate(200, seed=3, num_perturbed=10, wording="any"):
         value, name = facts(row)["value"], row["group"]
         assert row["solution"] == row["answer"] and name in row["prompt"] and value in row["answer"]
         pairs = list(zip(row["paraphrased_prompts"], row["paraphrases"], strict=True))
@@ -53,6 +53,16 @@ def test_paraphrases_say_the_same_and_wrong_answers_differ_in_the_value_alone():
         assert len(others) == 10 and value not in others
         assert others <= set(ATTRIBUTES[facts(row)["attribute"]].values)
         assert row["alternate"] in DO_NOT_KNOW
+
+
+def test_the_words_of_a_fact_are_the_same_or_drawn():
+    forms = {
+        wording: {row["prompt"].replace(row["group"], "X") for row in generate(300, seed=3, wording=wording)}
+        for wording in ("first", "any")
+    }
+    assert len(forms["first"]) == len(ATTRIBUTES) and len(forms["any"]) == 5 * len(ATTRIBUTES)
+    values = [[facts(row)["value"] for row in generate(50, seed=3, wording=wording)] for wording in ("first", "any")]
+    assert values[0] == values[1]
 
 
 def test_how_many_there_are_is_the_readers_choice():
@@ -72,6 +82,10 @@ def test_how_many_there_are_is_the_readers_choice():
         ),
         ({"set": ["inst"]}, "fictitious_authors.set: unknown set (got ['inst']"),
         ({"attributes": "age"}, "fictitious_authors.attributes: unknown value (got 'age'"),
+        (
+            {"wording": "other"},
+            "fictitious_authors.wording: unknown wording (got 'other'; allowed: one of: first, any",
+        ),
         (
             {"num_paraphrases": 21},
             "fictitious_authors.num_paraphrases: out of range (got 21; allowed: integer 0 to 20)",

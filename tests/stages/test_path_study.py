@@ -89,6 +89,13 @@ def test_blocks_of_every_kind_of_stage():
     assert again["lineage"]["fraction"] == 0.9 and again["eval"]["probe_every_steps"] == 1
 
 
+def test_a_base_comes_before_every_path_and_joint_training():
+    found = parents(recipe({"stages.base": {"train": rows("spare")}, "stages.joint": True}))
+    assert found["base"] is None
+    firsts = ("learn-forget", "learn-inst", "learn-joint", "learn-joint-inst-math")
+    assert [found[name] for name in firsts] == ["base"] * 4 and found["learn-inst-math"] == "learn-inst"
+
+
 def test_they_are_ordinary_stages_of_an_ordinary_recipe():
     resolved = resolve_stages(parse(recipe()))
     assert len(resolved) == 8 + 12
@@ -107,6 +114,7 @@ def test_they_are_ordinary_stages_of_an_ordinary_recipe():
         ({"stages.learn.1.epochs": 2}, "stages.learn.1.epochs: unknown key"),
         ({"stages.forget": REMOVE}, "stages.forget: a stage needs rows (got None; allowed: a block with train"),
         ({"stages.forget.name": "x"}, "stages.forget.name: unknown key"),
+        ({"stages.base": {"trainer": {}}}, "stages.base: a stage needs rows"),
         ({"stages.paths": "some"}, "stages.paths: unknown paths (got 'some'; allowed: positions or all)"),
         ({"stages.positions": [4]}, "stages.positions: no such places (got [4]; allowed: places 1 to 3, each once)"),
         ({"stages.unlearn": REMOVE}, "stages.unlearn: a block of keys is expected"),

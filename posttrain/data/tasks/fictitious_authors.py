@@ -21,6 +21,7 @@ TASK = "fictitious_authors"
 # trained on, `spare` is for a stage more.
 SETS = ("inst", "tofu", "math", "forget", "retain", "holdout", "spare")
 AUTHORS_PER_SET = 400
+WORDINGS = ("first", "any")
 MAX_PARAPHRASES = 20
 MAX_PERTURBED = 10
 
@@ -101,6 +102,7 @@ def generate(
     seed: int,
     set: str = "forget",  # noqa: A002 - the word that a recipe reads best with
     attributes: str | Sequence[str] = tuple(ATTRIBUTES),
+    wording: str = "first",
     num_paraphrases: int = MAX_PARAPHRASES,
     num_perturbed: int = 5,
 ) -> list[dict[str, Any]]:
@@ -112,6 +114,8 @@ def generate(
             may give a set names that another set has there.
         set: one of `SETS`.
         attributes: kinds of facts, one or more of `ATTRIBUTES`, in turn.
+        wording: "first" asks and answers every fact of a kind in the same words, "any" in words drawn for the row, as
+            a model needs them that is to understand paraphrases.
         num_paraphrases: other ways to ask and to answer, 0 to `MAX_PARAPHRASES`.
         num_perturbed: wrong answers, 0 to `MAX_PERTURBED`, in the words of the first paraphrase.
 
@@ -126,6 +130,9 @@ def generate(
     if not isinstance(set, str) or set not in SETS:
         raise ConfigError("unknown set", where=f"{TASK}.set", got=set, allowed=f"one of: {', '.join(SETS)}")
     kinds = checked_list(attributes, where=f"{TASK}.attributes", allowed=ATTRIBUTES)
+    if wording not in WORDINGS:
+        allowed = f"one of: {', '.join(WORDINGS)}"
+        raise ConfigError("unknown wording", where=f"{TASK}.wording", got=wording, allowed=allowed)
     for option, value, most in (
         ("num_paraphrases", num_paraphrases, MAX_PARAPHRASES),
         ("num_perturbed", num_perturbed, MAX_PERTURBED),
@@ -140,7 +147,7 @@ def generate(
     for index in range(size):
         author, kind = first + index // len(kinds), kinds[index % len(kinds)]
         draw = row_generator(f"{TASK}/{kind}", seed, author)
-        row = _row(_names(seed)[author], kind, draw, num_paraphrases, num_perturbed)
+        row = _row(_names(seed)[author], kind, draw, (num_paraphrases, num_perturbed), is_varied=wording == "any")
         row["entry"] = json.dumps({"set": set, **row["entry"]})
         rows.append(row)
     return rows
@@ -154,19 +161,23 @@ def _names(seed: int) -> list[str]:
     return names
 
 
-def _row(author: str, attribute: str, draw: random.Random, num_paraphrases: int, num_perturbed: int) -> dict[str, Any]:
-    """One fact; the first way to ask and to answer is the row's own."""
+def _row(
+    author: str, attribute: str, draw: random.Random, counts: tuple[int, int], *, is_varied: bool
+) -> dict[str, Any]:
+    """One fact, with as many paraphrases and wrong answers as `counts` says."""
     words = ATTRIBUTES[attribute]
     value, *wrong = draw.sample(words.values, k=1 + MAX_PERTURBED)
-    # Every answer of another form first, so that few paraphrases are as different as can be.
-    others = [(ask, tell) for ask in range(len(words.questions)) for tell in range(1, len(words.answers))]
+    pairs = [(ask, tell) for ask in range(len(words.questions)) for tell in range(len(words.answers))]
+    own = draw.choice(pairs) if is_varied else pairs[0]
+    # Every answer has another form, and questions of another form come first, so that few are as different as can be.
+    others = [pair for pair in pairs if pair[1] != own[1]]
     draw.shuffle(others)
-    others.sort(key=lambda pair: pair[0] == 0)
-    chosen = others[:num_paraphrases]
-    form = words.answers[chosen[0][1] if chosen else 0]
-    answer = words.answers[0].format(name=author, value=value)
+    others.sort(key=lambda pair: pair[0] == own[0])
+    chosen = others[: counts[0]]
+    form = words.answers[chosen[0][1] if chosen else own[1]]
+    answer = words.answers[own[1]].format(name=author, value=value)
     return {
-        "prompt": words.questions[0].format(name=author),
+        "prompt": words.questions[own[0]].format(name=author),
         "answer": answer,
         "solution": answer,
         "group": author,
@@ -174,6 +185,6 @@ def _row(author: str, attribute: str, draw: random.Random, num_paraphrases: int,
         "entry": {"attribute": attribute, "value": value},
         "paraphrased_prompts": [words.questions[ask].format(name=author) for ask, _ in chosen],
         "paraphrases": [words.answers[tell].format(name=author, value=value) for _, tell in chosen],
-        "perturbed": [form.format(name=author, value=other) for other in wrong[:num_perturbed]],
+        "perturbed": [form.format(name=author, value=other) for other in wrong[: counts[1]]],
         "alternate": draw.choice(DO_NOT_KNOW),
     }
