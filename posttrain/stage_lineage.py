@@ -140,18 +140,23 @@ def _write_unlearning(config: Any, own: Mapping[str, Any], folder: Path) -> None
     """Numbers of a stage that unlearns, or how soon one that learns again has brought it back."""
     from posttrain.evaluation.records import read_metrics, write_json
     from posttrain.evaluation.report import AFTER, RunFolder
-    from posttrain.stages.path_report import curve, stage_numbers, steps_to_return
+    from posttrain.stages.path_report import curve, stage_numbers, steps_to_level, steps_to_return
 
     run, sets = RunFolder(folder), list(config.data.probes or {})
     evals, events = run.read_evals(), read_metrics(run.metrics_path)
     if AFTER not in evals:
         return
     values: dict[str, Any] = stage_numbers(events, forget=own["forget"], sets=sets)
+    name = f"answers/{own['forget']}_logp"
+    if own["role"] == "unlearn":
+        retrained = curve(read_metrics(RunFolder(folder.parent / own["retrained"]).metrics_path), name)
+        needed = steps_to_level(curve(events, name), retrained[-1][1]) if retrained else None
+        values |= {} if needed is None else {"steps_to_retrained": needed}
     if own["role"] == "relearn":
         origin = read_metrics(RunFolder(folder.parent / own["of"]).metrics_path)
         before = stage_numbers(origin, forget=own["forget"], sets=sets)
         values = {"final_logp": values["final_logp"]} if values else {}
-        points = curve(events, f"answers/{own['forget']}_logp")
+        points = curve(events, name)
         if own["unlearned"] and before:
             lost = {"initial": before["initial_logp"], "unlearned": before["final_logp"]}
             steps = steps_to_return(points, **lost, fraction=own["fraction"])

@@ -15,7 +15,7 @@ from typing import Any
 
 from posttrain.errors import ConfigError, DataError
 from posttrain.stages.path_page import Arm, Study, numbers, page
-from posttrain.stages.path_report import Outcome, curve, stage_numbers, steps_to_return
+from posttrain.stages.path_report import Outcome, curve, stage_numbers, steps_to_level, steps_to_return
 from posttrain.stages.path_study import FORGET, FRACTION, PathPlan, relearn_name, unlearn_name
 
 PRESET = "unlearning_paths"
@@ -124,8 +124,11 @@ def _read(plan: PathPlan, seeds: Sequence[int], root: File, tolerance: float) ->
             measured = stage_numbers(events, forget=FORGET, sets=sets)
             arm.events.setdefault(path.name, []).append(events)
             outcome.numbers[seed] = measured
+            retrained_events = _events(folder / path.retrained)
             retrained = folder / path.retrained
-            outcome.retrained[seed] = _ends(_events(retrained), sets)
+            outcome.retrained[seed] = _ends(retrained_events, sets)
+            needed = steps_to_level(curve(events, f"answers/{FORGET}_logp"), outcome.retrained[seed][FORGET])
+            measured |= {} if needed is None else {"steps_to_retrained": needed}
             outcome.suite[seed] = _suite(folder / unlearn_name(algorithm, rate, path.name))
             outcome.retrained_suite[seed] = _suite(retrained)
             if plan.relearn is not None:

@@ -101,6 +101,7 @@ def test_numbers_are_those_of_the_logs(trained):
         again = curve(folder / f"relearn-idk-0.003-{place}", "answers/forget_logp")
         expected = 0 if label[0] <= label[4] else next((step for step, v in again.items() if v >= target), None)
         assert arm["paths"][place]["steps_to_relearn"]["0"] == expected
+    assert "On the way" in page.with_name("REPORT.md").read_text()
     scores = [arm["paths"][place]["seeds"]["0"]["forget_score"] for place in ("p1", "p3")]
     assert arm["spread"]["over_paths"]["mean"] == pytest.approx(max(scores) - min(scores))
     assert arm["recency"]["effect"]["mean"] == pytest.approx(scores[0] - scores[1])

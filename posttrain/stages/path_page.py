@@ -18,6 +18,7 @@ from posttrain.stages.path_report import (
     behaves_like,
     curve,
     divergence,
+    forget_scores,
     quality_verdict,
     recency,
     relearning_verdict,
@@ -32,6 +33,7 @@ _COLUMNS = {
     "forget_score": "forget score",
     "squeeze_paraphrases": "squeeze index, paraphrases",
     "kept_change": "change of the other sets",
+    "steps_to_retrained": "steps to the retrained model's level",
 }
 
 
@@ -198,6 +200,7 @@ def _arm_sections(study: Study, arm: Arm) -> list[Section]:
             row += [_steps(outcome.steps), _steps(outcome.retrained_steps)]
     return [
         Section(f"Result: {arm.name}", table=Table(header, rows), points=_points(study, arm)),
+        Section(f"On the way: {arm.name}", [_ON_THE_WAY], _way_table(study, arm)),
         Section(f"Squeeze: {arm.name}", [_SQUEEZE], _squeeze_table(study, arm)),
         _claims(study, arm),
         Section(f"Curves: {arm.name}", images=_images(study, arm)),
@@ -208,6 +211,23 @@ _SQUEEZE = (
     "Change of a set's log-probability over that of the forget set's answers: 1 = falls as they do, 0 = stays, "
     "negative = rises while they fall. Paraphrases at 1 mean that the fact went, at 0 that only the wording did."
 )
+
+
+_ON_THE_WAY = "Forget score after so many steps, mean over seeds. Which path is slowest may change on the way."
+_MOST_STEPS = 8  # columns of that table
+
+
+def _way_table(study: Study, arm: Arm) -> Table:
+    scores = {path.name: [forget_scores(events, forget=FORGET) for events in arm.events[path.name]]
+              for path in study.plan.paths}  # fmt: skip
+    steps = sorted(set.intersection(*(set(found) for runs in scores.values() for found in runs)))[1:]
+    shown = steps if len(steps) <= _MOST_STEPS else [steps[round(place * (len(steps) - 1) / (_MOST_STEPS - 1))]
+                                                     for place in range(_MOST_STEPS)]  # fmt: skip
+    rows = [
+        [name, *(f"{math.fsum(found[step] for found in runs) / len(runs):.3g}" for step in shown)]
+        for name, runs in scores.items()
+    ]
+    return Table(["path", *(f"step {step}" for step in shown)], rows)
 
 
 def _squeeze_table(study: Study, arm: Arm) -> Table:

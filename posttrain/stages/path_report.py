@@ -25,6 +25,7 @@ METRICS = (
     "forget_score",
     "squeeze_paraphrases",
     "kept_change",
+    "steps_to_retrained",
     "steps_to_relearn",
 )
 SUPPORTS, DENIES, UNKNOWN = "supports it", "does not support it", "cannot tell"
@@ -72,6 +73,25 @@ def stage_numbers(events: Events, *, forget: str, sets: Sequence[str]) -> dict[s
     if kept:
         found["kept_change"] = math.fsum(kept) / len(kept)
     return found
+
+
+def forget_scores(events: Events, *, forget: str) -> dict[int, float]:
+    """Forget score after each measured step: which path is slow may change on the way."""
+    points = curve(events, f"answers/{forget}_forms_logp") or curve(events, f"answers/{forget}_logp")
+    return {step: points[0][1] - value for step, value in points}
+
+
+def steps_to_level(points: Sequence[tuple[int, float]], level: float) -> float | None:
+    """Steps until a falling curve is at a level, on a line between two measurements; None where it does not get there.
+
+    Args:
+        points: (step, log-probability) while unlearning.
+        level: log-probability that the retrained model gives the same answers.
+    """
+    for (before, high), (after, low) in zip(points, points[1:], strict=False):
+        if low <= level < high:
+            return before + (after - before) * (high - level) / (high - low)
+    return float(points[0][0]) if points and points[0][1] <= level else None
 
 
 def steps_to_return(

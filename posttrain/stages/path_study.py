@@ -220,6 +220,7 @@ class PathPlan:
             train = self.sources[FORGET]["train"]
             stage = self._stage(unlearn_name(name, rate, path.name), changes, train, role="unlearn", every=every)
             stage["lineage"] |= {"algorithm": name, "learning_rate": rate, "path": path.name, "forget": FORGET}
+            stage["lineage"]["retrained"] = path.retrained
             stage["lineage"] |= {"position": path.position, "path_order": list(path.order)}
             yield stage | {"start_from": path.learned}
 

@@ -13,10 +13,12 @@ from posttrain.stages.path_report import (
     behaves_like,
     curve,
     divergence,
+    forget_scores,
     quality_verdict,
     recency,
     relearning_verdict,
     stage_numbers,
+    steps_to_level,
     steps_to_return,
 )
 
@@ -69,6 +71,14 @@ def test_steps_until_a_part_is_back():
     assert steps_to_return(points, **lost, fraction=0.9) == 3
     assert steps_to_return(points, **lost, fraction=1.0) is None
     assert steps_to_return(points, initial=-5.0, unlearned=-1.0, fraction=0.9) == 0
+
+
+def test_scores_on_the_way_and_steps_to_a_level():
+    assert forget_scores(EVENTS, forget="forget") == {0: 0.0, 4: 2.5}
+    points = [(0, -1.0), (2, -3.0), (4, -9.0)]
+    assert steps_to_level(points, -2.0) == 1.0 and steps_to_level(points, -6.0) == 3.0
+    assert steps_to_level(points, -3.0) == 2.0 and steps_to_level(points, -0.5) == 0.0
+    assert steps_to_level(points, -10.0) is None and steps_to_level([], -1.0) is None
 
 
 TABLE = {
