@@ -72,7 +72,7 @@ def exact_kl(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
 
 
 def exact_forward_kl(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
-    """KL(ref || pi) of whole distributions: sum over v of ref(v) (log ref(v) - log pi(v)); what distillation minimises.
+    """KL(ref || pi) of whole distributions: sum over v of ref(v) (log ref(v) - log pi(v)); as distillation minimises.
 
     Arguments and returns as in `exact_kl`; inf where only the current policy excludes a token.
 
