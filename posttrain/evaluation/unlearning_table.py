@@ -17,7 +17,8 @@ from posttrain.evaluation import memorisation, unlearning
 
 Row = Mapping[str, Any]
 Sets = Mapping[str, Sequence[Row]]
-UTILITY_SETS = ("retain", "real_authors", "world_facts")
+KNOWLEDGE = ("real_authors", "world_facts")
+UTILITY_SETS = ("retain", *KNOWLEDGE)
 NEEDS_BEFORE = "needs the result of the model before unlearning (--against)"
 NEEDS_RETRAINED = "needs the result of a model trained without the forget set (--retrained)"
 
@@ -75,9 +76,18 @@ def measure(sets: Sets, *, before: Sets | None = None, retrained: Sets | None = 
     return found
 
 
-def truth_ratios(rows: Sequence[Row]) -> list[float]:
-    """Truth ratio of each row that has what it needs."""
-    return [unlearning.truth_ratio(row["paraphrased_nll"], row["perturbed_nlls"]) for row in rows if _has_ratio(row)]
+def truth_ratios(rows: Sequence[Row], *, name: str = "forget") -> list[float]:
+    """Truth ratio of each row that has what it needs.
+
+    Of general knowledge, which no row taught in these words, the answer itself stands for a missing paraphrase, as in
+    the reference code of TOFU.
+    """
+    found = []
+    for row in rows:
+        right = -row["logp"] if row["paraphrased_nll"] is None and name in KNOWLEDGE else row["paraphrased_nll"]
+        if right is not None and row["perturbed_nlls"]:
+            found.append(unlearning.truth_ratio(right, row["perturbed_nlls"]))
+    return found
 
 
 def answers_of(row: Row) -> list[float]:
@@ -92,7 +102,7 @@ def _of_a_set(name: str, rows: Sequence[Row]) -> dict[str, Measured]:
     found["probability"] = _probability(name, rows)
     greedy = [row["rouge_l_recall"] for row in rows if row.get("rouge_l_recall") is not None]
     found["rouge_l_recall"] = _mean(greedy, missing="no answer was generated")
-    ratios = truth_ratios(rows)
+    ratios = truth_ratios(rows, name=name)
     aggregate = unlearning.truth_ratio_of_forgotten if name == "forget" else unlearning.truth_ratio_of_kept
     missing = "the rows lack paraphrases or perturbed answers"
     found["truth_ratio"] = _made(lambda: aggregate(ratios), len(ratios)) if ratios else Measured(None, missing)
@@ -103,7 +113,7 @@ def _of_a_set(name: str, rows: Sequence[Row]) -> dict[str, Measured]:
 
 def _probability(name: str, rows: Sequence[Row]) -> Measured:
     """Of general knowledge the share among the options, otherwise the probability itself."""
-    if name not in ("real_authors", "world_facts"):
+    if name not in KNOWLEDGE:
         return _mean([unlearning.probability(-row["logp"]) for row in rows])
     if not all(row["perturbed_nlls"] for row in rows):
         return Measured(None, "the rows lack wrong options (perturbed)")
@@ -185,10 +195,6 @@ def _mean(values: Sequence[float], *, missing: str = "there are no rows") -> Mea
 
 def _plain_mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _has_ratio(row: Row) -> bool:
-    return row["paraphrased_nll"] is not None and bool(row["perturbed_nlls"])
 
 
 def _refuse_other_rows(sets: Sets, others: Sets | None, option: str) -> None:

@@ -82,6 +82,13 @@ def test_a_diverged_model_gives_reasons_instead_of_nan():
         assert found[name].value is None and "no number" in found[name].reason or "NaN" in found[name].reason, name
 
 
+def test_general_knowledge_needs_no_paraphrases():
+    plain = rows(-1.0, paraphrase_logps=[], paraphrased_nll=None)
+    found = measure({"real_authors": plain, "retain": plain})
+    assert found["real_authors.truth_ratio"].value == pytest.approx(1 - math.exp(-2))  # NLL 1, wrong 3; 2, wrong 4
+    assert found["retain.truth_ratio"].value is None
+
+
 def test_another_measurement_of_other_rows_is_refused():
     other = {"forget": [row("a", -1.0), row("c", -1.0)]}
     with pytest.raises(DataError, match="--against: the earlier result has other forget rows. Evaluate both models"):
