@@ -28,7 +28,8 @@ class Paper:
 @dataclass(frozen=True)
 class Entry:
     """One method. `config` and `trainer` are "module:Name"; `supports` is a subset of `FEATURES`; `reads` says whether
-    its training rows are prompts or documents that it makes its own prompts from.
+    its training rows are prompts or documents that it makes its own prompts from, `reads_retain` whether it has rows
+    to keep beside those to forget.
     """
 
     key: str
@@ -39,6 +40,7 @@ class Entry:
     paper: Paper
     supports: frozenset[str] = field(default_factory=frozenset)
     reads: Literal["prompts", "documents"] = "prompts"
+    reads_retain: bool = False
 
     def load_config(self) -> Any:
         """The config class; imports trl and torch."""
@@ -174,6 +176,16 @@ METHODS: dict[str, Entry] = {
             trainer="posttrain.methods.aioli.trainer:AioliTrainer",
             paper=Paper("Aioli: A Unified Optimization Framework for Language Model Data Mixing", "2411.05735", 2024),
             supports=frozenset({"ddp", "zero1", "zero2", "zero3", "fsdp2", "peft", "packing", "resume"}),
+        ),
+        Entry(
+            key="unlearning_paths",
+            kind="supervised",
+            summary="unlearning by gradient ascent, preferences or steering, and how the order of training shapes it",
+            config="posttrain.methods.unlearning_paths.config:UnlearnConfig",
+            trainer="posttrain.methods.unlearning_paths.trainer:UnlearnTrainer",
+            paper=Paper("On the Impossibility of Retrain Equivalence in Machine Unlearning", "2510.16629", 2025),
+            supports=frozenset({"ddp", "zero1", "zero2", "peft", "resume"}),
+            reads_retain=True,
         ),
         Entry(
             key="dmt",

@@ -160,8 +160,9 @@ class Stage:
         with whole_models():
             self.filter_rows(data, path)
         extra: dict[str, Any] = {}
-        if "validation" in data:
-            extra["eval_dataset"] = self.trainable(data["validation"], tokenizer, split="validation")
+        for split, keyword in (("validation", "eval_dataset"), ("retain", "retain_dataset")):
+            if split in data:
+                extra[keyword] = self.trainable(data[split], tokenizer, split=split)
         if config.rollout is not None:
             extra["reward_funcs"] = [reward_scorer(config, entry.name) for entry in config.rollout.rewards]
         trainer = self.entry.load_trainer()(
@@ -227,8 +228,9 @@ class Stage:
             for name, source in block.probes.items():
                 held_out[PROBE_ROWS + name] = load_source(source, system_prompt=prompt)
         rows = {"train": self.trained_rows(block.train, tokenizer)}
-        if block.validation is not None:
-            rows["validation"] = load_rows(self.config, block.validation, tokenizer)[0]
+        for name in ("validation", "retain"):
+            if getattr(block, name) is not None:
+                rows[name] = load_rows(self.config, getattr(block, name), tokenizer)[0]
         return {**rows, **held_out}
 
     def trained_rows(self, source: Any, tokenizer: Any) -> Any:

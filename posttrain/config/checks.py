@@ -105,7 +105,7 @@ class _Check:
         self.world_size, self.show_rows, self.will_train = world_size, show_rows, will_train
         self.entry = registry.get(cfg.method.name)
         self.report, self.buildable = CheckReport(), False
-        self.trained: tuple[Rows | None, Rows | None] = (None, None)
+        self.trained: dict[str, Rows | None] = {}
         self.demonstrated = checks_data.uses_demonstrations(cfg, self.entry)
 
     def run(self) -> None:
@@ -119,9 +119,10 @@ class _Check:
         tokenizer = self.tokenizer() if self.model() else None
         train = self.rows("train")
         held_out = self.rows("eval") if self.cfg.data.eval is not None else None
-        validation = self.rows("validation") if self.cfg.data.validation is not None else None
-        self.trained = (train, validation)
-        for rows in (train, held_out, validation):
+        named = [name for name in ("validation", "retain") if getattr(self.cfg.data, name) is not None]
+        further = {name: self.rows(name) for name in named}
+        self.trained = {"train": train, **further}
+        for rows in (train, held_out, *further.values()):
             # A trap of the template shows in training rows first; it need not be told twice.
             if rows is not None and tokenizer is not None and not self.texts(rows, tokenizer):
                 break
@@ -133,7 +134,7 @@ class _Check:
         for finding in checks_tasks.probe_findings(self.cfg, loaded=self.loaded.tasks):
             self.missing(finding, "data", "probes")
         if train is not None:
-            for others in (held_out, validation):
+            for others in (held_out, further.get("validation")):
                 if others is not None:
                     self.report.warnings += checks_data.shared_rows(self.cfg, train, others)
             asked = self.asked(train, held_out, tokenizer)
@@ -180,11 +181,10 @@ class _Check:
 
     def data_settings(self, args: Any) -> None:
         """What the method's settings ask of the rows."""
-        train, validation = self.trained
-        if train is None or self.entry.kind != "supervised":
+        rows = {name: found.dataset for name, found in self.trained.items() if found is not None}
+        if len(rows) < len(self.trained) or not rows or self.entry.kind != "supervised":
             return
-        others = None if validation is None else validation.dataset
-        for finding in args.data_findings(train.dataset, others, world_size=self.world_size):
+        for finding in args.data_findings(rows, world_size=self.world_size):
             self.add(True, checks_model.explained(self.cfg, finding))
 
     def model(self) -> bool:

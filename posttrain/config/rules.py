@@ -114,7 +114,8 @@ def _data(cfg: RunConfig) -> Iterator[PosttrainError]:
         if train.mixing is not None:
             where = cfg.where("data", "train", "mixing")
             yield ConfigError("there is no mixture", where=where, fix="Write data.train.mixture, or remove the line")
-    yield from _validation(cfg)
+    for split in ("validation", "retain"):
+        yield from _further(cfg, split)
     if other is not None:
         yield from _source(cfg, ("data", "eval"), other)
     for name, task in (cfg.data.eval_tasks or {}).items():
@@ -135,21 +136,24 @@ def _data(cfg: RunConfig) -> Iterator[PosttrainError]:
         )
 
 
-def _validation(cfg: RunConfig) -> Iterator[PosttrainError]:
-    """Rows whose loss is measured: of a method that measures it, and not those of training."""
-    rows, where = cfg.data.validation, cfg.where("data", "validation")
+def _further(cfg: RunConfig, split: str) -> Iterator[PosttrainError]:
+    """Rows beside those of training: of a method that reads them, and not the same ones."""
+    rows, where, entry = getattr(cfg.data, split), cfg.where("data", split), registry.get(cfg.method.name)
     if rows is None:
         return
-    if registry.get(cfg.method.name).kind != "supervised":
+    if split == "validation" and entry.kind != "supervised":
         fix = "Remove it; data.eval is what policy methods are evaluated on"
-        yield ConfigError("read by supervised methods alone", where=where, got=cfg.method.name, fix=fix)
+        yield ConfigError("read by supervised methods alone", where=where, got=entry.key, fix=fix)
+    if split == "retain" and not entry.reads_retain:
+        readers = ", ".join(key for key, other in registry.METHODS.items() if other.reads_retain)
+        yield ConfigError("read by unlearning alone", where=where, got=entry.key, allowed=readers, fix="Remove it")
     if rows.mixture is not None:
-        yield from _mixture(cfg, "validation")
+        yield from _mixture(cfg, split)
     else:
-        yield from _source(cfg, ("data", "validation"), rows)
+        yield from _source(cfg, ("data", split), rows)
     if rows.model_dump() == cfg.data.train.model_dump():
-        what = "validation would measure the very rows of training"
-        yield ConfigError(what, where=where, fix="Choose another seed or split for data.validation")
+        fix = f"Choose another seed or split for data.{split}"
+        yield ConfigError("these are the very rows of training", where=where, fix=fix)
 
 
 def _mixture(cfg: RunConfig, split: str) -> Iterator[PosttrainError]:

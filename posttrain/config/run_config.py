@@ -163,6 +163,7 @@ class DataBlock(Block):
     validation: TrainSource | None = Field(
         default=None, description="held-out rows whose loss supervised methods measure"
     )
+    retain: TrainSource | None = Field(default=None, description="rows that unlearning is to keep; train is forgotten")
     eval: DataSource | None = Field(default=None, description="rows to evaluate on; null = no evaluation")
     eval_tasks: dict[TaskName, TaskSource] | None = Field(
         default=None, description="further tasks by name, evaluated before and after training with the eval block"

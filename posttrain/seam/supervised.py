@@ -85,11 +85,12 @@ class SupervisedConfig(SFTConfig):
         """Mistakes that show once the tokenizer is known; `posttrain check` asks for them. Default: none."""
         yield from ()
 
-    def data_findings(self, train: Any, validation: Any, *, world_size: int) -> Iterator[PosttrainError]:
+    def data_findings(self, rows: dict[str, Any], *, world_size: int) -> Iterator[PosttrainError]:
         """Mistakes that show once the rows are known; `posttrain check` asks for them. Default: none.
 
         Args:
-            train: rows. validation: rows, or None. world_size: processes that the run will have.
+            rows: data sets by their name in the data block: train, and validation and retain where they are given.
+            world_size: processes that the run will have.
         """
         yield from ()
 
@@ -115,11 +116,12 @@ class _WithColumns:
 class SupervisedTrainer(ResumableTrainer, SFTTrainer):
     """SFT base of every method whose loss is a function of the target tokens' log-probabilities.
 
-    Hooks for methods: `token_loss`, once per micro-batch on every rank; `prepare_batches`, once per optimizer step of
-    training on every rank, before anything is counted; `published_form`, around the saving of a model that is not a
-    checkpoint. Columns a method needs beside the tokens are named in `extra_columns` and reach `token_loss` in
-    `batch`: numbers as a (B,) tensor, others as a list. With `numbers_rows`, `row_numbers.row_spans` tells
-    `prepare_batches` which row of `train_dataset` is where in a batch.
+    Hooks for methods: `token_loss`, or `batch_loss` for what is not one reduced loss, once per micro-batch on every
+    rank; `prepare_batches` and `finish_batches`, once per optimizer step of training on every rank, before anything is
+    counted; `published_form`, around the saving of a model that is not a checkpoint. Tensors that they add to a batch
+    are named in `batch_keys`, and reach the loss in `batch`. Columns a method needs beside the tokens are named in
+    `extra_columns` and reach it in the same way: numbers as a (B,) tensor, others as a list. With `numbers_rows`,
+    `row_numbers.row_spans` tells `prepare_batches` which row of `train_dataset` is where in a batch.
 
     Checkpoints hold nothing beyond `method_state`; the data order follows from (seed, epoch).
 
@@ -132,6 +134,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
     loss_is_scaled_for_ga = True
     config_class: type[SupervisedConfig] = SupervisedConfig
     extra_columns: tuple[str, ...] = ()
+    batch_keys: tuple[str, ...] = ()
     numbers_rows = False
     args: SupervisedConfig
     data_collator: Any
@@ -194,12 +197,24 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         output = _LOSSES[self.args.loss_type](log_probs, label_mask)
         return LossOutput(output.values, self.args.loss_aggregation, output.metrics)
 
+    def batch_loss(
+        self, log_probs: Tensor, label_mask: Tensor, batch: dict[str, Any], counts: LossCounts
+    ) -> tuple[Tensor, dict[str, float | Tensor]]:
+        """This micro-batch's share of the loss, and metrics of it; the shares of all micro-batches and ranks add up.
+
+        Default: `token_loss`, reduced with the counts of the optimizer step (in evaluation, of the batch).
+        """
+        output = self.token_loss(log_probs, label_mask, batch)
+        return reduce_loss(output, label_mask.float(), counts=counts), output.metrics
+
     def prepare_batches(self, batches: list[dict[str, Any]]) -> None:
         """Change the micro-batches of the coming optimizer step; collectives allowed. Not called in evaluation.
 
-        Labels set to -100 here leave the loss and its normaliser. Keys that are added must be tensors, and taken out
-        again in `compute_loss`.
+        Labels set to -100 here leave the loss and its normaliser.
         """
+
+    def finish_batches(self, batches: list[dict[str, Any]]) -> None:
+        """The same after rows that only fill up an epoch have lost their labels; rows may be added here."""
 
     def published_form(self) -> AbstractContextManager[None]:
         """Context in which the model is saved for use; checkpoints are written as training needs them."""
@@ -296,6 +311,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
             self._mixture.count_batches(self, samples)  # adds GROUP_IDS
         for batch in samples:
             drop_numbers(batch)
+        self.finish_batches(samples)
         # transformers 5.17 calls this once per optimizer step with all its micro-batches: the place to count.
         self._counts = self._count([batch["labels"] for batch in samples], device)
         self.spend("demonstrations", self._counts.rows)
@@ -322,7 +338,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
     ) -> Any:
         mode = "train" if self.model.training else "eval"
         groups = inputs.pop(GROUP_IDS, None)
-        extras = {key: inputs[key] for key in self.extra_columns if key in inputs}
+        extras = {key: inputs[key] for key in (*self.extra_columns, *self.batch_keys) if key in inputs}
         model_inputs = {key: value for key, value in inputs.items() if key not in extras}
         measured = self._wants_metrics()
         self._scoring.outputs = ("log_probs", "entropy", "is_top1") if measured else ("log_probs",)
@@ -330,18 +346,20 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         label_mask = outputs.label_mask
         counts = self._counts if mode == "train" else None
         counts = counts or self._count([inputs["labels"]], label_mask.device)
-        output = self.token_loss(outputs.log_probs, label_mask, {**inputs, **extras})
+        share, metrics = self.batch_loss(outputs.log_probs, label_mask, {**inputs, **extras}, counts)
         # The counts span all ranks and DDP averages gradients over them.
-        loss = reduce_loss(output, label_mask.float(), counts=counts) * self.accelerator.num_processes
+        loss = share * self.accelerator.num_processes
         if self.aux_loss_enabled:
             steps = self.args.gradient_accumulation_steps if mode == "train" else 1
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
         if groups is not None and self._mixture is not None:
             self._mixture.add_losses(outputs.log_probs, label_mask, groups)
-        self._log_batch(mode, outputs, inputs, output, measured)
+        self._log_batch(mode, outputs, inputs, metrics, measured)
         return (loss, outputs) if return_outputs else loss
 
-    def _log_batch(self, mode: str, outputs: Any, inputs: dict[str, Any], output: LossOutput, measured: bool) -> None:
+    def _log_batch(
+        self, mode: str, outputs: Any, inputs: dict[str, Any], metrics: dict[str, Any], measured: bool
+    ) -> None:
         attended = inputs["attention_mask"].sum() if "attention_mask" in inputs else outputs.label_mask.numel()
         local = torch.stack(
             [torch.as_tensor(attended, device=outputs.label_mask.device), outputs.label_mask.sum()]
@@ -354,7 +372,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         if measured and total[1]:
             self._metrics[mode]["entropy"].append(total[2] / total[1])
             self._metrics[mode]["mean_token_accuracy"].append(total[3] / total[1])
-        for name, value in output.metrics.items():
+        for name, value in metrics.items():
             self._metrics[mode][name].append(float(value))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

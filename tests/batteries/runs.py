@@ -42,6 +42,7 @@ OF_METHOD: dict[str, dict[str, Any]] = {
         "completion_margin": 4,
         "max_rollouts_without_answer": None,
     },
+    "unlearning_paths": {"reference": "copy", "retain_weight": 0.5},
     # Controllers that decide in the run have tests of their own.
     "aioli": {"controller": "static", "proportions": [0.5, 0.3, 0.2], "mixing_rounds_every": 2},
 }
@@ -118,6 +119,8 @@ def build(
     if key == "aioli":
         data = data if {"group", SOURCE_COLUMN} & set(data.column_names) else as_groups(data)
         extra.setdefault("eval_dataset", as_groups(dataset(6)) if "group" in data.column_names else None)
+    if key == "unlearning_paths":
+        extra.setdefault("retain_dataset", dataset(20).select(range(12, 20)))
     args = entry.load_config()(output_dir=str(output_dir), **arguments)
     if is_policy:
         extra["reward_funcs"] = Recorder() if reward is None else reward

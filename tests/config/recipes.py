@@ -48,6 +48,7 @@ BASES["rmt"] = {
     },
     "rollout": {**GRPO["rollout"], "rewards": ["next_token"]},
 }
+BASES["unlearning_paths"] = {**SFT, "method": {"name": "unlearning_paths", "unlearn_loss": "ga"}}
 BASES["aioli"] = {
     **SFT,
     "method": {

@@ -82,13 +82,13 @@ class AioliConfig(ControllerConfig):
         self._check_sources()
         self._check_rounds()
 
-    def data_findings(self, train: Any, validation: Any, *, world_size: int) -> Iterator[PosttrainError]:
+    def data_findings(self, rows: dict[str, Any], *, world_size: int) -> Iterator[PosttrainError]:
         from posttrain.methods.aioli.building import check_groups
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                check_groups(self, train, validation, world_size=world_size)
+                check_groups(self, rows["train"], rows.get("validation"), world_size=world_size)
             except PosttrainError as error:
                 yield error
 

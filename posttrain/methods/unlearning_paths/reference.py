@@ -1,0 +1,151 @@
+"""The model before unlearning: where it is held, what is read of it, and that it is the right one."""
+
+from __future__ import annotations
+
+import copy
+import re
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from posttrain.errors import ConfigError, SupportError
+from posttrain.methods.unlearning_paths.config import UnlearnConfig
+from posttrain.rollouts.digests import digest
+from posttrain.seam.frozen import HiddenTap, at_rest, model_inputs, next_token_logps, plain_head, whole_base
+
+# Where hidden states are read.
+LAYER, DECODER = "layer", "decoder"
+
+
+def frozen_copy(model: Any, args: UnlearnConfig) -> nn.Module | None:
+    """A copy of the model for `reference: copy`, made before the trainer changes its forward; None if none is read."""
+    if not (args.needs_reference and args.reference == "copy"):
+        return None
+    if isinstance(model, str):
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(model).eval().requires_grad_(False)
+    if isinstance(model, PeftModel):
+        raise ConfigError(
+            "a model with adapters has its reference in itself",
+            where="method.reference",
+            got="copy",
+            allowed="adapter_off, precomputed",
+        )
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def start_digest(model: Any) -> str:
+    """16 hexadecimal digits that tell the weights without adapters; equal however the model is wrapped."""
+    total = 0
+    for name, value in sorted(whole_base(model).state_dict().items()):
+        if ".lora_" not in name and "lora_embedding" not in name:
+            total = (total * 1_000_003 + digest(value)) % 2**64
+    return f"{total:016x}"
+
+
+def one_module(model: Any, pattern: str) -> str:
+    """Name of the one module of the model without adapters whose whole name matches.
+
+    Raises:
+        ConfigError: none or several do; names candidates.
+    """
+    names = [name for name, _ in whole_base(model).named_modules() if name and ".lora_" not in name]
+    found = [name for name in names if re.fullmatch(pattern, name)]
+    if len(found) == 1:
+        return found[0]
+    layers = [name for name in names if re.fullmatch(r".*\.\d+", name)]
+    raise ConfigError(
+        "the regular expression must match one module",
+        where="method.module_regex",
+        got=f"{pattern!r}, which matches {len(found)}",
+        allowed=f"one of e.g. {', '.join(found[:8] or layers[:8])}",
+    )
+
+
+class Reference:
+    """Reads the model before unlearning.
+
+    Args:
+        trainer: after its model was prepared by TRL, before the first step. frozen: of `frozen_copy`.
+
+    Raises:
+        ConfigError: adapter_off without adapters, or with one that is not zero at the start.
+    """
+
+    def __init__(self, trainer: Any, frozen: nn.Module | None):
+        self.trainer, self.args = trainer, trainer.args
+        own = trainer.accelerator.unwrap_model(trainer.model)
+        self.sha = start_digest(own)
+        self.frozen = None if frozen is None else frozen.to(trainer.accelerator.device)
+        self.table: Tensor | None = None  # (F, 2) sums for the row to forget and its other answer
+        if self.args.needs_reference and self.args.reference == "adapter_off":
+            _refuse_no_adapter(own)
+        wanted = {LAYER: self.args.taps_layer, DECODER: self.reads_divergence}
+        places = [place for place, is_read in wanted.items() if is_read]
+        self.taps = {place: self._tapped(own, place) for place in places}
+        self._frozen_taps = {} if self.frozen is None else {p: self._tapped(self.frozen, p) for p in places}
+
+    @property
+    def reads_divergence(self) -> bool:
+        """Whether the divergence from the whole distributions is read."""
+        return bool(self.args.retain_weight) and self.args.retain_loss == "kl"
+
+    def _tapped(self, model: Any, place: str) -> HiddenTap:
+        base = whole_base(model)
+        if place == DECODER:
+            plain_head(model, where="method.retain_loss")
+            return HiddenTap(base.get_decoder())
+        return HiddenTap(base.get_submodule(one_module(model, self.args.module_regex)))
+
+    def _model(self) -> tuple[Any, AbstractContextManager[Any]]:
+        """(model, context) in which the model is that before unlearning."""
+        if self.frozen is not None:
+            return self.frozen, nullcontext()
+        own = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        return own, own.disable_adapter() if isinstance(own, PeftModel) else nullcontext()
+
+    def sums(self, batch: dict[str, Any], rows: Tensor) -> Tensor:
+        """(K,) sums of log pi_ref over the labels of the chosen rows of a batch."""
+        chosen = {key: batch[key][rows] for key in ("input_ids", "attention_mask", "labels")}
+        model, before = self._model()
+        with at_rest(model), before:
+            return next_token_logps(model, chosen).sum(dim=1)
+
+    def hidden(self, batch: dict[str, Any], rows: Tensor, place: str) -> Tensor:
+        """(K, S, D) output of the layer, or of the decoder, for the chosen rows of a batch."""
+        chosen = {key: batch[key][rows] for key in ("input_ids", "attention_mask")}
+        model, before = self._model()
+        with at_rest(model), before:
+            whole_base(model).get_decoder()(**model_inputs(chosen), use_cache=False)
+        return (self._frozen_taps or self.taps)[place].take()
+
+    def head(self) -> nn.Module:
+        """The reference's own head."""
+        return plain_head(self._model()[0], where="method.retain_loss")
+
+
+def _refuse_no_adapter(model: Any) -> None:
+    if not isinstance(model, PeftModel):
+        raise ConfigError(
+            "the model has no adapter to switch off",
+            where="method.reference",
+            got="adapter_off",
+            allowed="copy, precomputed",
+            fix="Choose one of them, or write model.lora",
+        )
+    changed = [
+        name for name, value in model.named_parameters() if ".lora_B." in name and bool(torch.count_nonzero(value))
+    ]
+    if not any(".lora_B." in name for name, _ in model.named_parameters()):
+        raise SupportError("only LoRA adapters are known to be zero at the start", where="model.lora")
+    if changed:
+        raise ConfigError(
+            "the adapter is not zero at the start, so without it the model is not that before unlearning",
+            where="method.reference",
+            got=f"{changed[0]} and {len(changed) - 1} more",
+            fix="Merge the adapter first, as a stage's start_from does, or use precomputed",
+        )
