@@ -92,6 +92,10 @@ class Stage:
             if is_main_process():
                 say(f"{self.folder.path} is finished; nothing to do (trainer.resume: never trains it again)")
             return self.outcome()
+        if self.config.stage is not None and self.config.stage.mix is not None:
+            from posttrain.mixing.stage import decide
+
+            decide(self.config, self.folder.path)
         trainer, data = self.build()
         try:
             self.train(trainer, data)

@@ -184,6 +184,8 @@ class _Check:
         rows = {name: found.dataset for name, found in self.trained.items() if found is not None}
         if len(rows) < len(self.trained) or not rows or self.entry.kind != "supervised":
             return
+        if self.cfg.stage is not None and self.cfg.stage.mix is not None:
+            return  # what `mix` decides is not there before the earlier stages are
         for finding in args.data_findings(rows, world_size=self.world_size):
             self.add(True, checks_model.explained(self.cfg, finding))
 

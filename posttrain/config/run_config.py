@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PrivateAttr, StringConstraints
 
 from posttrain.config.block import Block, Count, Name, OpenBlock, Seed
+from posttrain.config.mix_block import MixBlock
 from posttrain.config.rif_block import RifBlock
 from posttrain.config.source import Key, SourceMap
 
@@ -320,6 +321,7 @@ class StageBlock(Block):
         description="stage whose model the divergence is measured from, or model; null = the one it starts from",
     )
     rif: RifBlock | None = Field(default=None, description="filter of the training rows by rollouts of the model")
+    mix: MixBlock | None = Field(default=None, description="settings of the method aioli that earlier stages decide")
     lineage: dict[str, Any] | None = Field(default=None, description="what a preset tells about the stage")
     method: Any = None
     model: Any = None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import registry
+from posttrain.config.mix_block import mix_findings
 from posttrain.config.run_config import BLOCKS, REWARD_LIMITS, RunConfig, StageBlock
 from posttrain.config.source import SourceMap
 from posttrain.config.validation import explain_all, parse_run, unknown_key
@@ -100,6 +101,8 @@ def _check_plan(
             where, allowed = source.where(("stages", index, "reference_from")), ", ".join(["model", *earlier])
             what = "not the name of an earlier stage"
             errors.append(ConfigError(what, where=where, got=stage.reference_from, allowed=allowed))
+        if stage.mix is not None:
+            errors += mix_findings(stage, earlier, source, ("stages", index, "mix"))
         earlier.append(stage.name)
     errors += _foreign_checkpoint(values, earlier, source)
     for block in BLOCKS:
@@ -156,6 +159,9 @@ def _parse_stage(
     raw |= {block: getattr(stage, block) for block in own}
     if _is_supervised(stage, values) and "rollout" in raw and "rollout" not in own:
         raw = _without_rollout(raw)
+    if stage.mix is not None and isinstance(raw.get("method"), dict):
+        setting, path = stage.mix.setting(Path(_root(values, source)), stage.name)
+        raw["method"] = {**raw["method"], setting: path}
     trainer = raw.get("trainer")
     if trainer is None or isinstance(trainer, dict):
         trainer = trainer or {}

@@ -10,10 +10,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from posttrain.errors import ConfigError
-from posttrain.stages import composition, continual, path_study
+from posttrain.stages import composition, continual, mixing_arms, path_study
 
 Preset = Callable[[Mapping[str, Any]], list[dict[str, Any]]]
-PRESETS: dict[str, Preset] = {**composition.PRESETS, **continual.PRESETS, **path_study.PRESETS}
+PRESETS: dict[str, Preset] = {
+    **composition.PRESETS,
+    **continual.PRESETS,
+    **path_study.PRESETS,
+    **mixing_arms.PRESETS,
+}
 
 
 def expand(values: Mapping[str, Any]) -> list[dict[str, Any]]:

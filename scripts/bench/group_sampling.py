@@ -46,6 +46,7 @@ def groups_of(rows: int, groups: int) -> np.ndarray:
 
 
 def main() -> int:
+    """Measure, print, and say whether a bound was passed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--groups", type=int, default=200)

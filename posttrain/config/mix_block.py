@@ -1,0 +1,67 @@
+"""Settings of a stage that mixes groups, where they follow from earlier stages."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from posttrain.config.block import Block, Name
+from posttrain.config.source import Key, SourceMap
+from posttrain.errors import ConfigError, PosttrainError
+
+# find -> setting of the method it decides, file below the folder of the run it is read from; None = it is computed.
+_SETTINGS: dict[str, tuple[str, str | None]] = {
+    "proportions": ("proportions_from", "mixing.json"),
+    "reference": ("reference_model", "model"),
+    "grid": ("proportions_from", None),
+    "dml": ("proportions_from", None),
+    "regmix": ("proportions_from", None),
+    "skill_graph": ("skill_graph", None),
+}
+
+
+class MixBlock(Block):
+    """What a stage of the method aioli takes from earlier stages."""
+
+    find: Literal["proportions", "reference", "grid", "dml", "regmix", "skill_graph"] = Field(
+        description="proportions: those a run ended with; reference: a run's model, for the controller doremi; grid, "
+        "dml, regmix: proportions found on several runs; skill_graph: for the controller skillit"
+    )
+    runs: Annotated[list[Name], Field(min_length=1)] = Field(
+        description="stages; for skill_graph any first, whose losses before training count, then one a group, in order"
+    )
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether the stage has to compute a file before it trains."""
+        return _SETTINGS[self.find][1] is None
+
+    def setting(self, root: Path, stage: str) -> tuple[str, str]:
+        """(setting of the method, path that it is set to). The path tells runs apart, so that a change is noticed."""
+        name, file = _SETTINGS[self.find]
+        if file is not None:
+            return name, str(root / self.runs[0] / file)
+        digest = hashlib.sha256("\n".join(self.runs).encode()).hexdigest()[:8]
+        return name, str(root / stage / f"{self.find}_{digest}.json")
+
+
+def mix_findings(stage: Any, earlier: Sequence[str], source: SourceMap, key: Key) -> list[PosttrainError]:
+    """Stages that do not exist yet, and settings that would be written twice."""
+    errors: list[PosttrainError] = []
+    block: MixBlock = stage.mix
+    for place, name in enumerate(block.runs):
+        if name not in earlier:
+            where, allowed = source.where((*key, "runs", place)), ", ".join(earlier)
+            errors.append(ConfigError("not the name of an earlier stage", where=where, got=name, allowed=allowed))
+    setting, file = _SETTINGS[block.find]
+    if file is not None and len(block.runs) > 1:
+        where = source.where((*key, "runs"))
+        errors.append(ConfigError("one run is enough", where=where, got=block.runs, fix="Name one stage"))
+    if isinstance(stage.method, dict) and setting in stage.method:
+        where, what = source.where(key), f"decides method.{setting}, which the stage gives itself"
+        errors.append(ConfigError(what, where=where, got=block.find, fix="Remove one of them"))
+    return errors

@@ -1,0 +1,70 @@
+"""The `mix` block of a stage: proportions or a skill graph from runs that earlier stages finished."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from posttrain.errors import DataError
+from posttrain.methods.aioli import fits
+from posttrain.mixing.sweep import StaticRun, read_run
+
+# Of RegMix's simulated mixtures in a stage; `posttrain mix regmix` has it as an option.
+REGMIX_SEED = 0
+
+
+def decide(config: Any, folder: Path) -> None:
+    """Write the file that the stage's method is set to, from the finished runs beside its folder; rank 0 alone."""
+    from accelerate import PartialState
+
+    from posttrain.evaluation.records import write_json
+    from posttrain.stage_run import is_main_process, say
+
+    block = config.stage.mix
+    if not block.is_computed:
+        return
+    setting, path = block.setting(folder.parent, folder.name)
+    with PartialState().main_process_first():
+        if is_main_process():
+            runs = [read_static(folder.parent / name) for name in block.runs]
+            groups = read_run(folder.parent / block.runs[0])[0]
+            found = found_by(block.find, runs)
+            write_json(path, {"groups": groups, **found, "found_by": block.find, "runs": block.runs})
+            told = ", ".join(f"{n} {v:.3f}" for n, v in zip(groups, found.get("proportions", []), strict=False))
+            say(f"{config.stage.name}: {block.find} of {len(runs)} runs{': ' if told else ''}{told}")
+
+
+def read_static(folder: Path) -> StaticRun:
+    """A finished run of any stage, as `posttrain mix` reads its own."""
+    _, losses, proportions = read_run(folder)
+    return StaticRun(folder.name, folder, tuple(proportions), tuple(losses[0]), tuple(losses[-1]))
+
+
+def found_by(find: str, runs: list[StaticRun]) -> dict[str, Any]:
+    """What is found on the runs: proportions, or a skill graph of all but the first.
+
+    Raises:
+        DataError: the runs do not tell it.
+    """
+    proportions, losses = np.array([run.proportions for run in runs]), np.array([run.end for run in runs])
+    m = proportions.shape[1]
+    if find == "grid":
+        best = min(runs, key=lambda run: run.mean_loss)
+        return {"proportions": best.proportions, "best": best.name}
+    if find == "dml":
+        law = fits.fit_static_law(proportions, losses)
+        quality = fits.r_squared(losses, law.predict(proportions))
+        return {"proportions": fits.best_by_law(law, m), "r_squared": quality}
+    if find == "regmix":
+        linear = fits.fit_linear_law(proportions, losses)
+        quality = fits.r_squared(losses, linear.predict(proportions))
+        return {"proportions": fits.best_by_simulation(linear, m, seed=REGMIX_SEED), "r_squared": quality}
+    if not np.array_equal(proportions[1:], np.eye(m)):
+        raise DataError(
+            "a skill graph needs a run on each group alone, in the order of the groups",
+            where=str(runs[0].folder.parent),
+            got=[run.name for run in runs[1:]],
+        )
+    return {"skill_graph": fits.skill_graph(np.array(runs[0].start), losses[1:])}
