@@ -21,6 +21,7 @@ from posttrain.evaluation.records import evaluation_seconds, json_value, trainin
 from posttrain.evaluation.report import RunFolder
 from posttrain.reproduce.claims import MAIN, ChangeClaim, Study
 from posttrain.reproduce.decision import ends
+from posttrain.reproduce.group_losses import flat, is_of_losses, losses_after
 from posttrain.reproduce.plan import ArmPlan, Plan, SeedRun
 from posttrain.reproduce.results import (
     ArmResult,
@@ -145,11 +146,16 @@ def _method(run: SeedRun, stage: str) -> str:
 
 def _seed(study: Study, run: SeedRun, arm: ArmPlan) -> SeedResult:
     folder = RunFolder(run.stage_folder(arm.stage))
-    after = _after(folder, run, arm.stage)
+    of_losses = is_of_losses(study)
+    after = losses_after(folder) if of_losses else _after(folder, run, arm.stage)
+    _refuse_changed(folder, run, arm.stage)
     own = [RunFolder(run.stage_folder(record.name)) for record in arm.own]
     return SeedResult(
         seed=run.seed,
-        values={metric: metric_value(after, metric, folder) for metric in study.metrics()},
+        values={
+            **(flat(after["mixing"]) if of_losses else {}),
+            **{metric: metric_value(after, metric, folder) for metric in study.metrics()},
+        },
         accuracy_stderr=after.get("accuracy_stderr"),
         num_prompts=after["num_prompts"],
         unscored=after["unscored"],
@@ -170,7 +176,7 @@ def _seed(study: Study, run: SeedRun, arm: ArmPlan) -> SeedResult:
 
 
 def _after(folder: RunFolder, run: SeedRun, stage: str) -> dict[str, Any]:
-    """The evaluation after training, made with the settings the recipe has now."""
+    """The evaluation after training."""
     after = folder.read_evals().get("after")
     if after is None:
         raise DataError("the evaluation after training is missing", where=str(folder.path), fix="Delete the folder")
@@ -182,6 +188,11 @@ def _after(folder: RunFolder, run: SeedRun, stage: str) -> dict[str, Any]:
         what = f"arm {stage}, seed {run.seed}: the verifier failed on {after['failed']} completions"
         fix = "completions/after.jsonl says why. Repair the verifier, delete the folder, and call the same command"
         raise DataError(what, where=str(folder.eval_path), fix=fix)
+    return after
+
+
+def _refuse_changed(folder: RunFolder, run: SeedRun, stage: str) -> None:
+    """The settings that a run was evaluated with are those that the recipe has now."""
     config = next(config for name, _, config in run.stages if name == stage)
     recorded, wanted = folder.read_run()["config"], without_secrets(json_value(config.values))
     for block in ("eval", "data"):
@@ -192,7 +203,6 @@ def _after(folder: RunFolder, run: SeedRun, stage: str) -> dict[str, Any]:
                 where=str(folder.path),
                 fix="Delete the folder, or choose another with --output",
             )
-    return after
 
 
 def metric_value(after: Mapping[str, Any], metric: str, folder: RunFolder) -> float:

@@ -25,6 +25,7 @@ from posttrain.config.validation import raise_all
 from posttrain.errors import ConfigError, PosttrainError
 from posttrain.evaluating import evaluation_settings, verifier_name
 from posttrain.reproduce.claims import Study, load_claims, studies_in, study_file
+from posttrain.reproduce.group_losses import is_of_losses, loss_settings, unknown_losses
 from posttrain.reproduce.metrics import unknown_metrics
 from posttrain.reproduce.results import StageRecord
 from posttrain.resuming import is_finished
@@ -310,10 +311,11 @@ def _unequal_evaluation(plan: Plan) -> list[PosttrainError]:
     errors: list[PosttrainError] = []
     settings: dict[str, dict[str, Any]] = {}
     for index, arm in enumerate(study.arms):
-        found = _evaluation(configs[arm])
+        found = loss_settings(configs[arm]) if is_of_losses(study) else _evaluation(configs[arm])
         if found is None:
             where = study.source.where(("arms", index))
-            fix = f"Write data.eval and an eval block in {study.recipe.name}"
+            needed = "data.validation" if is_of_losses(study) else "data.eval and an eval block"
+            fix = f"Write {needed} in {study.recipe.name}"
             errors.append(ConfigError("this arm is not evaluated", where=where, got=arm, fix=fix))
             continue
         settings[arm] = found
@@ -345,6 +347,8 @@ def _evaluation(config: RunConfig) -> dict[str, Any] | None:
 
 def _unknown_metrics(plan: Plan) -> list[PosttrainError]:
     """Metrics that the evaluation of the arms will not have; nothing where that is a mistake itself."""
+    if is_of_losses(plan.study):
+        return unknown_losses(plan.study)
     evaluated = [_evaluation(config) for name, _, config in plan.runs[0].stages if name in plan.study.arms]
     found = next((settings for settings in evaluated if settings is not None), None)
     return [] if found is None else unknown_metrics(plan.study, found["num_generations"])

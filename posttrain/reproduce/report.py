@@ -12,6 +12,7 @@ from posttrain.evaluation.records import write_atomic
 from posttrain.evaluation.report import RunFolder
 from posttrain.reproduce.decision import WORDS, scale_of, shown
 from posttrain.reproduce.figures import forest, overlay, scale_for
+from posttrain.reproduce.group_losses import PREFIX, losses_table
 from posttrain.reproduce.plan import Plan
 from posttrain.reproduce.results import ClaimResult, StudyResult, claim_of, source_remarks
 
@@ -57,7 +58,7 @@ def write_report(plan: Plan, result: StudyResult) -> Path:
         arms_table(result),
         "",
         *_unequal(result),
-        _verdicts(result),
+        losses_table(result) if result.metric.startswith(PREFIX) else _verdicts(result),
         "",
         "## Every seed",
         "",
