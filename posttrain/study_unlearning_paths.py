@@ -105,6 +105,7 @@ def _measure_all(plan: PathPlan, recipe: str | File, overrides: Sequence[str], r
                 output=output,
                 against=against and against / "unlearning",
                 retrained=other and other / "unlearning",
+                tables=False,
             )
 
 

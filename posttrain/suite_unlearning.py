@@ -46,6 +46,7 @@ def evaluate_unlearning(
     batch_size: int = 32,
     against: str | Path | None = None,
     retrained: str | Path | None = None,
+    tables: bool = True,
 ) -> UnlearningResult:
     """Measure a saved model, in one process; write the result and print its table.
 
@@ -59,6 +60,7 @@ def evaluate_unlearning(
         batch_size: answers of a forward.
         against: folder of the result of the model before unlearning.
         retrained: folder of the result of a model trained without the forget set.
+        tables: print them, too.
 
     Raises:
         PosttrainError: anything a user can cause.
@@ -92,7 +94,7 @@ def evaluate_unlearning(
     metrics = measure(sets, before=before, retrained=other)
     facts: dict[str, Any] = {"model": {"given": found.given, **files}, "recipe": str(recipe), "stage": name}
     facts |= {"against": against and str(against), "retrained": retrained and str(retrained)}
-    page = _write(folder, sets, metrics, {"before": before, "retrained": other}, identity, facts, found.label)
+    page = _write(folder, sets, metrics, {"before": before, "retrained": other}, identity, facts, found.label, tables)
     say(f"report: {page.with_name('REPORT.md')}, and the same as one page: {page}")
     return UnlearningResult(sets, metrics, folder)
 
@@ -290,6 +292,7 @@ def _write(
     identity: Mapping[str, Any],
     facts: Mapping[str, Any],
     label: str,
+    tables: bool,
 ) -> Path:
     from posttrain.evaluation.document import show
     from posttrain.evaluation.eval_folder import write_record
@@ -299,14 +302,16 @@ def _write(
     for name, rows in sets.items():
         write_jsonl(folder / "rows" / f"{name}.jsonl", rows)
     counted = {name: len(rows) for name, rows in sets.items()}
-    write_json(folder / NUMBERS, {"metrics": {key: asdict(item) for key, item in metrics.items()}, "sets": counted})
     write_record(folder, identity, facts)
     known = {name: rows for name, rows in others.items() if rows is not None}
     page = replace(
         _page(label, counted, metrics), sections=(*_sections(counted, metrics), _picture(label, sets, known))
     )
-    show(page, console(), titles=("Metrics", "By set", "Not computed"))
-    return page.write(folder)
+    show(page, console(), titles=("Metrics", "By set", "Not computed") if tables else ())
+    path = page.write(folder)
+    # Last: who finds it finds the rest.
+    write_json(folder / NUMBERS, {"metrics": {key: asdict(item) for key, item in metrics.items()}, "sets": counted})
+    return path
 
 
 def _page(label: str, counted: Mapping[str, int], metrics: Mapping[str, Measured]) -> Any:
