@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from posttrain import cli
 from posttrain.errors import ConfigError, DataError, SupportError
+from posttrain.evaluation.records import read_metrics
 from posttrain.run import run
 from posttrain.suite_unlearning import evaluate_unlearning, read_result
 from tests.config.recipes import SFT, changed, checked, told, write
@@ -60,6 +62,20 @@ def test_probing_does_not_change_the_training(trained, tmp_path):
     path = recipe(tmp_path, **{"eval": None, "data.eval": None})
     run(path)
     assert (tmp_path / "run/model/model.safetensors").read_bytes() == (folder / "model/model.safetensors").read_bytes()
+
+
+def test_a_run_that_goes_on_measures_what_it_would_have(tmp_path):
+    changes = {"trainer.max_steps": 6, "trainer.save_strategy": "steps", "trainer.save_steps": 3}
+    path = recipe(tmp_path, **changes, **{"eval.probe_every_steps": 2})
+    run(path)
+    folder = tmp_path / "run"
+    whole = [event for event in read_metrics(folder / "metrics.jsonl") if "answers/forget_logp" in event]
+    (folder / "finished.json").unlink()
+    shutil.rmtree(folder / "checkpoint-6")
+    run(path)
+    again = [event for event in read_metrics(folder / "metrics.jsonl") if "answers/forget_logp" in event]
+    assert [event["step"] for event in again] == [event["step"] for event in whole] == [0, 2, 4, 6]
+    assert [event["answers/forget_logp"] for event in again] == [event["answers/forget_logp"] for event in whole]
 
 
 def test_the_suite_tells_a_model_that_knows_from_one_that_does_not(trained, tmp_path, monkeypatch, capsys):
