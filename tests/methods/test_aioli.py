@@ -265,3 +265,22 @@ def test_a_group_that_is_not_learnt_stops_the_run_by_name(tiny_dir, tmp_path):
         next(trainer.model.parameters()).fill_(float("nan"))
     with pytest.raises(DataError, match="group 'easy', after optimizer step 0"):
         trainer.train()
+
+
+@pytest.mark.parametrize("controller", ["doremi", "doge"])
+def test_a_signal_that_is_not_a_number_is_not_taken_for_an_absent_group(controller, tiny_dir, tmp_path):
+    own = {"step_size": 0.01}
+    if controller == "doremi":
+        reference = fresh_model(tiny_dir)
+        with torch.no_grad():
+            next(reference.parameters()).fill_(float("nan"))
+        reference.save_pretrained(tmp_path / "reference")
+        own["reference_model"] = str(tmp_path / "reference")
+    trainer = build(tiny_dir, tmp_path, controller=controller, mixing_rounds_every=3, max_steps=3, **own)
+    if controller == "doge":
+        trainer.begin()
+        with torch.no_grad():
+            next(trainer.model.parameters()).fill_(float("nan"))
+        trainer.begin = lambda: None  # the losses before training were fine
+    with pytest.raises(DataError, match=r"group '\w+', after optimizer step 0: what the proportions follow from"):
+        trainer.train()

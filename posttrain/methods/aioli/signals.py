@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from posttrain.errors import ConfigError, SupportError
+from posttrain.errors import ConfigError, DataError, SupportError
 from posttrain.seam.mixture_log import GROUP_IDS, group_numbers
 
 
@@ -71,6 +71,8 @@ class ExcessLoss:
             sums.index_add_(0, groups, torch.stack([*columns, torch.ones_like(columns[0])], dim=1))
         own.train(was_training)
         totals = accelerator.reduce(sums, reduction="sum").cpu().double().numpy()
+        for group in np.flatnonzero(totals[:, 2]):
+            _refuse_broken(self.trainer, int(group), totals[group])
         with np.errstate(invalid="ignore", divide="ignore"):
             return totals[:, 0] / totals[:, 2], totals[:, 1] / totals[:, 2]
 
@@ -110,6 +112,7 @@ class GradientAlignment:
             found = self._gradient(parameters, self._of_group(batches, group))
             if found is not None and target is not None:
                 products[group], norms[group] = float(target @ found), float(found.norm())
+                _refuse_broken(self.trainer, group, np.array([products[group], norms[group]]))
         return products, norms
 
     def _validation(self, step: int) -> Iterator[tuple[dict[str, Any], Tensor]]:
@@ -149,6 +152,17 @@ class GradientAlignment:
         tokens = accelerator.reduce(count, reduction="sum")
         flat = accelerator.reduce(flat, reduction="sum")
         return flat / tokens if bool(tokens > 0) else None
+
+
+def _refuse_broken(trainer: Any, group: int, values: np.ndarray) -> None:
+    """Stop where a group that the step has gives no finite number: NaN would read as a group that it lacks."""
+    if not np.isfinite(values).all():
+        raise DataError(
+            "what the proportions follow from is not finite",
+            where=f"group {trainer.groups[group]!r}, after optimizer step {trainer.state.global_step}",
+            got=values.tolist(),
+            fix="Lower trainer.learning_rate, or check the group's rows and the reference model",
+        )
 
 
 def _nll(model: Any, batch: dict[str, Any]) -> Tensor:
