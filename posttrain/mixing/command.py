@@ -16,17 +16,23 @@ mix_app = typer.Typer(
 Draws = Annotated[int, typer.Option(min=0, help="Random mixtures beside equal proportions and each group alone.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the random mixtures.")]
 ReportOnly = Annotated[bool, typer.Option("--report-only", help="Train nothing; report on what is there.")]
+Corners = Annotated[bool, typer.Option(help="With each group alone among the runs, or without.")]
 Final = Annotated[bool, typer.Option("--final", help="Train a run with the proposed proportions.")]
 
 
 @mix_app.command("grid")
 def grid(
-    recipe: Recipe, overrides: Overrides = None, draws: Draws = 6, seed: Seed = 0, report_only: ReportOnly = False
+    recipe: Recipe,
+    overrides: Overrides = None,
+    draws: Draws = 6,
+    corners: Corners = True,
+    seed: Seed = 0,
+    report_only: ReportOnly = False,
 ) -> None:
     """Train the recipe with static mixtures, and report the best; finished runs are not repeated."""
     from posttrain.mixing import verbs
 
-    _show(verbs.grid(_recipe(recipe, overrides, report_only), draws=draws, seed=seed))
+    _show(verbs.grid(_recipe(recipe, overrides, report_only), draws=draws, seed=seed, corners=corners))
 
 
 @mix_app.command("dml")
@@ -34,6 +40,7 @@ def dml(
     recipe: Recipe,
     overrides: Overrides = None,
     draws: Draws = 6,
+    corners: Corners = True,
     seed: Seed = 0,
     final: Final = False,
     report_only: ReportOnly = False,
@@ -41,7 +48,8 @@ def dml(
     """Fit a log-linear law on the sweep, and propose the proportions of its least mean loss."""
     from posttrain.mixing import verbs
 
-    _show(verbs.dml(_recipe(recipe, overrides, report_only), draws=draws, seed=seed, final=final))
+    chosen: dict[str, Any] = {"corners": corners, "final": final}
+    _show(verbs.dml(_recipe(recipe, overrides, report_only), draws=draws, seed=seed, **chosen))
 
 
 @mix_app.command("regmix")
@@ -49,6 +57,7 @@ def regmix(
     recipe: Recipe,
     overrides: Overrides = None,
     draws: Draws = 6,
+    corners: Corners = True,
     seed: Seed = 0,
     simulated: Annotated[int, typer.Option(min=1, help="Mixtures that are simulated.")] = 100_000,
     best: Annotated[int, typer.Option(min=1, help="Of these, the best, which are averaged.")] = 100,
@@ -60,7 +69,7 @@ def regmix(
 
     if best > simulated:
         raise typer.BadParameter("--best is at most --simulated")
-    chosen: dict[str, Any] = {"simulated": simulated, "best": best, "final": final}
+    chosen: dict[str, Any] = {"corners": corners, "simulated": simulated, "best": best, "final": final}
     _show(verbs.regmix(_recipe(recipe, overrides, report_only), draws=draws, seed=seed, **chosen))
 
 

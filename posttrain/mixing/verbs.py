@@ -19,9 +19,9 @@ from posttrain.mixing.sweep import MixRecipe, Sweep
 NOISE = "One seed a run, so small differences are noise."
 
 
-def grid(recipe: MixRecipe, *, draws: int, seed: int) -> Found:
+def grid(recipe: MixRecipe, *, draws: int, seed: int, corners: bool = True) -> Found:
     """The best of some static mixtures by the mean of the groups' losses (grid search)."""
-    sweep = recipe.sweep(draws=draws, seed=seed)
+    sweep = recipe.sweep(draws=draws, seed=seed, corners=corners)
     best = sweep.best
     found = Found(
         "grid",
@@ -50,9 +50,9 @@ def draw_sweep(sweep: Sweep) -> bytes:
     return mixing_plot.draw_sweep(sweep.groups, names, sweep.proportions, sweep.losses)
 
 
-def dml(recipe: MixRecipe, *, draws: int, seed: int, final: bool = False) -> Found:
+def dml(recipe: MixRecipe, *, draws: int, seed: int, corners: bool = True, final: bool = False) -> Found:
     """The mixture of the least mean loss by a log-linear law that is fitted on a sweep (DML)."""
-    sweep = recipe.sweep(draws=draws, seed=seed)
+    sweep = recipe.sweep(draws=draws, seed=seed, corners=corners)
     law = fits.fit_static_law(sweep.proportions, sweep.losses)
     needed = len(sweep.groups) + 2
     few = (
@@ -72,9 +72,18 @@ def dml(recipe: MixRecipe, *, draws: int, seed: int, final: bool = False) -> Fou
     return _report(recipe, sweep, fit, final=final)
 
 
-def regmix(recipe: MixRecipe, *, draws: int, seed: int, simulated: int, best: int, final: bool = False) -> Found:
+def regmix(
+    recipe: MixRecipe,
+    *,
+    draws: int,
+    seed: int,
+    simulated: int,
+    best: int,
+    corners: bool = True,
+    final: bool = False,
+) -> Found:
     """The mean of the best of many simulated mixtures by a linear law that is fitted on a sweep (RegMix)."""
-    sweep = recipe.sweep(draws=draws, seed=seed)
+    sweep = recipe.sweep(draws=draws, seed=seed, corners=corners)
     law = fits.fit_linear_law(sweep.proportions, sweep.losses)
     fit = Fitted(
         verb="regmix",

@@ -6,6 +6,9 @@ All stages start from the recipe's model and have its steps; nothing but the pro
 beforehand comes with it, once: runs with static proportions (`only_<n>`, `draw_<nn>`) for grid, dml, regmix and
 skillit; `doremi_search` and `doge_search`, whose mean proportions the arms doremi and doge then keep.
 
+`corners: false` leaves the runs on a group alone out of what grid, dml and regmix are found on: they are far from any
+mixture that could be best, and a law that has to fit them fits worse where it matters.
+
 The recipe's method block has the settings of the controller aioli. Further options: `seed` of the draws, `prior` with
 `prior_steps` for aioli_prior, and `doremi_step_size`, `doge_step_size`, `skillit_eta`.
 Source: arXiv 2411.05735, section 5 and table 2 (the methods compared); which variants are arms is our choice.
@@ -29,7 +32,7 @@ _AIOLI: dict[str, dict[str, Any]] = {
 }
 _ON_A_SWEEP = ("grid", "dml", "regmix")
 ARMS = ("stratified", "natural", *_ON_A_SWEEP, "skillit", "doremi", "doge", *_AIOLI)
-_OPTIONS = ("preset", "groups", "draws", "seed", "arms", "prior", "prior_steps")
+_OPTIONS = ("preset", "groups", "draws", "corners", "seed", "arms", "prior", "prior_steps")
 _SIZES = ("doremi_step_size", "doge_step_size", "skillit_eta")
 # What only the controller aioli reads, and what the others would refuse or ignore.
 _OWN = ("controller", "ema", "static_matrix", "diagonal", "prior", "prior_steps")
@@ -58,6 +61,7 @@ class _Arms:
         self.base = {key: value for key, value in method.items() if key not in _OWN}
         self.own = {key: value for key, value in method.items() if key in _OWN and key != "controller"}
         self.base["groups"] = list(block["groups"])
+        self.sweep_corners = bool(block.get("corners", True))
 
     def stages(self) -> list[Stage]:
         found = [self.stage("stratified", {"controller": "stratified"})]
@@ -77,7 +81,7 @@ class _Arms:
         """Runs with static proportions that some arm is found on."""
         m, wanted = len(self.block["groups"]), set(self.arms)
         found = []
-        if wanted & {*_ON_A_SWEEP, "skillit"}:
+        if "skillit" in wanted or (wanted & set(_ON_A_SWEEP) and self.sweep_corners):
             for place, name in enumerate(self.corners):
                 shares = [1.0 if group == place else 0.0 for group in range(m)]
                 found.append(self.stage(name, {"controller": "static", "proportions": shares}))
@@ -102,7 +106,8 @@ class _Arms:
         if name == "natural":
             return [self.stage(name, {"controller": "natural"})]
         if name in _ON_A_SWEEP:
-            runs = ["stratified", *self.corners, *(draw for draw, _ in self.drawn())]
+            corners = self.corners if self.sweep_corners else []
+            runs = ["stratified", *corners, *(draw for draw, _ in self.drawn())]
             return [self.stage(name, {"controller": "static"}, {"find": name, "runs": runs})]
         if name == "skillit":
             runs = ["stratified", *self.corners]
@@ -141,6 +146,8 @@ def _check(block: Mapping[str, Any], method: Any) -> None:
         value = block.get(key, least)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConfigError("out of range", where=f"stages.{key}", got=value, allowed=f"integer >= {least}")
+    if not isinstance(block.get("corners", True), bool):
+        raise ConfigError("out of range", where="stages.corners", got=block["corners"], allowed="true or false")
     has_prior = [key for key in ("prior", "prior_steps") if key in block]
     if len(has_prior) != (2 if "aioli_prior" in arms else 0):
         raise ConfigError(

@@ -45,6 +45,12 @@ def test_an_arm_brings_the_runs_it_needs_once():
     assert names(arms=["skillit"]) == ["stratified", "only_0", "only_1", "skillit"]
     swept = ["stratified", "only_0", "only_1", "draw_00", "draw_01"]
     assert names(arms=["dml"]) == [*swept, "dml"]
+    assert names(arms=["dml"], corners=False) == ["stratified", "draw_00", "draw_01", "dml"]
+    inner = expand(recipe(preset(arms=["dml", "skillit"], corners=False)))
+    assert [s["mix"]["runs"] for s in inner if "mix" in s] == [
+        ["stratified", "draw_00", "draw_01"],
+        ["stratified", "only_0", "only_1"],
+    ]
     assert names(arms=["grid", "dml", "regmix", "skillit"]) == [*swept, "grid", "dml", "regmix", "skillit"]
     assert names(arms=["doremi", "doge"]) == ["stratified", "doremi_search", "doremi", "doge_search", "doge"]
     every = names(prior=[0.5, 0.5], prior_steps=1)
@@ -118,6 +124,7 @@ def test_grid_is_the_best_run_and_a_graph_needs_its_groups_in_order():
         ({"arms": ["dml", "olmix"]}, "stages.arms: not a list of arms (got 'olmix'"),
         ({"arms": ["dml", "dml"]}, "stages.arms: not a list of arms"),
         ({"groups": ["easy"]}, "stages.groups: the groups must be known beforehand"),
+        ({"corners": 1}, "stages.corners: out of range (got 1; allowed: true or false)"),
         ({"draws": -1}, "stages.draws: out of range (got -1; allowed: integer >= 0)"),
         ({"arms": ["aioli_prior"]}, "stages.prior: the arm aioli_prior and the options prior and prior_steps"),
         ({"arms": ["aioli"], "prior": [0.5, 0.5]}, "stages.prior: the arm aioli_prior"),
