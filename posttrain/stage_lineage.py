@@ -150,8 +150,11 @@ def _write_unlearning(config: Any, own: Mapping[str, Any], folder: Path) -> None
     name = f"answers/{own['forget']}_logp"
     if own["role"] == "unlearn":
         retrained = curve(read_metrics(RunFolder(folder.parent / own["retrained"]).metrics_path), name)
-        needed = steps_to_level(curve(events, name), retrained[-1][1]) if retrained else None
-        values |= {} if needed is None else {"steps_to_retrained": needed}
+        points = curve(events, name)
+        if retrained and points:
+            needed = steps_to_level(points, retrained[-1][1])
+            # At least so many, where it did not get there.
+            values["steps_to_retrained"] = float(points[-1][0]) if needed is None else needed
     if own["role"] == "relearn":
         origin = read_metrics(RunFolder(folder.parent / own["of"]).metrics_path)
         before = stage_numbers(origin, forget=own["forget"], sets=sets)

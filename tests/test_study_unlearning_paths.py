@@ -97,6 +97,9 @@ def test_numbers_are_those_of_the_logs(trained):
         assert json.loads((stage / "eval.json").read_text())["after"]["unlearning"]["forget_score"] == pytest.approx(
             own["forget_score"]
         )
+        level = list(curve(folder / "learn-inst-math", "answers/forget_logp").values())[-1]
+        recorded = json.loads((stage / "eval.json").read_text())["after"]["unlearning"]["steps_to_retrained"]
+        assert (recorded == 4) if min(label.values()) > level else (0 <= recorded <= 4)
         target = label[4] + 0.5 * (label[0] - label[4])
         again = curve(folder / f"relearn-idk-0.003-{place}", "answers/forget_logp")
         expected = 0 if label[0] <= label[4] else next((step for step, v in again.items() if v >= target), None)
