@@ -289,7 +289,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on, loopback or private.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     token_file: Annotated[
-        str | None, typer.Option(help="File of the token, made if missing; default OUTPUT_DIR/engine.token.")
+        str | None, typer.Option(help="File of the token, made if missing; default OUTPUT_DIR/_engine.token.")
     ] = None,
 ) -> None:
     """Serve a recipe's model with vLLM, for runs with rollout.vllm_server_base_url; every route needs a token."""

@@ -57,13 +57,13 @@ def serve(
         max_model_length=length or cfg.data.max_prompt_length + cfg.rollout.max_completion_length,
         seed=int(cfg.trainer.fields.get("seed", 0)),
     )
-    token, told = _token(Path(token_file) if token_file is not None else folder / "engine.token")
+    token, told = _token(Path(token_file) if token_file is not None else folder / "_engine.token")
     is_cpu = is_cpu_engine()
     sys.stderr.write(f"serving {model} at http://{host}:{port}\n{told}\n")
     sys.stderr.flush()
     command = [sys.executable, "-m", "posttrain.rollouts.serve"]
     command += settings.options(host=host, port=port, is_cpu=is_cpu)
-    os.execvpe(command[0], command, server_environment(token, is_cpu=is_cpu, devices=None))
+    os.execvpe(command[0], command, server_environment(token, host=host, is_cpu=is_cpu, devices=None))
 
 
 def _token(file: Path) -> tuple[str, str]:

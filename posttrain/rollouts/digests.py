@@ -130,6 +130,28 @@ def comparable(engine: EngineTensors, sent: Mapping[str, tuple[int, ...]]) -> tu
     return found + _tied_heads(engine, sent, found), missing
 
 
+def unsent(engine: EngineTensors, sent: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Tensors of the engine of which a part, or all, has no counterpart among those that were sent.
+
+    Rows of an embedding or a head beyond the vocabulary are padding, and a tied head is not sent. Where something was
+    sent under a name that the engine does not have, nothing is said: which tensors it went into is not known then.
+    """
+    rows: dict[str, int] = {}
+    for name, shape in sent.items():
+        holder = engine.holder(name)
+        if holder is None:
+            return []
+        rows[holder] = rows.get(holder, 0) + (shape[0] if shape else 1)
+    if any(name in sent for name in EMBEDDINGS):
+        rows |= {name: 0 for name in HEADS if name not in rows}
+    found = []
+    for name, (_, shape) in engine.tensors.items():
+        is_part = engine.parts == 1 and name not in sent and name not in HEADS and bool(shape)
+        if name not in rows or (is_part and rows[name] < shape[0]):
+            found.append(name)
+    return found
+
+
 def _rows_before(engine: EngineTensors, name: str, sent: Mapping[str, tuple[int, ...]]) -> int:
     *path, module, kind = name.split(".")
     modules = next(modules for modules in engine.packed.values() if module in modules)

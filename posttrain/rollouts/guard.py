@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 
 TOKEN_VARIABLE = "POSTTRAIN_ENGINE_TOKEN"
 WEIGHTS_ROUTE = "/posttrain/weights"
+VERSION_ROUTE = "/posttrain/version"
+_FOLDER = "posttrain-"
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -28,7 +31,8 @@ class Guard:
 
     Without the right `Authorization: Bearer` header every request gets 401, whatever its path and method, and every
     websocket is closed. With it, PUT /posttrain/weights takes the bytes of a safetensors file into the engine's
-    workers; everything else goes on to vLLM.
+    workers; PUT /posttrain/version keeps a text that says whose weights these are, and GET gives it back; everything
+    else goes on to vLLM.
 
     Args:
         app: vLLM's application.
@@ -41,7 +45,8 @@ class Guard:
         token = os.environ.get(TOKEN_VARIABLE, "")
         if len(token) < 32:
             raise RuntimeError(f"{TOKEN_VARIABLE} must hold a token of at least 32 characters")
-        self.app, self._expected = app, _hashed(token.encode())
+        self.app, self._expected, self._version = app, _hashed(token.encode()), ""
+        remove_left_over()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, refuse or pass on one connection."""
@@ -51,7 +56,12 @@ class Guard:
         elif not self._is_known(scope):
             await _refuse(kind, send)
         elif kind == "http" and scope["path"] == WEIGHTS_ROUTE and scope["method"] == "PUT":
+            self._version = ""  # until whoever sends them says that they are all there
             await _take_weights(scope["app"].state.engine_client, receive, send)
+        elif kind == "http" and scope["path"] == VERSION_ROUTE:
+            if scope["method"] == "PUT":
+                self._version = (await _body(receive)).decode(errors="replace")[:200]
+            await _answer(send, 200, {"version": self._version})
         else:
             await self.app(scope, receive, send)
 
@@ -64,6 +74,22 @@ class Guard:
 def shared_memory() -> str | None:
     """Folder in memory for files that only this user reads; None = the usual temporary folder."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+def remove_left_over() -> None:
+    """Delete weights that a server which was killed has left in memory."""
+    for folder in Path(shared_memory() or tempfile.gettempdir()).glob(f"{_FOLDER}*"):
+        owner = folder.name.removeprefix(_FOLDER).split("-")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists() and Path("/proc").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _body(receive: Receive) -> bytes:
+    found, more = b"", True
+    while more and len(found) < 10_000:
+        message = await receive()
+        found, more = found + message.get("body", b""), message.get("more_body", False)
+    return found
 
 
 def _hashed(value: bytes) -> bytes:
@@ -85,7 +111,7 @@ async def _answer(send: Send, status: int, body: dict[str, Any]) -> None:
 
 async def _take_weights(engine: Any, receive: Receive, send: Send) -> None:
     # mkdtemp: the folder is open to this user alone, and the workers run as the same user.
-    with tempfile.TemporaryDirectory(prefix="posttrain-", dir=shared_memory()) as folder:
+    with tempfile.TemporaryDirectory(prefix=f"{_FOLDER}{os.getpid()}-", dir=shared_memory()) as folder:
         path = Path(folder) / "weights.safetensors"
         with path.open("wb") as file:
             more = True

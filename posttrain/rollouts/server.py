@@ -97,8 +97,22 @@ def free_port(host: str) -> int:
         return int(probe.getsockname()[1])
 
 
-def server_environment(token: str, *, is_cpu: bool, devices: str | None) -> dict[str, str]:
-    """Environment of a server's process; the token goes this way, never on the command line."""
+def interface_of(host: str) -> str | None:
+    """Name of the network interface that has an address, "lo" for 127.0.0.1; None if none has it."""
+    import psutil
+
+    address = socket.gethostbyname(host)
+    for name, found in psutil.net_if_addrs().items():
+        if any(item.address == address for item in found):
+            return name
+    return None
+
+
+def server_environment(token: str, *, host: str, is_cpu: bool, devices: str | None) -> dict[str, str]:
+    """Environment of a server's process; the token goes this way, never on the command line.
+
+    What the engine's workers open among themselves, without a token, listens on the interface of `host` alone.
+    """
     from posttrain.rollouts.cpu import engine_environment
 
     # The ranks' rendezvous is not the server's: vLLM would join it.
@@ -108,6 +122,9 @@ def server_environment(token: str, *, is_cpu: bool, devices: str | None) -> dict
     }
     # The routes under which trl synchronises exist in this mode alone.
     own |= {TOKEN_VARIABLE: token, "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    own["VLLM_HOST_IP"] = socket.gethostbyname(host)
+    if (interface := interface_of(host)) is not None:
+        own["GLOO_SOCKET_IFNAME"] = interface
     own["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     if devices is not None:
         own["CUDA_VISIBLE_DEVICES"] = devices
@@ -135,7 +152,7 @@ class EngineServer:
         port = free_port(host)
         self.url = f"http://{host}:{port}"
         log.parent.mkdir(parents=True, exist_ok=True)
-        environment = server_environment(self.token, is_cpu=is_cpu, devices=settings.devices)
+        environment = server_environment(self.token, host=host, is_cpu=is_cpu, devices=settings.devices)
         command = [sys.executable, "-m", "posttrain.rollouts.serve"]
         with log.open("wb") as output:
             self.process = subprocess.Popen(

@@ -16,7 +16,8 @@ class GenerationAhead:
     """Knows the prompts of the next generation batch and asks the server for it early.
 
     The prompts follow from the sampler, the number of batches drawn and the tokenizer. What was asked for is used only
-    if the batch that comes has these very prompts; otherwise it is thrown away, counted, and generated anew.
+    if the batch that comes has these very prompts and the optimizer has made the steps of one batch since, no more;
+    otherwise it is thrown away, counted, and generated anew.
 
     Args:
         trainer: a policy trainer whose engine is a server.
@@ -25,14 +26,28 @@ class GenerationAhead:
     def __init__(self, trainer: Any):
         self.trainer = trainer
         self._client = getattr(trainer.vllm_generation, "vllm_client", None)  # on rank 0
+        self._asked_at: int | None = None  # optimizer steps done when the batch in flight was asked for
+        self._told = 0
 
     def start(self) -> None:
         """Ask for the next batch; every rank, after the weights of this one were sent."""
         local = self.next_prompts()
         prompts = gather_object(local)
         if self._client is not None and prompts:
-            discarded = self._client.start_ahead(prompts[:: self.trainer.num_generations])
-            self.trainer.record("rollout/ahead_discarded", float(discarded))
+            self._client.start_ahead(prompts[:: self.trainer.num_generations])
+            self._asked_at = self.trainer.state.global_step
+            self.trainer.record("rollout/ahead_discarded", float(self._client.discarded - self._told))
+            self._told = self._client.discarded
+
+    def drop_stale(self) -> None:
+        """Throw away a batch that is more than one update old, as after supervised steps in between."""
+        if self._client is None or self._asked_at is None:
+            return
+        args = self.trainer.args
+        usual = args.steps_per_generation * self.trainer.num_iterations / args.gradient_accumulation_steps
+        if self.trainer.state.global_step - self._asked_at > usual:
+            self._client.drop_ahead()
+        self._asked_at = None
 
     def next_prompts(self) -> list[list[int]]:
         """This rank's prompts of the next generation batch, as token ids, each G times; empty after the last step."""

@@ -67,6 +67,7 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     "transformers:Trainer._save_checkpoint": ("model", "trial"),
     "transformers:Trainer._get_output_dir": ("trial",),
     "transformers:Trainer._push_from_checkpoint": ("checkpoint_folder",),
+    "transformers:Trainer._prepare_for_training": ("max_steps", "train_dataloader", "resume_from_checkpoint"),
     "transformers:Trainer._load_from_checkpoint": ("resume_from_checkpoint", "model"),
     "transformers:Trainer._load_optimizer_and_scheduler": ("checkpoint",),
     "transformers:Trainer.get_batch_samples": ("epoch_iterator", "num_batches", "device"),

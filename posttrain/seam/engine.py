@@ -23,7 +23,7 @@ from peft import PeftModel
 from torch import Tensor
 from trl.generation import vllm_generation
 
-from posttrain.rollouts.digests import EngineTensors, Slice, comparable, digest, model_digest
+from posttrain.rollouts.digests import EngineTensors, Slice, comparable, digest, model_digest, unsent
 from posttrain.rollouts.server import EngineError, EngineServer, ServerSettings
 from posttrain.seam.ahead import GenerationAhead
 from posttrain.seam.engine_client import EngineClient, given_token
@@ -106,7 +106,7 @@ def _started(args: Any, model: Any, dtype: str) -> EngineServer:
         devices=args.engine_devices,
         gpu_memory_utilization=args.vllm_gpu_memory_utilization,
     )
-    return EngineServer(settings, log=Path(args.output_dir) / "engine.log", is_cpu=is_cpu_engine())
+    return EngineServer(settings, log=Path(args.output_dir) / "_engine.log", is_cpu=is_cpu_engine())
 
 
 def _client(*, args: Any, server: EngineServer | None, base_url: str, **kwargs: Any) -> EngineClient:
@@ -159,9 +159,14 @@ class EngineLink:
         """
         if self._anywhere(self._synced != self._weights_now()):
             self.sync()
+        training = self.trainer.model.training
+        if self.generation.mode == "server" and self.accelerator.is_main_process:
+            self.generation.vllm_client.is_training = training
+        if self._ahead is not None and training:
+            self._ahead.drop_stale()
         completions = self._generate(*args, **kwargs)
         self._stop_after_failure()
-        if self._ahead is not None and self.trainer.model.training:
+        if self._ahead is not None and training:
             self._ahead.start()
         return completions
 
@@ -189,6 +194,8 @@ class EngineLink:
                 got=", ".join(seen[:5]),
                 fix="Nothing was generated with them. Report it with the model's architecture and the version of vLLM",
             )
+        if self.generation.mode == "server":
+            self._or_all_stop(lambda: self.generation.vllm_client.claim())
         self._synced = self._weights_now()
         self.syncs += 1
         self.trainer.record("rollout/sync_seconds", time.monotonic() - began)
@@ -223,12 +230,15 @@ class EngineLink:
         raise EngineError(f"{shared.what}{after}", fix=fix)
 
     def differing(self) -> list[str]:
-        """Names of tensors whose rows in the engine are not those that were sent last."""
+        """Names of tensors of the engine that are not as they were sent last, or were never sent."""
         engine = self._tensors()
         slices, missing = comparable(engine, {name: shape for name, (shape, _) in self._sent.items()})
         self._tell_once(missing, compared=len(slices))
         found = self._ask("posttrain_digests", [part.question for part in slices])
-        return [_shown(part) for part, value in zip(slices, found, strict=True) if value != self._sent[part.source][1]]
+        pairs = zip(slices, found, strict=True)
+        wrong = [_shown(part) for part, value in pairs if value != self._sent[part.source][1]]
+        shapes = {name: shape for name, (shape, _) in self._sent.items()}
+        return wrong + [f"{name} (never sent)" for name in unsent(engine, shapes)]
 
     def close(self) -> None:
         """Free the engine; nothing can be generated afterwards."""

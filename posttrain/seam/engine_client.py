@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
@@ -23,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 from trl.generation.vllm_client import VLLMClient
 
-from posttrain.rollouts.guard import TOKEN_VARIABLE, WEIGHTS_ROUTE
+from posttrain.rollouts.guard import TOKEN_VARIABLE, VERSION_ROUTE, WEIGHTS_ROUTE
 from posttrain.rollouts.server import EngineError, EngineServer
 
 _PART_BYTES = 64 * 2**20
@@ -56,14 +57,19 @@ class EngineClient(VLLMClient):
         self._token, self._seconds, self.server = token, request_timeout, server
         self._failure: EngineError | None = None
         self._on_cuda = False
+        self._run, self._sync, self._version = uuid.uuid4().hex, 0, ""
+        self.discarded = 0  # generations asked for early and not used
         self._ahead: tuple[list[list[int]], Future[dict[str, Any]]] | None = None
-        self._last: dict[str, Any] = {}  # settings of the last generation
+        self._last: dict[str, Any] = {}  # settings of the last generation for training
+        self.is_training = True  # whether the coming generation is for training, and not for an evaluation
         super().__init__(base_url=base_url, group_port=group_port, connection_timeout=connection_timeout)
 
     # ---- requests ----
 
     def check_server(self, total_timeout: float = 0.0, retry_interval: float = 2.0) -> None:
         """Wait until the server answers to the token. Called by trl when the session has just been made."""
+        # A proxy of the environment would get the token, and the weights.
+        self.session.trust_env = False
         self.session.headers["Authorization"] = f"Bearer {self._token}"
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, HTTPAdapter(max_retries=0, pool_maxsize=64))
@@ -82,9 +88,10 @@ class EngineClient(VLLMClient):
 
     def _is_healthy(self) -> bool:
         try:
-            answer = requests.get(
-                f"{self.base_url}/health", headers=dict(self.session.headers), timeout=_PROBE_SECONDS
-            )
+            with requests.Session() as probe:  # of its own, since the other is in use in another thread
+                probe.trust_env = False
+                headers = dict(self.session.headers)
+                answer = probe.get(f"{self.base_url}/health", headers=headers, timeout=_PROBE_SECONDS)
         except requests.RequestException:
             return False
         if answer.status_code == 401:
@@ -146,6 +153,27 @@ class EngineClient(VLLMClient):
         """What a method of the engine's worker returns, of the first worker."""
         return self._post(f"{self.base_url}/collective_rpc", json={"method": method, "args": list(args)})["results"][0]
 
+    # ---- whose weights the server holds ----
+
+    def claim(self) -> None:
+        """Say that the server now holds this run's weights, whole and compared."""
+        self._sync += 1
+        self._version = f"{self._run}:{self._sync}"
+        self._request("PUT", self.base_url + VERSION_ROUTE, data=self._version)
+
+    def _generated(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As trl's `generate`, if the server has held the same weights of this run until the end of it."""
+        version = self._version
+        answer = super().generate(*args, **kwargs)
+        held = self._get(self.base_url + VERSION_ROUTE)["version"]
+        if held != version:
+            raise EngineError(
+                f"the inference server at {self.base_url} no longer holds this run's weights: another run has written "
+                "its own, or the server was started anew",
+                fix="Give every run a server of its own",
+            )
+        return answer
+
     # ---- failures that every rank must learn of ----
 
     def take_failure(self) -> EngineError | None:
@@ -158,25 +186,33 @@ class EngineClient(VLLMClient):
         place where they learn of the failure.
         """
         try:
-            if self._ahead is not None and self._ahead[0] == kwargs.get("prompts"):
-                (_, asked), self._ahead = self._ahead, None
-                return asked.result()
-            self._last = {name: value for name, value in kwargs.items() if name != "prompts"}
-            return super().generate(*args, **kwargs)
+            settings = {name: value for name, value in kwargs.items() if name != "prompts"}
+            if self._ahead is not None and self.is_training:
+                (prompts, asked), self._ahead = self._ahead, None
+                if prompts == kwargs.get("prompts") and settings == self._last:
+                    return asked.result()
+                wait_for([asked])
+                self.discarded += 1
+            if self.is_training:
+                self._last = settings
+            return self._generated(*args, **kwargs)
         except EngineError as error:
             self._failure = error
             return {"prompt_ids": [], "completion_ids": [], "logprobs": None, "logprob_token_ids": None}
 
     # ---- one step off ----
 
-    def start_ahead(self, prompts: list[list[int]]) -> bool:
-        """Begin to generate for these prompts with the weights and settings of now; whether an earlier request was
-        thrown away for it.
-        """
-        discarded = self._ahead is not None
-        self.wait_ahead()
-        self._ahead = (prompts, _beside(partial(super().generate, prompts=prompts, **self._last)))
-        return discarded
+    def start_ahead(self, prompts: list[list[int]]) -> None:
+        """Begin to generate for these prompts with the weights of now and the settings of the last training batch."""
+        self.drop_ahead()
+        self._ahead = (prompts, _beside(partial(self._generated, prompts=prompts, **self._last)))
+
+    def drop_ahead(self) -> None:
+        """Throw away what was asked for and not used; it is counted."""
+        if self._ahead is not None:
+            self.wait_ahead()
+            self._ahead = None
+            self.discarded += 1
 
     def wait_ahead(self) -> None:
         """Until nothing is being generated; weights may not change before. A failure is told when it is used."""
@@ -224,7 +260,10 @@ class EngineClient(VLLMClient):
     def reset_prefix_cache(self) -> None:
         """Drop what the engine computed with the old weights."""
         if self._failure is None:
-            self._post(f"{self.base_url}/reset_prefix_cache")
+            try:
+                self._post(f"{self.base_url}/reset_prefix_cache")
+            except EngineError as error:
+                self._failure = error
 
     def close(self) -> None:
         """Leave the server, and end it if this process has started it."""

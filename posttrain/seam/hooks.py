@@ -20,6 +20,7 @@ from posttrain.errors import PosttrainError, ResumeError
 from posttrain.seam import manifest
 from posttrain.seam import state as checkpoint
 from posttrain.seam.memory import memory_told
+from posttrain.seam.safe_loads import weights_only_loads
 from posttrain.seam.sampling import EpochSampler
 from posttrain.seam.sharding import asked_engine
 
@@ -143,8 +144,16 @@ class ResumableTrainer:
         with memory_told(self):
             return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
 
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        # Before the first file of a checkpoint is read; DeepSpeed's are read in here. transformers 5.17 reads what is
+        # not safetensors with weights_only.
+        if resume_from_checkpoint is not None and self.args.process_index == 0:  # type: ignore[attr-defined]
+            manifest.refuse_damaged(Path(resume_from_checkpoint))
+        with weights_only_loads(is_deepspeed=self.is_deepspeed_enabled):  # type: ignore[attr-defined]
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)  # type: ignore[misc]
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        # Before the first of its files is read. transformers 5.17 reads what is not safetensors with weights_only.
+        # Without an engine the weights are read before `_prepare_for_training`.
         if self.args.process_index == 0:  # type: ignore[attr-defined]
             manifest.refuse_damaged(Path(resume_from_checkpoint))
         super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]

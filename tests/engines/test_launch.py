@@ -36,13 +36,13 @@ pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
 
 
 def launch(
-    engine: str, folder: Path, *changes: str, environment: dict[str, str] | None = None
+    engine: str, folder: Path, *changes: str, environment: dict[str, str] | None = None, recipe: Path = RECIPE
 ) -> subprocess.CompletedProcess[str]:
-    """`accelerate launch` of the recipe with the repository's file for `engine`."""
+    """`accelerate launch` of a recipe with the repository's file for `engine`."""
     processes = "1" if engine in ALONE else "2"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", processes]
     command += ["--config_file", str(ROOT / "accelerate_configs" / f"{engine}.yaml")]
-    command += ["-m", "posttrain.run", str(RECIPE)]
+    command += ["-m", "posttrain.run", str(recipe)]
     inherited = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
     environment = inherited | (environment or {})
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}

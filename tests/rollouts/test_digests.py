@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from posttrain.rollouts.digests import EngineTensors, comparable, digest, model_digest
+from posttrain.rollouts.digests import EngineTensors, comparable, digest, model_digest, unsent
 
 # A Llama of width 4 as vLLM holds it: queries of 4 rows, keys and values of 2, one embedding under two names.
 ENGINE = EngineTensors(
@@ -80,6 +80,16 @@ def test_joined_projections_and_the_tied_head_are_found():
 def test_a_head_of_its_own_is_compared_with_itself_alone():
     slices, _ = comparable(ENGINE, {**SENT, "lm_head.weight": (50, 4)})
     assert [part.source for part in slices if part.name == "lm_head.weight"] == ["lm_head.weight"]
+
+
+def test_what_was_never_sent_is_named():
+    assert unsent(ENGINE, SENT) == []
+    for name, told in (
+        ("model.norm.weight", "model.norm.weight"),
+        ("model.layers.0.self_attn.k_proj.weight", "model.layers.0.self_attn.qkv_proj.weight"),
+        ("model.embed_tokens.weight", "model.embed_tokens.weight"),
+    ):
+        assert told in unsent(ENGINE, {key: shape for key, shape in SENT.items() if key != name})
 
 
 def test_what_cannot_be_compared_is_named():

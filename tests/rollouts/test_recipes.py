@@ -64,7 +64,7 @@ def test_two_processes_share_a_server_that_the_run_starts_and_ends(tmp_path):
     told = run("hpt/smoke_vllm.yaml", tmp_path, "rollout.mode=server", launcher=LAUNCH)
     assert "Traceback" not in told
     assert max(logged(tmp_path, "sampling/sampling_logp_difference/max")) <= 1e-4
-    assert "Application startup complete" in (tmp_path / "engine.log").read_text()
+    assert "Application startup complete" in (tmp_path / "_engine.log").read_text()
 
     def is_gone() -> bool:
         return subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True).returncode == 1

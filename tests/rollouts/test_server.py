@@ -45,10 +45,11 @@ def test_its_environment_is_not_that_of_a_rank(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "ACCELERATE_USE_FSDP"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
-    own = server_environment("secret", is_cpu=True, devices="5")
+    own = server_environment("secret", host="127.0.0.1", is_cpu=True, devices="5")
     assert not {"RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "ACCELERATE_USE_FSDP"} & set(own)
     assert own[TOKEN_VARIABLE] == "secret" and own["CUDA_VISIBLE_DEVICES"] == "5"
     assert own["VLLM_CPU_KVCACHE_SPACE"] == "3", "what the user has set stays"
+    assert own["GLOO_SOCKET_IFNAME"] == "lo" and own["VLLM_HOST_IP"] == "127.0.0.1", "its workers stay on loopback"
 
 
 def test_a_server_that_ends_at_once_says_why(tmp_path, monkeypatch):

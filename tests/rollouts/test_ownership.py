@@ -1,0 +1,160 @@
+"""Whose weights a server holds, what reaches it and what does not: no proxy, no second run, no tensor left out."""
+
+from __future__ import annotations
+
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from posttrain.rollouts.guard import TOKEN_VARIABLE, remove_left_over, shared_memory
+from posttrain.rollouts.server import EngineError
+from tests.batteries.runs import Recorder, build
+from tests.rollouts.conftest import ENGINE
+from tests.rollouts.test_colocated import logged
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+REMOTE = {**ENGINE, "vllm_mode": "server", "max_completion_length": 12, "logging_steps": 1}
+
+
+@pytest.fixture
+def remote(server, monkeypatch):
+    monkeypatch.setenv(TOKEN_VARIABLE, server.token)
+    return {**REMOTE, "vllm_server_base_url": server.url}
+
+
+@pytest.fixture
+def proxy(monkeypatch):
+    """Headers of the requests that reach a proxy which the environment names."""
+    seen: list[str] = []
+
+    class Recording(BaseHTTPRequestHandler):
+        def _answer(self) -> None:
+            seen.append(f"{self.command} {self.path} {self.headers}")
+            self.send_response(200)
+            self.end_headers()
+
+        do_GET = do_POST = do_PUT = _answer
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    running = HTTPServer(("127.0.0.1", 0), Recording)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{running.server_port}")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    yield seen
+    running.shutdown()
+
+
+def test_neither_token_nor_weights_go_to_a_proxy(engine_dir, remote, proxy, tmp_path):
+    assert requests.get("http://192.0.2.1/", timeout=5).status_code == 200 and len(proxy) == 1, "the proxy is in use"
+    made = build("grpo", engine_dir, tmp_path, max_steps=1, **remote)
+    try:
+        made.train()
+    finally:
+        made.close()
+    assert len(proxy) == 1
+
+
+def test_every_socket_of_the_server_is_on_loopback(server):
+    own = psutil.Process(server.process.pid)
+    listening = {
+        connection.laddr.ip
+        for process in (own, *own.children(recursive=True))
+        for connection in process.net_connections(kind="tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}
+
+
+def test_a_second_run_on_the_same_server_stops_the_first(engine_dir, remote, tmp_path):
+    made = {}
+
+    def take_over(prompts: list, completions: list, **_: object) -> list[float]:
+        if made["first"].state.global_step == 1:
+            made["second"].engine.sync()
+        return [float(row % 2) for row in range(len(completions))]
+
+    made["second"] = build("grpo", engine_dir, tmp_path / "second", max_steps=1, **remote)
+    made["first"] = build(
+        "grpo", engine_dir, tmp_path / "first", max_steps=6, reward=Recorder(take_over), generate_ahead=True, **remote
+    )
+    try:
+        with pytest.raises(EngineError, match="no longer holds this run's weights"):
+            made["first"].train()
+        assert made["first"].state.global_step <= 2
+    finally:
+        for trainer in made.values():
+            trainer.close()
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_a_tensor_that_is_never_sent_is_named(name, engine_dir, remote, tmp_path):
+    made = build("grpo", engine_dir, tmp_path, max_steps=1, **remote)
+    walk = made.engine._walk
+    made.engine._walk = lambda: ((key, value) for key, value in walk() if key != name)
+    try:
+        with pytest.raises(EngineError, match=r"never sent"):
+            made.engine.sync()
+    finally:
+        made.close()
+
+
+def test_rollouts_older_than_one_update_are_not_used(engine_dir, remote, tmp_path):
+    """Supervised steps in between make a batch that was asked for early too old."""
+    reward = Recorder(lambda prompts, completions, **_: [float(row % 2) for row in range(len(completions))])
+    made = build(
+        "sasr",
+        engine_dir,
+        tmp_path,
+        max_steps=10,
+        warmup_sft_steps=1,
+        generate_ahead=True,
+        reward=reward,
+        sft_per_device_batch_size=2,
+        switch_controller="fixed",
+        **remote,
+    )
+    asked, used = [], []
+    client, drop = made.vllm_generation.vllm_client, made.engine._ahead.drop_stale
+    start = client.start_ahead
+
+    def noted(prompts):
+        asked.append(made.state.global_step)
+        return start(prompts)
+
+    def watched():
+        before = client.discarded
+        waits = client._ahead is not None
+        drop()
+        if waits and client.discarded == before:
+            used.append(made.state.global_step - asked[-1])
+
+    client.start_ahead, made.engine._ahead.drop_stale = noted, watched
+    try:
+        made.train()
+    finally:
+        made.close()
+    assert set(used) <= {1}
+    assert sum(logged(made, "rollout/ahead_discarded")) == client.discarded > 0
+
+
+def test_weights_left_by_a_server_that_was_killed_are_removed():
+    folder = Path(shared_memory() or "/tmp")
+    gone, here = folder / "posttrain-999999999-x", folder / f"posttrain-{os.getpid()}-x"
+    for place in (gone, here):
+        place.mkdir()
+        (place / "weights.safetensors").write_bytes(b"1")
+    try:
+        remove_left_over()
+        assert not gone.exists() and here.exists()
+    finally:
+        (here / "weights.safetensors").unlink()
+        here.rmdir()
