@@ -165,6 +165,10 @@ class EngineClient(VLLMClient):
         """As trl's `generate`, if the server has held the same weights of this run until the end of it."""
         version = self._version
         answer = super().generate(*args, **kwargs)
+        self._refuse_other(version)
+        return answer
+
+    def _refuse_other(self, version: str) -> None:
         held = self._get(self.base_url + VERSION_ROUTE)["version"]
         if held != version:
             raise EngineError(
@@ -172,7 +176,6 @@ class EngineClient(VLLMClient):
                 "its own, or the server was started anew",
                 fix="Give every run a server of its own",
             )
-        return answer
 
     # ---- failures that every rank must learn of ----
 
@@ -231,6 +234,8 @@ class EngineClient(VLLMClient):
         """Send tensors. `named_params` is walked to its end whatever happens: other ranks take part in it."""
         self.wait_ahead()
         try:
+            if self._sync:
+                self._refuse_other(self._version)
             if self._on_cuda:
                 super().update_named_params(metadata, named_params)
             else:

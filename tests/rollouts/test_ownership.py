@@ -54,7 +54,9 @@ def proxy(monkeypatch):
 
 
 def test_neither_token_nor_weights_go_to_a_proxy(engine_dir, remote, proxy, tmp_path):
-    assert requests.get("http://192.0.2.1/", timeout=5).status_code == 200 and len(proxy) == 1, "the proxy is in use"
+    assert requests.get("http://nobody.invalid/", timeout=5).status_code == 200 and len(proxy) == 1, (
+        "the proxy is in use"
+    )
     made = build("grpo", engine_dir, tmp_path, max_steps=1, **remote)
     try:
         made.train()
@@ -83,9 +85,7 @@ def test_a_second_run_on_the_same_server_stops_the_first(engine_dir, remote, tmp
         return [float(row % 2) for row in range(len(completions))]
 
     made["second"] = build("grpo", engine_dir, tmp_path / "second", max_steps=1, **remote)
-    made["first"] = build(
-        "grpo", engine_dir, tmp_path / "first", max_steps=6, reward=Recorder(take_over), generate_ahead=True, **remote
-    )
+    made["first"] = build("grpo", engine_dir, tmp_path / "first", max_steps=6, reward=Recorder(take_over), **remote)
     try:
         with pytest.raises(EngineError, match="no longer holds this run's weights"):
             made["first"].train()
