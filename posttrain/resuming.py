@@ -175,9 +175,11 @@ def choose_checkpoint(
 
 def _newest_sound(folder: Path, say: Callable[[str], None]) -> Path | None:
     """The newest complete checkpoint whose files are as their manifest says."""
-    from posttrain.seam.manifest import damage
+    from posttrain.seam.manifest import damage, recover
     from posttrain.seam.state import complete_checkpoints
 
+    for path in recover(folder):
+        say(f"{path} was whole and not yet in its place; it is now")
     for path in reversed(complete_checkpoints(folder)):
         problem = damage(path)
         if problem is None:

@@ -217,13 +217,14 @@ class EngineLink:
         failure: EngineError | None = None
         if self.accelerator.is_main_process:
             failure = self.generation.vllm_client.take_failure() or self._failure
-        shared = broadcast_object_list([failure], from_process=0)[0]
+        step, trainer = self.trainer.state.global_step, self.trainer
+        place = Path(trainer.args.output_dir) / f"checkpoint-{step}"
+        # Whether it is there is decided once: saving is collective.
+        shared, is_there = broadcast_object_list([failure, place.exists()], from_process=0)
         if shared is None:
             return
-        step, trainer = self.trainer.state.global_step, self.trainer
         saves = trainer.model.training and step > 0 and trainer.args.save_strategy != "no"
-        place = Path(trainer.args.output_dir) / f"checkpoint-{step}"
-        if saves and not place.exists():
+        if saves and not is_there:
             trainer._save_checkpoint(trainer.model, None)
         fix = "Run the same command again" + (": it continues from there" if saves else "")
         after = f"; the checkpoint after optimizer step {step} is written" if saves else ""

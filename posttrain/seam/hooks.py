@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,7 @@ class ResumableTrainer:
         final = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
         staged = final.parent / manifest.STAGING / final.name
         if accelerator.is_local_main_process:
+            manifest.recover(final.parent)
             shutil.rmtree(staged.parent, ignore_errors=True)  # of an attempt that was killed while it wrote
         accelerator.wait_for_everyone()
         limit, args.save_total_limit, self._is_staging = args.save_total_limit, None, True
@@ -231,8 +233,10 @@ class ResumableTrainer:
         finally:
             args.save_total_limit, self._is_staging = limit, False
         accelerator.wait_for_everyone()
-        if accelerator.is_local_main_process and staged.exists():  # a machine with a disk of its own
-            manifest.publish(staged, final)
+        if accelerator.is_local_main_process and not args.should_save and staged.exists():
+            # A machine with a disk of its own; a shared one may show for a while what is no longer there.
+            with suppress(FileNotFoundError):
+                manifest.publish(staged, final)
         if args.push_to_hub:
             self._push_from_checkpoint(str(final))
         if args.should_save:

@@ -50,6 +50,22 @@ def publish(staged: Path, final: Path) -> None:
     shutil.rmtree(staged.parent, ignore_errors=True)
 
 
+def recover(folder: Path) -> list[Path]:
+    """Give whole checkpoints that a kill has left in staging, between the two renames of `publish`, their place.
+
+    Args:
+        folder: of the run. Returns what was recovered; unsealed and damaged ones are left where they are.
+    """
+    found = []
+    for staged in sorted((folder / STAGING).glob("checkpoint-*")):
+        final = folder / staged.name.removesuffix(".old")
+        if (staged / COMPLETE_FILE).exists() and not final.exists() and damage(staged) is None:
+            staged.rename(final)
+            _flush(folder)
+            found.append(final)
+    return found
+
+
 def damage(folder: Path, *, hashes: bool = True) -> str | None:
     """What is wrong with a complete checkpoint's files, or None.
 

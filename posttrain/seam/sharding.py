@@ -6,9 +6,11 @@ that know nothing of each other, without a word; so a run measures what each pro
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,10 +29,21 @@ ON_CPU = "POSTTRAIN_FSDP_ON_CPU"
 def asked_engine() -> str | None:
     """Sharding engine that `accelerate launch` has chosen for this process: zero1 to zero3, fsdp1, fsdp2, or None."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
+        return f"zero{_stage_of_file() or os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         return f"fsdp{os.environ.get('FSDP_VERSION', '1')}"
     return None
+
+
+def _stage_of_file() -> int | None:
+    """ZeRO stage of a DeepSpeed file of the user's own; None without one, or where it cannot be read."""
+    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
+    if not file or file == "none":
+        return None
+    try:
+        return int(json.loads(Path(file).read_text())["zero_optimization"]["stage"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def cpu_group() -> dict[str, str]:

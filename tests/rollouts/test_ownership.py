@@ -54,7 +54,7 @@ def proxy(monkeypatch):
 
 
 def test_neither_token_nor_weights_go_to_a_proxy(engine_dir, remote, proxy, tmp_path):
-    assert requests.get("http://nobody.invalid/", timeout=5).status_code == 200 and len(proxy) == 1, (
+    assert requests.get("http://nobody.example/", timeout=5).status_code == 200 and len(proxy) == 1, (
         "the proxy is in use"
     )
     made = build("grpo", engine_dir, tmp_path, max_steps=1, **remote)

@@ -64,6 +64,35 @@ def test_a_checkpoint_of_an_attempt_before_is_replaced_by_the_new_one(sealed: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
 
 
+@pytest.mark.parametrize("renamed", [0, 1])
+def test_a_kill_while_one_is_replaced_loses_neither(renamed, sealed: Path, tmp_path: Path, monkeypatch):
+    final = tmp_path / "checkpoint-3"
+    final.mkdir()
+    (final / "old").write_text("old")
+    manifest.seal(final, step=3)
+    rename, done = Path.rename, []
+
+    def killed(path: Path, target: Path) -> Path:
+        if len(done) == renamed:
+            raise KeyboardInterrupt
+        done.append(path)
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", killed)
+        manifest.publish(sealed, final)
+    assert manifest.recover(tmp_path) == ([] if renamed == 0 else [final])
+    assert manifest.damage(final) is None
+    assert (final / "old").exists() == (renamed == 0)
+
+
+def test_what_was_not_sealed_or_is_damaged_is_not_recovered(sealed: Path, tmp_path: Path):
+    (sealed / "model.safetensors").write_bytes(b"wEights")
+    (sealed.parent / "checkpoint-4").mkdir()
+    assert manifest.recover(tmp_path) == []
+    assert complete_checkpoints(tmp_path) == []
+
+
 @pytest.mark.parametrize("key", ["sft", "grpo"])
 def test_older_checkpoints_go_after_the_new_one_stands(key, tiny_dir, tmp_path):
     build(key, tiny_dir, tmp_path, max_steps=3, save_strategy="steps", save_steps=1, save_total_limit=2).train()

@@ -33,6 +33,13 @@ def test_the_engine_is_that_of_the_launcher(launched):
     assert asked_engine() == "zero3"
 
 
+def test_the_stage_of_a_file_of_the_users_own_counts(launched, tmp_path):
+    file = tmp_path / "own.json"
+    file.write_text('{"zero_optimization": {"stage": 3}}')
+    launched(ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_DEEPSPEED_CONFIG_FILE=str(file))
+    assert asked_engine() == "zero3"
+
+
 def test_fsdp_without_an_accelerator_is_refused_unless_a_test_asks_for_it(launched, monkeypatch):
     monkeypatch.delenv(sharding.ON_CPU, raising=False)
     launched(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
