@@ -10,16 +10,17 @@ import hashlib
 import json
 import os
 import secrets
-import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 TOKEN_VARIABLE = "POSTTRAIN_ENGINE_TOKEN"
 WEIGHTS_ROUTE = "/posttrain/weights"
 VERSION_ROUTE = "/posttrain/version"
-_FOLDER = "posttrain-"
+# vLLM's own routes that replace weights, by which trl sends them on GPUs.
+_TRANSFER_ROUTES = ("/init_weight_transfer_engine", "/start_weight_update", "/update_weights", "/finish_weight_update")
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -46,7 +47,6 @@ class Guard:
         if len(token) < 32:
             raise RuntimeError(f"{TOKEN_VARIABLE} must hold a token of at least 32 characters")
         self.app, self._expected, self._version = app, _hashed(token.encode()), ""
-        remove_left_over()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, refuse or pass on one connection."""
@@ -63,25 +63,14 @@ class Guard:
                 self._version = (await _body(receive)).decode(errors="replace")[:200]
             await _answer(send, 200, {"version": self._version})
         else:
+            if kind == "http" and scope["path"] in _TRANSFER_ROUTES:
+                self._version = ""
             await self.app(scope, receive, send)
 
     def _is_known(self, scope: Scope) -> bool:
         values = [value for name, value in scope.get("headers", ()) if name.lower() == b"authorization"]
         scheme, _, token = (values[0] if len(values) == 1 else b"").partition(b" ")
         return secrets.compare_digest(_hashed(token), self._expected) and scheme.lower() == b"bearer"
-
-
-def shared_memory() -> str | None:
-    """Folder in memory for files that only this user reads; None = the usual temporary folder."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-
-
-def remove_left_over() -> None:
-    """Delete weights that a server which was killed has left in memory."""
-    for folder in Path(shared_memory() or tempfile.gettempdir()).glob(f"{_FOLDER}*"):
-        owner = folder.name.removeprefix(_FOLDER).split("-")[0]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists() and Path("/proc").exists():
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _body(receive: Receive) -> bytes:
@@ -109,20 +98,32 @@ async def _answer(send: Send, status: int, body: dict[str, Any]) -> None:
     await send({"type": "http.response.body", "body": json.dumps(body).encode()})
 
 
-async def _take_weights(engine: Any, receive: Receive, send: Send) -> None:
+@contextmanager
+def _memory_file() -> Iterator[tuple[IO[bytes], str]]:
+    """(file, path by which processes of this user open it) in memory; gone with this process, however that ends."""
+    if hasattr(os, "memfd_create"):
+        with os.fdopen(os.memfd_create("posttrain-weights"), "wb") as file:
+            yield file, f"/proc/{os.getpid()}/fd/{file.fileno()}"
+        return
     # mkdtemp: the folder is open to this user alone, and the workers run as the same user.
-    with tempfile.TemporaryDirectory(prefix=f"{_FOLDER}{os.getpid()}-", dir=shared_memory()) as folder:
+    with tempfile.TemporaryDirectory(prefix="posttrain-") as folder:
         path = Path(folder) / "weights.safetensors"
         with path.open("wb") as file:
-            more = True
-            while more:
-                message = await receive()
-                if message["type"] != "http.request":
-                    return  # the trainer went away in the middle; nothing was loaded
-                file.write(message.get("body", b""))
-                more = message.get("more_body", False)
+            yield file, str(path)
+
+
+async def _take_weights(engine: Any, receive: Receive, send: Send) -> None:
+    with _memory_file() as (file, path):
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                return  # the trainer went away in the middle; nothing was loaded
+            file.write(message.get("body", b""))
+            more = message.get("more_body", False)
+        file.flush()
         try:
-            taken = await engine.collective_rpc("posttrain_load", args=(str(path),))
+            taken = await engine.collective_rpc("posttrain_load", args=(path,))
         except Exception as error:  # noqa: BLE001 - whatever a worker raised goes to the trainer, which stops
             await _answer(send, 500, {"error": f"{type(error).__name__}: {error}"})
             return

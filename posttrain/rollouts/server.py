@@ -81,6 +81,8 @@ def refuse_public(host: str) -> None:
             address = ipaddress.ip_address(socket.gethostbyname(host))
         except OSError as error:
             raise ConfigError("no such host", where="host", got=host) from error
+    if address.version != 4:
+        raise ConfigError("not an IPv4 address", where="host", got=host, allowed="such as 127.0.0.1")
     if address.is_unspecified or not (address.is_loopback or address.is_private):
         raise ConfigError(
             "an engine that takes weights does not listen on every or on a public interface",
@@ -102,6 +104,7 @@ def interface_of(host: str) -> str | None:
     import psutil
 
     address = socket.gethostbyname(host)
+    address = "127.0.0.1" if address.startswith("127.") else address
     for name, found in psutil.net_if_addrs().items():
         if any(item.address == address for item in found):
             return name

@@ -144,7 +144,7 @@ def test_a_resumed_run_ends_at_the_same_weights(engine_dir, tmp_path):
     assert all(torch.equal(weights(whole)[name], value) for name, value in weights(resumed).items())
 
 
-def test_an_engine_of_another_precision_is_warned_about(engine_dir, tmp_path):
+def test_how_far_an_engine_of_another_precision_is_off_is_logged(engine_dir, tmp_path):
     """bfloat16 rollouts of a float32 trainer: the mean difference is logged, and is not that of equal weights."""
     model = fresh_model(engine_dir).to(torch.bfloat16)
     made = build("grpo", engine_dir, tmp_path, model=model, max_steps=1, **COLOCATED)

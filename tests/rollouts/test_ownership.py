@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -11,12 +14,13 @@ import psutil
 import pytest
 import requests
 
-from posttrain.rollouts.guard import TOKEN_VARIABLE, remove_left_over, shared_memory
-from posttrain.rollouts.server import EngineError
+from posttrain.rollouts.guard import TOKEN_VARIABLE
+from posttrain.rollouts.server import EngineError, free_port
 from tests.batteries.runs import Recorder, build
-from tests.rollouts.conftest import ENGINE
+from tests.rollouts.conftest import ENGINE, wait_until
 from tests.rollouts.test_colocated import logged
 
+ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 REMOTE = {**ENGINE, "vllm_mode": "server", "max_completion_length": 12, "logging_steps": 1}
 
@@ -146,15 +150,36 @@ def test_rollouts_older_than_one_update_are_not_used(engine_dir, remote, tmp_pat
     assert sum(logged(made, "rollout/ahead_discarded")) == client.discarded > 0
 
 
-def test_weights_left_by_a_server_that_was_killed_are_removed():
-    folder = Path(shared_memory() or "/tmp")
-    gone, here = folder / "posttrain-999999999-x", folder / f"posttrain-{os.getpid()}-x"
-    for place in (gone, here):
-        place.mkdir()
-        (place / "weights.safetensors").write_bytes(b"1")
+def test_serve_serves_a_recipe_behind_its_token(tmp_path):
+    port, output = free_port("127.0.0.1"), tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "posttrain",
+        "serve",
+        "recipes/grpo/smoke_vllm.yaml",
+        f"trainer.output_dir={output}",
+    ]
+    environment = {key: value for key, value in os.environ.items() if key != TOKEN_VARIABLE}
+    with (tmp_path / "log").open("wb") as log:
+        running = subprocess.Popen(
+            [*command, "--port", str(port)], env=environment, stdout=log, stderr=log, start_new_session=True, cwd=ROOT
+        )
     try:
-        remove_left_over()
-        assert not gone.exists() and here.exists()
+        token_file = output / "grpo" / "_engine.token"  # of the stage that makes rollouts
+
+        def answers() -> bool:
+            assert running.poll() is None, (tmp_path / "log").read_text()[-2000:]
+            try:
+                headers = {"Authorization": f"Bearer {token_file.read_text().strip()}"}
+                return requests.get(f"http://127.0.0.1:{port}/health", headers=headers, timeout=5).ok
+            except (OSError, requests.RequestException):
+                return False
+
+        wait_until(answers, 200)
+        assert token_file.stat().st_mode & 0o077 == 0
+        assert requests.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 401
+        assert token_file.read_text().strip() not in (tmp_path / "log").read_text()
     finally:
-        (here / "weights.safetensors").unlink()
-        here.rmdir()
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
