@@ -81,8 +81,6 @@ def refuse_public(host: str) -> None:
             address = ipaddress.ip_address(socket.gethostbyname(host))
         except OSError as error:
             raise ConfigError("no such host", where="host", got=host) from error
-    if address.version != 4:
-        raise ConfigError("not an IPv4 address", where="host", got=host, allowed="such as 127.0.0.1")
     if address.is_unspecified or not (address.is_loopback or address.is_private):
         raise ConfigError(
             "an engine that takes weights does not listen on every or on a public interface",
@@ -90,6 +88,8 @@ def refuse_public(host: str) -> None:
             got=host,
             allowed="127.0.0.1, or the address of one private interface",
         )
+    if address.version != 4:
+        raise ConfigError("not an IPv4 address", where="host", got=host, allowed="such as 127.0.0.1")
 
 
 def free_port(host: str) -> int:

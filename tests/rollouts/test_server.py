@@ -25,7 +25,12 @@ def test_a_host_that_is_not_known_is_told():
         refuse_public("no-such-host.invalid")
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "10.0.0.7", "192.168.3.4", "::1"])
+def test_an_address_of_the_other_family_is_refused():
+    with pytest.raises(ConfigError, match="not an IPv4 address"):
+        refuse_public("::1")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "10.0.0.7", "192.168.3.4"])
 def test_loopback_and_private_addresses_are_allowed(host):
     refuse_public(host)
 
