@@ -272,6 +272,41 @@ def test_measured_beforehand_the_reference_gives_the_same_run(name, tiny_dir, pl
     assert max(float((found[0][k] - found[1][k]).abs().max()) for k in found[0]) < 1e-5
 
 
+@pytest.mark.parametrize("reference", ["copy", "adapter_off"])
+@pytest.mark.parametrize("name", ["npo", "dpo", "kl", "rmu"])
+def test_in_mixed_precision_the_reference_is_read_as_the_model_is(name, reference, tiny_dir, place):
+    """Before the first update both are the same model."""
+    options = {**LOSSES[name], "reference": reference, "bf16": True, "max_steps": 1}
+    lora = LORA if reference == "adapter_off" else None
+    trainer = build(tiny_dir, place, retain=kept(options), peft_config=lora, **options)
+    trainer.train()
+    quantity = {"npo": "log_ratio", "dpo": "alternate_log_ratio"}.get(name, "retain_loss")
+    first = next(entry for entry in trainer.state.log_history if f"unlearning/{quantity}" in entry)
+    assert first[f"unlearning/{quantity}"] == 0.0
+
+
+def test_a_model_given_by_its_path_is_copied_in_the_precision_it_is_trained_in(tiny_dir, place):
+    half = place.parent / "half"
+    fresh_model(tiny_dir).to(torch.bfloat16).save_pretrained(half)
+    trainer = UnlearnTrainer(
+        model=str(half),
+        args=UnlearnConfig(output_dir=str(place), **{**COMMON, "reference": "copy", "max_steps": 1}),
+        train_dataset=rows(8),
+        processing_class=AutoTokenizer.from_pretrained(tiny_dir),
+    )
+    assert next(trainer.model.parameters()).dtype == next(trainer.reference.frozen.parameters()).dtype == torch.float32
+
+
+def test_a_copy_of_another_model_is_refused(tiny_dir, place, monkeypatch):
+    other = fresh_model(tiny_dir)
+    with torch.no_grad():
+        next(other.parameters())[0, 0] += 1e-3
+    module = "posttrain.methods.unlearning_paths.trainer"
+    monkeypatch.setattr(f"{module}.frozen_copy", lambda model, args: other)
+    with pytest.raises(ConfigError, match="the copy is not the model that unlearning starts from"):
+        build(tiny_dir, place)
+
+
 def test_a_local_loss_never_touches_rows_to_retain(tiny_dir, place):
     trainer = build(tiny_dir, place, **LOSSES["npo"])
     assert trainer.partners.others == []

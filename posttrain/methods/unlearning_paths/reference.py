@@ -25,9 +25,9 @@ def frozen_copy(model: Any, args: UnlearnConfig) -> nn.Module | None:
     if not (args.needs_reference and args.reference == "copy"):
         return None
     if isinstance(model, str):
-        from transformers import AutoModelForCausalLM
+        from trl.trainer.utils import create_model_from_path
 
-        return AutoModelForCausalLM.from_pretrained(model).eval().requires_grad_(False)
+        return create_model_from_path(model, **(args.model_init_kwargs or {})).eval().requires_grad_(False)
     if isinstance(model, PeftModel):
         raise ConfigError(
             "a model with adapters has its reference in itself",
@@ -73,13 +73,22 @@ class Reference:
         trainer: after its model was prepared by TRL, before the first step. frozen: of `frozen_copy`.
 
     Raises:
-        ConfigError: adapter_off without adapters, or with one that is not zero at the start.
+        ConfigError: adapter_off without adapters, or with one that is not zero at the start; a copy that is another
+        model.
     """
 
     def __init__(self, trainer: Any, frozen: nn.Module | None):
         self.trainer, self.args = trainer, trainer.args
         own = trainer.accelerator.unwrap_model(trainer.model)
         self.sha = start_digest(own)
+        if frozen is not None and start_digest(frozen) != self.sha:
+            raise ConfigError(
+                "the copy is not the model that unlearning starts from",
+                where="method.reference",
+                got=start_digest(frozen),
+                allowed=self.sha,
+                fix="Give the trainer a loaded model instead of a path",
+            )
         self.frozen = None if frozen is None else frozen.to(trainer.accelerator.device)
         self.table: Tensor | None = None  # (F, 2) sums for the row to forget and its other answer
         if self.args.needs_reference and self.args.reference == "adapter_off":
@@ -112,14 +121,14 @@ class Reference:
         """(K,) sums of log pi_ref over the labels of the chosen rows of a batch."""
         chosen = {key: batch[key][rows] for key in ("input_ids", "attention_mask", "labels")}
         model, before = self._model()
-        with at_rest(model), before:
+        with at_rest(model), before, self.trainer.accelerator.autocast():
             return next_token_logps(model, chosen).sum(dim=1)
 
     def hidden(self, batch: dict[str, Any], rows: Tensor, place: str) -> Tensor:
         """(K, S, D) output of the layer, or of the decoder, for the chosen rows of a batch."""
         chosen = {key: batch[key][rows] for key in ("input_ids", "attention_mask")}
         model, before = self._model()
-        with at_rest(model), before:
+        with at_rest(model), before, self.trainer.accelerator.autocast():
             whole_base(model).get_decoder()(**model_inputs(chosen), use_cache=False)
         return (self._frozen_taps or self.taps)[place].take()
 

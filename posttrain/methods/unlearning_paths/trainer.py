@@ -228,13 +228,14 @@ class UnlearnTrainer(SupervisedTrainer):
         if place == LAYER:
             return embed_diff_loss(states[:, 1:], mask, before[:, 1:])
         own = self.accelerator.unwrap_model(self.model)
-        found = chunked_forward_kl(
-            states[:, :-1][mask],
-            plain_head(own, where="method.retain_loss"),
-            before[:, :-1][mask],
-            self.reference.head(),
-            logits_budget_bytes=self.args.logits_budget_bytes,
-        )
+        with self.accelerator.autocast():  # as in the forward of training
+            found = chunked_forward_kl(
+                states[:, :-1][mask],
+                plain_head(own, where="method.retain_loss"),
+                before[:, :-1][mask],
+                self.reference.head(),
+                logits_budget_bytes=self.args.logits_budget_bytes,
+            )
         return kl_loss(
             torch.zeros(mask.shape, dtype=found.dtype, device=found.device).masked_scatter(mask, found), mask
         )
