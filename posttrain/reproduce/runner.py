@@ -38,6 +38,7 @@ _STOPS = (
     (signal.SIGKILL, 5.0),
 )
 _SAVE_TIMES_SECONDS = 10.0
+_LOCK_SECONDS = 3.0  # what a call before has killed lets go of the lock a moment after it
 
 
 class Failed(Exception):
@@ -247,17 +248,26 @@ def _lock(folder: Path) -> Iterator[int]:
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ResumeError(
-                "another reproduction, or what it started, still writes here",
-                where=str(folder),
-                fix="Wait for it to end, or choose another folder with --output",
-            ) from None
+        until = time.monotonic() + _LOCK_SECONDS
+        while not _locked(handle):
+            if time.monotonic() > until:
+                raise ResumeError(
+                    "another reproduction, or what it started, still writes here",
+                    where=str(folder),
+                    fix="Wait for it to end, or choose another folder with --output",
+                )
+            time.sleep(0.1)
         yield handle
     finally:
         os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager

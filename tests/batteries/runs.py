@@ -44,7 +44,7 @@ OF_METHOD: dict[str, dict[str, Any]] = {
     },
     "unlearning_paths": {"reference": "copy", "retain_weight": 0.5},
     # Controllers that decide in the run have tests of their own.
-    "aioli": {"controller": "static", "proportions": [0.5, 0.3, 0.2], "mixing_rounds_every": 2},
+    "aioli": {"controller": "static", "proportions": [0.5, 0.3, 0.2], "mixing_rounds_every": 2, "max_steps": 4},
 }
 SUPERVISED: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 
