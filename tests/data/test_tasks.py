@@ -22,8 +22,8 @@ HARD = {
     "string_rewriting": {"length": [4, 8]},
 }
 ANSWER_ALONE = {"copied_sum", "modular_addition", "digit_class", "string_rewriting"}
-# woven_text and markov_text are corpora, not questions with answers, and have tests of their own. Facts about authors cannot be
-# worked out, so they have sets instead of splits: tests/data/test_fictitious_authors.py.
+# woven_text and markov_text are corpora, not questions with answers. Facts about authors cannot be worked out, so they
+# have sets instead of splits. All three have tests of their own.
 NAMES = sorted(set(TASKS) - {"fictitious_authors", "markov_text", "woven_text"})
 
 
