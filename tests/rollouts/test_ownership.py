@@ -13,12 +13,15 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
+import torch
+from safetensors.torch import load_file
 
 from posttrain.rollouts.guard import TOKEN_VARIABLE
 from posttrain.rollouts.server import EngineError, free_port
 from tests.batteries.runs import Recorder, build
 from tests.rollouts.conftest import ENGINE, wait_until
 from tests.rollouts.test_colocated import logged
+from tests.rollouts.test_server_mode import RECIPE
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
@@ -183,3 +186,26 @@ def test_serve_serves_a_recipe_behind_its_token(tmp_path):
     finally:
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
+
+
+def test_a_run_that_is_killed_goes_on_bit_equal(engine_dir, tmp_path):
+    """kill -9 between two checkpoints, the engine in the process: prompts, rollouts and weights as without it."""
+    text = (
+        RECIPE.replace("MODEL", str(engine_dir)).replace("STEPS", "60").replace("save_steps: 1000", "save_steps: 10")
+    )
+    final = {}
+    for name in ("whole", "killed"):
+        recipe, output = tmp_path / f"{name}.yaml", tmp_path / name
+        recipe.write_text(text.replace("OUTPUT", str(output)))
+        command = [sys.executable, "-m", "posttrain.run", str(recipe)]
+        if name == "killed":
+            metrics = output / "metrics.jsonl"
+            with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+                wait_until(lambda metrics=metrics: metrics.exists() and '"step": 13,' in metrics.read_text(), 200)
+                run.kill()
+            assert (output / "checkpoint-10").exists() and not (output / "finished.json").exists()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert ("continuing from" in done.stdout) == (name == "killed")
+        final[name] = load_file(output / "model" / "model.safetensors")
+    assert all(torch.equal(value, final["killed"][key]) for key, value in final["whole"].items())
