@@ -8,13 +8,15 @@ same token as everything else; no second port is opened.
 from __future__ import annotations
 
 import os
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
+from contextlib import contextmanager
 from functools import partial
-from threading import Thread
+from threading import Thread, Timer
 from typing import Any
 
 import requests
@@ -228,7 +230,8 @@ class EngineClient(VLLMClient):
         """Open trl's NCCL group where this process has a CUDA device; elsewhere nothing is needed."""
         self._on_cuda = torch.device(device).type == "cuda" if not isinstance(device, int) else True
         if self._on_cuda:
-            super().init_communicator(device)
+            with ends_by(self._seconds, f"the inference server at {self.base_url} to open the group for weights"):
+                super().init_communicator(device)
 
     def update_named_params(self, metadata: Any, named_params: Iterator[tuple[str, Tensor]]) -> None:
         """Send tensors. `named_params` is walked to its end whatever happens: other ranks take part in it."""
@@ -237,7 +240,8 @@ class EngineClient(VLLMClient):
             if self._sync:
                 self._refuse_other(self._version)
             if self._on_cuda:
-                super().update_named_params(metadata, named_params)
+                with ends_by(self._seconds, f"the inference server at {self.base_url} to take the weights"):
+                    super().update_named_params(metadata, named_params)
             else:
                 self._send(named_params)
         except EngineError as error:
@@ -276,6 +280,31 @@ class EngineClient(VLLMClient):
         self.session.close()
         if self.server is not None:
             self.server.stop()
+
+
+@contextmanager
+def ends_by(seconds: float, waiting_for: str) -> Iterator[None]:
+    """End this process with a message where the block takes longer: a broadcast by NCCL cannot be called off.
+
+    No checkpoint can be written then; the run goes on from the last one.
+    """
+
+    def end() -> None:
+        rank = os.environ.get("RANK", "0")
+        sys.stderr.write(
+            f"error: rank {rank} waited {seconds:g} s for {waiting_for}. Look at its output, then run the same "
+            "command again: it continues from the last checkpoint (rollout.engine_timeout_seconds is the limit)\n"
+        )
+        sys.stderr.flush()
+        os._exit(2)
+
+    timer = Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _beside(call: Callable[[], Any]) -> Future[Any]:
