@@ -135,10 +135,10 @@ def main(folder: Path) -> None:
     spec = json.loads((folder / "spec.json").read_text())
     runs, resumed = [], {}
     for number, run in enumerate(spec["runs"]):
-        trainer = make(run, spec, folder / f"run{number}", max_steps=1, max_grad_norm=0.0)
-        catch = Catch(trainer)
-        trainer.add_callback(catch)
         try:
+            trainer = make(run, spec, folder / f"run{number}", max_steps=1, max_grad_norm=0.0)
+            catch = Catch(trainer)
+            trainer.add_callback(catch)
             trainer.train()
         except Exception as error:  # noqa: BLE001 - the other methods are tested all the same
             runs.append({"error": f"{type(error).__name__}: {error}"})
