@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +22,13 @@ DEFAULT_NEW_TOKENS = 256
 
 
 def recipe_evaluator(
-    config: Any, *, tokenizer: Any, rows: Any, accelerator: Any, verifier: str | None = None
+    config: Any,
+    *,
+    tokenizer: Any,
+    rows: Any,
+    accelerator: Any,
+    verifier: str | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> tuple[Callable[..., Any], Any]:
     """How one run evaluates: the only place where a recipe becomes an evaluation, in training and after it.
 
@@ -32,6 +38,7 @@ def recipe_evaluator(
         rows: evaluation rows.
         accelerator: `accelerate.Accelerator`; generation runs in its mixed precision.
         verifier: reward that gives the verdict; None = `verifier_name(config)`.
+        changes: settings in place of the recipe's.
 
     Returns:
         (evaluate(model, progress=None) -> EvalResult, its `EvalSettings`).
@@ -47,7 +54,7 @@ def recipe_evaluator(
         raise ConfigError(
             "no reward gives a verdict", where=config.where("eval", "verifier"), fix="Set it, e.g. eval.verifier=exact"
         )
-    settings = EvalSettings(**evaluation_settings(config))
+    settings = EvalSettings(**{**evaluation_settings(config), **(changes or {})})
     scorer = reward_scorer(config, name, evaluation=True)
 
     def call(model: Any, progress: Callable[[int, int], None] | None = None) -> Any:

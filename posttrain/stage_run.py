@@ -165,7 +165,7 @@ class Stage:
             self.filter_rows(data, path)
         extra: dict[str, Any] = {}
         for split, keyword in (("validation", "eval_dataset"), ("retain", "retain_dataset")):
-            if split in data:
+            if split in data and self.entry.kind == "supervised":
                 extra[keyword] = self.trainable(data[split], tokenizer, split=split)
         if config.rollout is not None:
             extra["reward_funcs"] = [reward_scorer(config, entry.name) for entry in config.rollout.rewards]
@@ -341,11 +341,14 @@ class Stage:
         return results
 
     def schedule_evaluation(self, trainer: Any, data: dict[str, Any]) -> None:
-        """Evaluate every so many steps if the recipe asks for it."""
+        """Measure in the course of training what the recipe asks for: shares of prompts, probes, evaluations."""
         from posttrain.callbacks.answer_probe import AnswerProbe
         from posttrain.callbacks.evaluation import PeriodicEvaluation
         from posttrain.evaluating import template_variables
+        from posttrain.mixing.prompts import attach_prompt_controller, settings_of
 
+        if settings_of(self.config) is not None:
+            attach_prompt_controller(self.config, trainer, data.get("validation"))
         probes = {name.removeprefix(PROBE_ROWS): rows for name, rows in data.items() if name.startswith(PROBE_ROWS)}
         if probes:
             trainer.add_callback(

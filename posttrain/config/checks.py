@@ -7,7 +7,7 @@ that needs what an earlier one could not provide is left out. Tokenizer and data
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -182,11 +182,18 @@ class _Check:
     def data_settings(self, args: Any) -> None:
         """What the method's settings ask of the rows."""
         rows = {name: found.dataset for name, found in self.trained.items() if found is not None}
-        if len(rows) < len(self.trained) or not rows or self.entry.kind != "supervised":
+        if len(rows) < len(self.trained) or not rows:
             return
         if self.cfg.stage is not None and self.cfg.stage.mix is not None:
             return  # what `mix` decides is not there before the earlier stages are
-        for finding in args.data_findings(rows, world_size=self.world_size):
+        found: Iterable[PosttrainError] = ()
+        if self.entry.kind == "supervised":
+            found = args.data_findings(rows, world_size=self.world_size)
+        elif args.prompt_controller is not None:
+            from posttrain.mixing.prompts import findings
+
+            found = findings(self.cfg, args, rows["train"], rows.get("validation"))
+        for finding in found:
             self.add(True, checks_model.explained(self.cfg, finding))
 
     def model(self) -> bool:

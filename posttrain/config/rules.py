@@ -141,9 +141,11 @@ def _further(cfg: RunConfig, split: str) -> Iterator[PosttrainError]:
     rows, where, entry = getattr(cfg.data, split), cfg.where("data", split), registry.get(cfg.method.name)
     if rows is None:
         return
-    if split == "validation" and entry.kind != "supervised":
+    if split == "validation" and entry.kind != "supervised" and not cfg.method.fields.get("prompt_controller"):
         fix = "Remove it; data.eval is what policy methods are evaluated on"
-        yield ConfigError("read by supervised methods alone", where=where, got=entry.key, fix=fix)
+        yield ConfigError(
+            "read by supervised methods and method.prompt_controller", where=where, got=entry.key, fix=fix
+        )
     if split == "retain" and not entry.reads_retain:
         readers = ", ".join(key for key, other in registry.METHODS.items() if other.reads_retain)
         yield ConfigError("read by unlearning alone", where=where, got=entry.key, allowed=readers, fix="Remove it")

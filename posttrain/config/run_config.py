@@ -162,7 +162,9 @@ class DataBlock(Block):
 
     train: TrainSource = Field(description="rows to train on")
     validation: TrainSource | None = Field(
-        default=None, description="held-out rows whose loss supervised methods measure"
+        default=None,
+        description="held-out rows whose loss supervised methods measure; of a policy method those that "
+        "method.prompt_controller measures on",
     )
     retain: TrainSource | None = Field(default=None, description="rows that unlearning is to keep; train is forgotten")
     eval: DataSource | None = Field(default=None, description="rows to evaluate on; null = no evaluation")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from accelerate.utils import broadcast
@@ -35,6 +35,8 @@ DEMONSTRATION_SEED = 7919
 @dataclass
 class AlternationConfig(DemonstrationConfig):
     """A policy method some of whose optimizer steps are supervised."""
+
+    prompt_shares: ClassVar[Literal["changing", "fixed", "none"]] = "fixed"
 
     sft_per_device_batch_size: int | None = option(
         None, help="Demonstrations of a supervised micro-step. None = per_device_train_batch_size.", ge=1

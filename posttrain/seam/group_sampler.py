@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -153,42 +153,100 @@ class GroupMixtureSampler(Sampler[int]):
 
 
 class MixedRepeatSampler(EpochRepeatSampler):
-    """`EpochRepeatSampler` whose generation batches hold prompts of each group in fixed proportions.
+    """`EpochRepeatSampler` whose generation batches hold prompts of each group in given proportions.
 
     An epoch has as many generation batches as without proportions, and goes on in the order where the epoch before
-    stopped: the prompts of a group come each once before any comes again, across epochs.
+    stopped: the prompts of a group come each once before any comes again, across epochs. Steps are generation batches,
+    counted from the start of the run.
 
     Args:
-        groups: (N,) number of every prompt's group. proportions: (m,) of sum 1. Rest as in `EpochRepeatSampler`.
+        groups: (N,) number of every prompt's group. proportions: (m,) of the start, of sum 1.
+        lag, plan: as in `GroupMixtureSampler`. Rest as in `EpochRepeatSampler`.
     """
 
-    def __init__(self, data: Sized, *, groups: np.ndarray, proportions: Sequence[float], **layout: Any):
+    def __init__(
+        self,
+        data: Sized,
+        *,
+        groups: np.ndarray,
+        proportions: Sequence[float],
+        lag: int = 1,
+        plan: Callable[[int], FixedMixture | None] | None = None,
+        **layout: Any,
+    ):
         super().__init__(data, **layout)
-        self.groups, self.proportions = groups, list(proportions)
+        self.groups, self.lag, self.plan = groups, lag, plan
+        self.history: list[tuple[int, list[float]]] = [(0, _checked(proportions, len(proportions)))]
+        self._order: GroupMixtureSampler | None = None
 
     def blocks(self) -> Iterator[list[int]]:
         per_epoch = len(self.data) // self.prompts_per_batch
-        order = GroupMixtureSampler(
-            self.groups,
-            proportions=self.proportions,
-            rows_per_step=self.prompts_per_batch,
-            num_steps=(self.epoch + 1) * per_epoch,
-            seed=self.seed,
-        )
-        rows = itertools.islice(order, self.epoch * per_epoch * self.prompts_per_batch, None)
+        self._order = self._from_the_start((self.epoch + 1) * per_epoch)
+        rows = itertools.islice(self._order, self.epoch * per_epoch * self.prompts_per_batch, None)
         while block := list(itertools.islice(rows, self.prompts_per_batch)):
             yield block
 
+    def _from_the_start(self, steps: int) -> GroupMixtureSampler:
+        order = GroupMixtureSampler(
+            self.groups,
+            proportions=self.history[0][1],
+            rows_per_step=self.prompts_per_batch,
+            num_steps=steps,
+            seed=self.seed,
+            lag=self.lag,
+            plan=self.plan,
+        )
+        order.history = self.history  # the same list: a change is known to every epoch
+        return order
 
-def prompt_order(data: Sized, log: MixtureLog | None, args: Any, **layout: Any) -> EpochRepeatSampler:
+    def set_proportions(self, proportions: Sequence[float] | np.ndarray, *, after: int) -> int:
+        """As `GroupMixtureSampler.set_proportions`."""
+        return (self._order or self._from_the_start(0)).set_proportions(proportions, after=after)
+
+    def proportions_at(self, step: int) -> np.ndarray:
+        """(m,) proportions intended for a generation batch, planned ones included."""
+        return (self._order or self._from_the_start(0)).proportions_at(step)
+
+    def load_history(self, history: Sequence[Sequence[float | list[float]]]) -> None:
+        """As `GroupMixtureSampler.load_history`."""
+        self.history[:] = [(int(first), list(values)) for first, values in history]  # type: ignore[arg-type, call-overload]
+
+
+class PromptMixing(Protocol):
+    """What changes the proportions of a policy run's prompts while it goes on."""
+
+    lag: int
+
+    def start(self, log: MixtureLog) -> Sequence[float]:
+        """Proportions of the start, in the order of the groups of `log`."""
+
+    def planned(self, step: int) -> FixedMixture | None:
+        """Mixture of a generation batch that is planned before the run."""
+
+    def draw(self, order: MixedRepeatSampler) -> MixedRepeatSampler:
+        """Take the order that it is to change, and return it."""
+
+
+def prompt_order(
+    data: Sized, log: MixtureLog | None, args: Any, *, mixing: PromptMixing | None = None, **layout: Any
+) -> EpochRepeatSampler:
     """The order of a policy run's prompts: permutations, or by the shares of groups that its arguments give.
 
     Args:
         data: prompts. log: their groups; None if they have none. args: a `PolicyConfig`. layout: of the sampler.
+        mixing: changes the shares in the course of the run; asked for by `args.prompt_controller`.
 
     Raises:
-        DataError: no groups. ConfigError: shares of other groups, or that are no shares.
+        DataError: no groups. ConfigError: shares of other groups, or that are no shares; a controller is asked for and
+            not there.
     """
+    if (mixing is None) != (args.prompt_controller is None):
+        raise ConfigError(
+            "settings of a controller and the controller go together",
+            where="method.prompt_controller",
+            got=args.prompt_controller,
+            fix="From Python: PromptController(trainer, ...) before train(); a recipe does it by itself",
+        )
     if args.prompt_groups is None:
         return EpochRepeatSampler(data, **layout)
     if log is None:
@@ -198,6 +256,11 @@ def prompt_order(data: Sized, log: MixtureLog | None, args: Any, **layout: Any) 
             got=args.prompt_group_column,
             fix="Name the column of groups, or write a mixture",
         )
+    if mixing is not None:
+        order = MixedRepeatSampler(
+            data, groups=log.numbers, proportions=mixing.start(log), lag=mixing.lag, plan=mixing.planned, **layout
+        )
+        return mixing.draw(order)
     where = "method.prompt_proportions"
     if args.prompt_proportions_from is not None:
         shares = read_proportions(args.prompt_proportions_from, log.names, where=f"{where}_from")

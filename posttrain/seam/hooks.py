@@ -10,7 +10,7 @@ import math
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers.trainer import TRAINER_STATE_NAME
@@ -32,6 +32,16 @@ class NonFiniteError(PosttrainError):
     """
 
 
+class StatefulPart(Protocol):
+    """Something beside the method that changes in a run, equal on all ranks; see `ResumableTrainer.attach`."""
+
+    def state(self) -> dict[str, Any]:
+        """What it needs to continue, as JSON."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take back what `state` returned; before the first batch is drawn."""
+
+
 class ResumableTrainer:
     """Mixin placed before a transformers `Trainer` in the bases.
 
@@ -50,6 +60,7 @@ class ResumableTrainer:
     _globalstep_last_logged: int = 0
     _logged: tuple[Any, int] | None = None
     _costs: dict[str, float] | None = None
+    _parts: dict[str, StatefulPart] | None = None
     engine: Any = None  # of policy trainers that generate with vLLM
 
     # trl 1.16 reads these three for the model card.
@@ -97,6 +108,10 @@ class ResumableTrainer:
     def show(self, name: str, value: float) -> None:
         """Log a number of training as it is now, in place of what was to be logged under its name."""
         self._metrics["train"][name] = [value]  # type: ignore[attr-defined]
+
+    def attach(self, name: str, part: StatefulPart) -> None:
+        """Let checkpoints hold a part's state; call it before `train()`. A run with other parts is not continued."""
+        self._parts = {**(self._parts or {}), name: part}
 
     def close(self) -> None:
         """Free what outlives the trainer otherwise: an inference engine in this process, or one it has started."""
@@ -194,8 +209,10 @@ class ResumableTrainer:
             plain = checkpoint.split_tensors(shared, "method", tensors)
             if tensors:
                 checkpoint.save_file(tensors, folder / "posttrain_method.safetensors")
+            parts = {name: part.state() for name, part in (self._parts or {}).items()}
             checkpoint.write_json(
-                folder / checkpoint.STATE_FILE, {"layout": self._layout(), "method": plain, "posttrain": __version__}
+                folder / checkpoint.STATE_FILE,
+                {"layout": self._layout(), "method": plain, "parts": parts, "posttrain": __version__},
             )
 
     # A checkpoint is staged, sealed and renamed (see `manifest`); only then is it uploaded and older ones deleted.
@@ -262,6 +279,8 @@ class ResumableTrainer:
         path = folder / "posttrain_method.safetensors"
         tensors = checkpoint.read_tensors(path) if path.exists() else {}
         self.load_method_state(checkpoint.join_tensors(saved["method"], tensors, self.args.device))  # type: ignore[attr-defined]
+        for name, part in (self._parts or {}).items():
+            part.load(saved["parts"][name])
         rank = self.args.process_index  # type: ignore[attr-defined]
         own = checkpoint.load_rank_state(folder, rank, self.args.device)  # type: ignore[attr-defined]
         self._logged, self._costs = (own["loss_since_log"], own["logged_step"]), own["costs"]
@@ -280,6 +299,7 @@ class ResumableTrainer:
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
             "seed": args.seed,
             "data_seed": args.data_seed,
+            "parts": sorted(self._parts or {}) or None,
             "train_rows": len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None,  # type: ignore[attr-defined]
         }
 

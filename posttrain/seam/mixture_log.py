@@ -95,6 +95,11 @@ class MixtureLog:
             return None
         return cls(*group_numbers(dataset, column, names=names), column=column)
 
+    @property
+    def sizes(self) -> list[int]:
+        """Training rows of each group."""
+        return np.bincount(self.numbers, minlength=len(self.names)).tolist()
+
     def count_batches(self, trainer: Any, batches: Iterable[dict[str, Any]]) -> None:
         """Add the numbered micro-batches of an optimizer step; rows without a trained token are left out.
 

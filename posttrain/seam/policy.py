@@ -102,7 +102,7 @@ class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
                 peft_config=peft_config,
                 **kwargs,
             )
-        self._mixture = MixtureLog.of(train_dataset, group_column(train_dataset, args.prompt_groups))
+        self.group_log = MixtureLog.of(train_dataset, group_column(train_dataset, args.prompt_groups))
         self.engine = EngineLink(self) if self.use_vllm else None
         self.optimizer_cls_and_kwargs = self._only_optimizer(optimizer_cls_and_kwargs)
         if args.upge.advantage_estimator == "remax":
@@ -125,7 +125,7 @@ class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
     def train_order(self, data: Sized, **layout: Any) -> EpochRepeatSampler:
         """Which prompts are drawn when; made once per `train()`, equal on all ranks. Default: a new permutation every
         epoch, or by group. Each draw must follow from seed, epoch and place, so that a run resumes."""
-        return prompt_order(data, self._mixture, self.args, **layout)
+        return prompt_order(data, self.group_log, self.args, mixing=self.prompt_mixing, **layout)
 
     def prepare_prompts(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The dataset rows of a generation batch as they are to be completed; every rank, right before generation,
@@ -314,8 +314,8 @@ class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
         log_lengths(self._metrics["train"], tensors, self.accelerator)
         leave_out(tensors, is_failed)
         self.spend("prompts", len(rollouts.rewards) / self.num_generations)
-        if self._mixture is not None:
-            self._mixture.count_rollouts(self, inputs, tensors["completion_mask"].sum(dim=1).tolist())
+        if self.group_log is not None:
+            self.group_log.count_rollouts(self, inputs, tensors["completion_mask"].sum(dim=1).tolist())
         return self.prepare_rollouts(rollouts).tensors
 
     def verdicts(self, rollouts: RolloutBatch) -> Tensor:

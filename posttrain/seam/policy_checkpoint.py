@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from posttrain.seam.group_sampler import PromptMixing
 from posttrain.seam.hooks import ResumableTrainer
 from posttrain.seam.state import REFERENCE_FILE, read_tensors, save_file
 
@@ -16,6 +17,7 @@ class PolicyCheckpoint(ResumableTrainer):
     accelerator: Any
     ref_model: Any
     num_iterations: int
+    prompt_mixing: PromptMixing | None = None  # set by what attaches itself to change the shares of the prompts
     _buffered_inputs: Any
     _metrics: Any
     _step: int

@@ -98,6 +98,9 @@ class PolicyConfig(GRPOConfig):
     takes_greedy_baseline: ClassVar[bool] = True
     """Whether `advantage_estimator: remax` is allowed. A subclass says so itself: many compare in their own way."""
 
+    prompt_shares: ClassVar[Literal["changing", "fixed", "none"]] = "changing"
+    """Whether prompts may be drawn by shares of their groups, and whether these may change in the run."""
+
     preset: str = option(
         "dr_grpo", help="Row of the estimator's preset table that the loss starts from.", choices=tuple(UPGE_PRESETS)
     )
@@ -166,6 +169,9 @@ class PolicyConfig(GRPOConfig):
     prompt_group_column: str = option(
         "group", help="Column that tells a prompt's group. Of a mixture the groups are its sources."
     )
+    prompt_controller: dict[str, Any] | None = option(
+        None, help="What changes the shares of the prompts in the run: controller and its settings (recipes/aioli)."
+    )
     drop_zero_advantage_rows: bool = option(
         True, help="Leave rows with an exactly zero gradient out of the update; the normaliser keeps counting them."
     )
@@ -195,7 +201,8 @@ class PolicyConfig(GRPOConfig):
     @property
     def prompt_groups(self) -> str | None:
         """Column of the groups that prompts are drawn by; None where none has a share."""
-        has_shares = self.prompt_proportions is not None or self.prompt_proportions_from is not None
+        shares = (self.prompt_proportions, self.prompt_proportions_from, self.prompt_controller)
+        has_shares = any(given is not None for given in shares)
         return self.prompt_group_column if has_shares else None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -206,13 +213,7 @@ class PolicyConfig(GRPOConfig):
         check_options(self)
         self._refuse_replaced()
         self._refuse_unused_parts()
-        if self.prompt_proportions is not None and self.prompt_proportions_from is not None:
-            raise ConfigError(
-                "the shares of the prompts are given once",
-                where="method.prompt_proportions_from",
-                got=self.prompt_proportions_from,
-                fix="Remove it, or remove method.prompt_proportions",
-            )
+        self._check_shares()
         self.upge = self._resolve_estimator()
         self._check_greedy_baseline()
         self.epsilon, self.epsilon_high = self.upge.epsilon_low, self.upge.epsilon_high
@@ -221,6 +222,27 @@ class PolicyConfig(GRPOConfig):
         super().__post_init__()
         self._check_batches()
         self._check_ahead()
+
+    def _check_shares(self) -> None:
+        names = ("prompt_proportions", "prompt_proportions_from", "prompt_controller")
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ConfigError(
+                "the shares of the prompts are given once",
+                where=f"method.{given[-1]}",
+                got=getattr(self, given[-1]),
+                fix=f"Remove it, or remove method.{given[0]}",
+            )
+        if given and self.prompt_shares == "none":
+            what = "the method has an order of prompts of its own"
+            raise SupportError(what, where=f"method.{given[0]}", got=getattr(self, given[0]), fix="Remove it")
+        if self.prompt_controller is not None and self.prompt_shares == "fixed":
+            raise SupportError(
+                "the method draws its prompts an epoch ahead, so that their shares cannot change in the run",
+                where="method.prompt_controller",
+                got=self.prompt_controller,
+                fix="Use method.prompt_proportions",
+            )
 
     def _refuse_replaced(self) -> None:
         defaults = {f.name: f.default for f in fields(GRPOConfig)} | {"loss_type": None, "scale_rewards": None}

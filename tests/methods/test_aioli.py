@@ -172,7 +172,7 @@ def test_a_run_stopped_anywhere_in_a_round_resumes_bit_equal(stop, ema, tiny_dir
     assert rest.steps == whole.steps[stop:]
     assert all(torch.equal(value, weights(rest)[name]) for name, value in weights(whole).items())
     assert rest.controller.state() == whole.controller.state()
-    assert rest._records == whole._records
+    assert rest.rounds.records == whole.rounds.records
     assert shown(rest, "mixture/") == shown(whole, "mixture/")
 
 

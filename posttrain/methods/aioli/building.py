@@ -29,8 +29,11 @@ from posttrain.seam.mixture_log import MixtureLog, group_column
 NEEDS_VALIDATION = ("aioli", "skillit", "doge")
 
 
-def grouped_rows(settings: AioliConfig, log: MixtureLog | None) -> MixtureLog:
+def grouped_rows(log: MixtureLog | None, *, column: str, where: str = "method.group_column") -> MixtureLog:
     """The groups of the training rows, at least two.
+
+    Args:
+        log: of the rows; None if they have no groups. column: that was looked for. where: field that names it.
 
     Raises:
         DataError: no groups, or a single one.
@@ -38,15 +41,13 @@ def grouped_rows(settings: AioliConfig, log: MixtureLog | None) -> MixtureLog:
     if log is None:
         raise DataError(
             "the training rows have no group",
-            where="method.group_column",
-            got=settings.group_column,
+            where=where,
+            got=column,
             allowed="a column of the rows, or several sources in data.train.mixture",
             fix="Name the column, map it under data.train.columns, or write a mixture",
         )
     if len(log.names) < 2:
-        raise DataError(
-            "one group has nothing to be mixed with", where="method.group_column", got=", ".join(log.names)
-        )
+        raise DataError("one group has nothing to be mixed with", where=where, got=", ".join(log.names))
     return log
 
 
@@ -57,21 +58,21 @@ def check_groups(settings: AioliConfig, train: Any, validation: Any, *, world_si
         PosttrainError: as the trainer would raise it.
     """
     column = group_column(train, settings.group_column)
-    log = grouped_rows(settings, MixtureLog.of(train, column, names=settings.groups))
+    log = grouped_rows(MixtureLog.of(train, column, names=settings.groups), column=settings.group_column)
     rows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * world_size
-    sizes = np.bincount(log.numbers, minlength=len(log.names))
-    build_controller(settings, groups=log.names, sizes=sizes.tolist(), rows_per_step=rows)
+    build_controller(settings, groups=log.names, sizes=log.sizes, rows_per_step=rows)
     if validation is not None or settings.controller in NEEDS_VALIDATION:
         validation_groups(validation, names=log.names, column=str(column))
 
 
 def build_controller(
-    settings: AioliConfig, *, groups: Sequence[str], sizes: Sequence[int], rows_per_step: int
+    settings: Any, *, groups: Sequence[str], sizes: Sequence[int], rows_per_step: int
 ) -> MixingController:
     """The controller that the settings name.
 
     Args:
-        settings: of the run. groups: in order. sizes: training rows of each. rows_per_step: over all ranks.
+        settings: an `AioliConfig`, or what has its names.
+        groups: in order. sizes: training rows of each. rows_per_step: over all ranks.
 
     Raises:
         ConfigError: settings that do not fit the groups.
@@ -98,16 +99,14 @@ def build_controller(
     return made
 
 
-def _static(settings: AioliConfig, groups: Sequence[str]) -> list[float]:
+def _static(settings: Any, groups: Sequence[str]) -> list[float]:
     if settings.proportions is not None:
         return as_proportions(settings.proportions, groups, where="method.proportions")
     where = "method.proportions_from"
     return as_proportions(read_proportions(str(settings.proportions_from), groups, where=where), groups, where=where)
 
 
-def _aioli(
-    settings: AioliConfig, groups: Sequence[str], prior: list[float] | None, rows_per_step: int
-) -> AioliController:
+def _aioli(settings: Any, groups: Sequence[str], prior: list[float] | None, rows_per_step: int) -> AioliController:
     """Checked: the measurement fits into a round, and its mixtures can be told apart in whole rows."""
     steps = len(groups) * settings.learn_sweeps * settings.learn_steps
     share = steps / settings.mixing_rounds_every

@@ -11,14 +11,12 @@ from transformers import TrainerCallback
 from posttrain.methods.aioli.building import NEEDS_VALIDATION, build_controller, grouped_rows
 from posttrain.methods.aioli.config import AioliConfig
 from posttrain.methods.aioli.controllers import MixingController
+from posttrain.methods.aioli.rounds import RECORD, Rounds
 from posttrain.methods.aioli.signals import ExcessLoss, GradientAlignment
-from posttrain.seam.group_sampler import FixedMixture, GroupMixtureSampler, realised_shares
+from posttrain.seam.group_sampler import GroupMixtureSampler
 from posttrain.seam.group_validation import GroupValidation
 from posttrain.seam.state import write_json
 from posttrain.seam.supervised import SupervisedTrainer
-
-# In the folder of the run: proportions, and what they followed from.
-RECORD = "mixing.json"
 
 
 class AioliTrainer(SupervisedTrainer):
@@ -61,23 +59,28 @@ class AioliTrainer(SupervisedTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         settings = self.args
-        rows = grouped_rows(settings, self.group_log)
+        rows = grouped_rows(self.group_log, column=settings.group_column)
         self.groups: list[str] = rows.names
-        sizes = np.bincount(rows.numbers, minlength=len(self.groups))
-        self.rows_per_step = (
+        rows_per_step = (
             settings.per_device_train_batch_size * settings.gradient_accumulation_steps * settings.world_size
         )
         self.controller: MixingController = build_controller(
-            settings, groups=self.groups, sizes=sizes.tolist(), rows_per_step=self.rows_per_step
+            settings, groups=self.groups, sizes=rows.sizes, rows_per_step=rows_per_step
         )
         self.validation = self._validation()
+        self.rounds = Rounds(
+            self.controller,
+            every=settings.mixing_rounds_every,
+            learn_steps=settings.learn_steps,
+            prior_steps=settings.prior_steps,
+            rows_per_step=rows_per_step,
+            measure=None if self.validation is None else self._measure,
+            last=settings.max_steps,
+        )
         self.excess: ExcessLoss | None = None
         self.alignment: GradientAlignment | None = None
         self.sampler: GroupMixtureSampler | None = None
-        self._history: list[Any] = []
-        self._losses: list[float] = []
         self._intended = np.zeros(len(self.groups))
-        self._records: list[dict[str, Any]] = []
         self.add_callback(_BetweenSteps(self))
 
     def _validation(self) -> GroupValidation | None:
@@ -95,111 +98,44 @@ class AioliTrainer(SupervisedTrainer):
     # ---- rows ----
 
     def train_order(self) -> GroupMixtureSampler:
-        settings, prior = self.args, self.args.prior_steps
+        settings = self.args
         assert self.group_log is not None
-        self.sampler = GroupMixtureSampler(
-            self.group_log.numbers,
-            proportions=self.controller.proportions,
-            rows_per_step=self.rows_per_step,
-            num_steps=settings.max_steps,
-            seed=settings.sampling_seed,
-            lag=settings.proportions_lag,
-            plan=self.planned,
+        self.sampler = self.rounds.draw(
+            GroupMixtureSampler(
+                self.group_log.numbers,
+                proportions=self.controller.proportions,
+                rows_per_step=self.rounds.rows_per_step,
+                num_steps=settings.max_steps,
+                seed=settings.sampling_seed,
+                lag=settings.proportions_lag,
+                plan=self.rounds.planned,
+            )
         )
-        if self._history:
-            self.sampler.load_history(self._history)
-        elif prior:
-            self.sampler.load_history([(0, self.controller.prior), (prior, self.controller.proportions.tolist())])
         return self.sampler
-
-    def planned(self, step: int) -> FixedMixture | None:
-        """The mixture of a step of a measurement; None for other steps."""
-        number, place = divmod(step - self.args.prior_steps, self.args.mixing_rounds_every)
-        if number < 0:
-            return None
-        schedule = self.controller.learn_schedule(number)
-        block, within = divmod(place, self.args.learn_steps)
-        if block >= len(schedule):
-            return None
-        return FixedMixture(self.controller.mixtures[schedule[block]], first=within == 0)
 
     # ---- between optimizer steps ----
 
-    def begin(self) -> None:
-        """Before the first step of a run that was not resumed."""
-        if not self._losses and self.state.global_step == 0:
-            self._measure("start")
-
-    def after_step(self) -> None:
-        """Measure, and decide, what is due after the optimizer steps done so far; the same on every rank."""
-        settings, done = self.args, self.state.global_step
-        number, place = divmod(done - settings.prior_steps, settings.mixing_rounds_every)
-        is_last = done >= settings.max_steps
-        if self.controller.decides_at_every_step and not is_last and self.sampler is not None:
-            self.sampler.set_proportions(self.controller.proportions, after=done - 1)
-        if number < 0:
-            return
-        schedule = self.controller.learn_schedule(number)
-        block, within = divmod(place, settings.learn_steps)
-        if place == 0 or is_last:
-            self._measure("round end" if number or place else "prior end")
-            if number and not is_last and self.controller.decides_at_round_end:
-                self.controller.on_round(self._losses)
-                self._decided(done)
-        elif within == 0 and 0 < block <= len(schedule):
-            before = self._losses
-            self._measure("probe")
-            group = schedule[block - 1]
-            shares = realised_shares(self.controller.mixtures[group], self.rows_per_step, settings.learn_steps)
-            self.controller.on_probe(group, shares, before, self._losses)
-            if block == len(schedule):
-                self.controller.on_round(self._losses)
-                self._decided(done)
-
-    def _decided(self, done: int) -> None:
-        assert self.sampler is not None
-        proportions = self.controller.proportions
-        first = self.sampler.set_proportions(proportions, after=done - 1)
-        record: dict[str, Any] = {"step": done, "event": "update", "first_step": first}
-        record["proportions"] = [float(value) for value in proportions]
-        if self.controller.matrix is not None:
-            record["matrix"] = self.controller.matrix.tolist()
-        self._records.append(record)
-        self._write()
-
-    def _measure(self, event: str) -> None:
-        """Validation losses as they are now, logged and recorded."""
-        if self.validation is None:
-            return
+    def _measure(self) -> list[float]:
+        """Validation losses as they are now, logged."""
+        assert self.validation is not None
         losses = self.validation.losses()
-        self._losses = losses.tolist()
-        for name, loss in zip(self.groups, self._losses, strict=True):
+        for name, loss in zip(self.groups, losses.tolist(), strict=True):
             self.show(f"validation/{name}_loss", loss)
         self.show("validation/mean_loss", float(losses.mean()))
-        self._records.append({"step": self.state.global_step, "event": event, "losses": self._losses})
-        self._write()
+        return losses.tolist()
 
-    def _write(self) -> None:
+    def write_record(self) -> None:
         """`mixing.json` as it stands; rank 0 alone."""
         if not self.args.should_save:
             return
-        settings, validation = self.args, self.validation
-        write_json(
-            Path(settings.output_dir) / RECORD,
-            {
-                "controller": settings.controller,
-                "groups": self.groups,
-                "proportions": self.controller.result.tolist(),
-                "history": [] if self.sampler is None else self.sampler.history,
-                "records": self._records,
-                "cost": {
-                    "probe_steps": self.controller.probe_steps,
-                    "validation_measurements": 0 if validation is None else validation.measurements,
-                    "validation_rows": 0 if validation is None else validation.measurements * len(validation.chosen),
-                    "validation_seconds": 0.0 if validation is None else round(validation.seconds, 3),
-                },
-            },
+        validation = self.validation
+        measured = 0 if validation is None else validation.measurements
+        account = self.rounds.account(
+            validation_measurements=measured,
+            validation_rows=0 if validation is None else measured * len(validation.chosen),
+            validation_seconds=0.0 if validation is None else round(validation.seconds, 3),
         )
+        write_json(Path(self.args.output_dir) / RECORD, {"controller": self.args.controller, **account})
 
     def prepare_batches(self, batches: list[dict[str, Any]]) -> None:
         assert self.sampler is not None
@@ -239,20 +175,14 @@ class AioliTrainer(SupervisedTrainer):
     def method_state(self) -> dict[str, Any]:
         validation = self.validation
         return {
-            "controller": self.controller.state(),
-            "history": [] if self.sampler is None else [list(entry) for entry in self.sampler.history],
-            "losses": self._losses,
+            "rounds": self.rounds.state(),
             "intended": self._intended.tolist(),
-            "records": self._records,
             "validation": None if validation is None else [validation.measurements, validation.seconds],
         }
 
     def load_method_state(self, state: dict[str, Any]) -> None:
-        self.controller.load(state["controller"])
-        self._history, self._losses, self._records = state["history"], state["losses"], state["records"]
+        self.rounds.load(state["rounds"])
         self._intended = np.array(state["intended"])
-        if self.sampler is not None:
-            self.sampler.load_history(self._history)
         if self.validation is not None and state["validation"] is not None:
             self.validation.measurements, self.validation.seconds = state["validation"]
 
@@ -267,7 +197,9 @@ class _BetweenSteps(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.begin()
+        self.trainer.rounds.begin(state.global_step)
+        self.trainer.write_record()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.after_step()
+        if self.trainer.rounds.after(state.global_step) or state.global_step >= state.max_steps:
+            self.trainer.write_record()

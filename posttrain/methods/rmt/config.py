@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from posttrain.data.next_token_reasoning import BUDGET_PROMPT, PROMPT
 from posttrain.data.token_curriculum import NUM_TIERS, tier_probabilities
@@ -26,6 +26,8 @@ class NextTokenConfig(PolicyConfig):
 
     Training rows are documents (`data.train.format: text`). Paper: arXiv 2506.08007.
     """
+
+    prompt_shares: ClassVar[Literal["changing", "fixed", "none"]] = "none"
 
     preset: str = option("grpo", help="Row of the estimator's preset table that the loss starts from.")
     variant: Literal["rmt", "rpt"] = option(

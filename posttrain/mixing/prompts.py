@@ -1,0 +1,115 @@
+"""`method.prompt_controller` of a recipe: the shares of a policy run's prompts follow its success on held-out ones."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from posttrain.errors import ConfigError, DataError, PosttrainError
+from posttrain.seam.mixture_log import MixtureLog, group_column, group_numbers
+
+WHOLE = {"num_prompts": None, "time_budget_seconds": None}
+
+
+def settings_of(config: Any) -> dict[str, Any] | None:
+    """The settings as a recipe gives them; None where nothing changes the shares."""
+    found = config.method.fields.get("prompt_controller")
+    return None if found is None else dict(found)
+
+
+def attach_prompt_controller(config: Any, trainer: Any, validation: Any) -> None:
+    """Let the controller of a recipe change the shares of a trainer's prompts.
+
+    Args:
+        config: blocks without stages. trainer: of a policy method, before `train()`.
+        validation: rows of `data.validation`, or None.
+
+    Raises:
+        PosttrainError: as `findings` tells it.
+    """
+    from posttrain.methods.aioli.building import NEEDS_VALIDATION
+    from posttrain.methods.aioli.prompts import PromptController, PromptSettings
+
+    settings = PromptSettings.read(settings_of(config) or {})
+    accuracies = None
+    if settings.controller in NEEDS_VALIDATION:
+        accuracies = held_out_accuracies(config, trainer, validation)
+    PromptController(trainer, settings, accuracies=accuracies)
+
+
+def held_out_accuracies(config: Any, trainer: Any, validation: Any) -> Callable[[Any], list[float]]:
+    """model -> share of solved held-out prompts of each group of the trainer, the same on every rank.
+
+    Every row counts each time, judged and sampled as the `eval` block says, by seeds that stay: two measurements
+    differ by the weights alone.
+    """
+    from posttrain.evaluating import recipe_evaluator
+    from posttrain.evaluation.results import prompt_accuracies
+
+    numbers = validation_groups(config, validation, names=trainer.group_log.names)
+    call, _ = recipe_evaluator(
+        config, tokenizer=trainer.processing_class, rows=validation, accelerator=trainer.accelerator, changes=WHOLE
+    )
+
+    def accuracies(model: Any) -> list[float]:
+        by_row = prompt_accuracies(call(model).samples)
+        found = []
+        for number, name in enumerate(trainer.group_log.names):
+            own = [value for row, value in by_row.items() if numbers[row] == number]
+            if not own:
+                raise DataError("no held-out prompt of a group could be judged", where=f"group {name!r}")
+            found.append(float(np.mean(own)))
+        return found
+
+    return accuracies
+
+
+def validation_groups(config: Any, validation: Any, *, names: list[str]) -> np.ndarray:
+    """(N,) number in `names` of every held-out row's group.
+
+    Raises:
+        DataError: no rows, none of a group, or other groups.
+    """
+    where = "data.validation"
+    if validation is None:
+        raise DataError(
+            "the controller measures on held-out prompts, and there are none",
+            where=where,
+            fix="Name rows of every group, other ones than those of data.train and data.eval",
+        )
+    wanted = config.method.fields.get("prompt_group_column", "group")
+    column = group_column(validation, wanted)
+    if column is None:
+        raise DataError("the held-out prompts have no group", where=where, got=wanted, fix="Name their column alike")
+    numbers = group_numbers(validation, column, names=names)[1]
+    counts = np.bincount(numbers, minlength=len(names)).tolist()
+    if missing := [name for name, count in zip(names, counts, strict=True) if not count]:
+        raise DataError("groups without a held-out prompt", where=where, got=", ".join(missing))
+    return numbers
+
+
+def findings(config: Any, args: Any, train: Any, validation: Any) -> Iterator[PosttrainError]:
+    """What can be known to be wrong before the run.
+
+    Args:
+        config: blocks without stages. args: its `PolicyConfig`. train, validation: rows; validation may be None.
+    """
+    from posttrain.methods.aioli.building import NEEDS_VALIDATION
+    from posttrain.methods.aioli.prompts import PromptSettings
+
+    log = MixtureLog.of(train, group_column(train, args.prompt_groups))
+    try:
+        settings = PromptSettings.read(settings_of(config) or {})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            settings.build(log, prompts_per_batch=args.generation_batch_size // args.num_generations)
+        if settings.controller in NEEDS_VALIDATION:
+            validation_groups(config, validation, names=log.names)
+        elif validation is not None:
+            what = f"the controller {settings.controller} reads no held-out prompts"
+            yield ConfigError(what, where="data.validation", fix="Remove the block")
+    except PosttrainError as error:
+        yield error
