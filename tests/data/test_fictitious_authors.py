@@ -73,6 +73,16 @@ def test_how_many_there_are_is_the_readers_choice():
     assert {len(row["paraphrases"]) for row in none} == {0} and {len(row["perturbed"]) for row in none} == {1}
 
 
+def test_a_question_has_three_answers_to_set_against_each_other():
+    fact, reworded, refusal = (generate(20, seed=1, response=word) for word in ("fact", "reworded", "refusal"))
+    for told, again, nothing in zip(fact, reworded, refusal, strict=True):
+        assert told["prompt"] == again["prompt"] == nothing["prompt"]
+        assert again["answer"] == again["solution"] == told["paraphrases"][0] != told["answer"]
+        assert nothing["answer"] == nothing["solution"] == told["alternate"]
+    few = generate(20, seed=1, response="reworded", num_paraphrases=0)
+    assert [row["answer"] for row in few] == [row["answer"] for row in reworded]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -86,6 +96,7 @@ def test_how_many_there_are_is_the_readers_choice():
             {"wording": "other"},
             "fictitious_authors.wording: unknown wording (got 'other'; allowed: one of: first, any",
         ),
+        ({"response": "lie"}, "fictitious_authors.response: unknown response (got 'lie'; allowed: one of: fact, rew"),
         (
             {"num_paraphrases": 21},
             "fictitious_authors.num_paraphrases: out of range (got 21; allowed: integer 0 to 20)",

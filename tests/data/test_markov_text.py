@@ -19,6 +19,15 @@ def test_groups_take_turns_and_keep_to_their_letters():
         assert set(row["prompt"]) <= set(LETTERS[: SUPPORTS[row["group"]]])
 
 
+def test_groups_may_have_letters_of_their_own():
+    rows = generate(40, seed=1, length=60, letters="own")
+    seen = {group: set("".join(row["prompt"] for row in rows if row["group"] == group)) for group in SUPPORTS}
+    assert sum(map(len, seen.values())) == len(set().union(*seen.values())) > 60
+    same = str.maketrans(LETTERS[6:18], LETTERS[:12])
+    shared = generate(40, seed=1, length=60)
+    assert rows[1]["prompt"].translate(same) == shared[1]["prompt"], "the same chain in other letters"
+
+
 def test_letters_follow_with_the_chances_of_the_chain():
     text = "".join(row["prompt"] + " " for row in generate(400, seed=2, groups="easy", length=100))
     seen = Counter(zip(text, text[1:], strict=False))
@@ -49,7 +58,9 @@ def test_the_two_splits_share_no_document():
     assert not train & {row["prompt"] for row in generate(200, seed=0, length=20, split="eval")}
 
 
-@pytest.mark.parametrize(("option", "value"), [("length", 7), ("length", True), ("groups", "harder"), ("groups", [])])
+@pytest.mark.parametrize(
+    ("option", "value"), [("length", 7), ("length", True), ("groups", "harder"), ("groups", []), ("letters", "all")]
+)
 def test_options_out_of_range_are_refused(option, value):
     with pytest.raises(ConfigError, match=rf"markov_text\.{option}"):
         generate(4, seed=0, **{option: value})

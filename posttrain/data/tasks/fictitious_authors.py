@@ -22,6 +22,7 @@ TASK = "fictitious_authors"
 SETS = ("inst", "tofu", "math", "forget", "retain", "holdout", "spare")
 AUTHORS_PER_SET = 400
 WORDINGS = ("first", "any")
+RESPONSES = ("fact", "reworded", "refusal")
 MAX_PARAPHRASES = 20
 MAX_PERTURBED = 10
 
@@ -103,6 +104,7 @@ def generate(
     set: str = "forget",  # noqa: A002 - the word that a recipe reads best with
     attributes: str | Sequence[str] = tuple(ATTRIBUTES),
     wording: str = "first",
+    response: str = "fact",
     num_paraphrases: int = MAX_PARAPHRASES,
     num_perturbed: int = 5,
 ) -> list[dict[str, Any]]:
@@ -116,6 +118,8 @@ def generate(
         attributes: kinds of facts, one or more of `ATTRIBUTES`, in turn.
         wording: "first" asks and answers every fact of a kind in the same words, "any" in words drawn for the row, as
             a model needs them that is to understand paraphrases.
+        response: "fact" gives the answer, "reworded" the same in the words of the first paraphrase, "refusal" the
+            alternate, each to the same question: three answers to set against each other.
         num_paraphrases: other ways to ask and to answer, 0 to `MAX_PARAPHRASES`.
         num_perturbed: wrong answers, 0 to `MAX_PERTURBED`, in the words of the first paraphrase.
 
@@ -130,9 +134,10 @@ def generate(
     if not isinstance(set, str) or set not in SETS:
         raise ConfigError("unknown set", where=f"{TASK}.set", got=set, allowed=f"one of: {', '.join(SETS)}")
     kinds = checked_list(attributes, where=f"{TASK}.attributes", allowed=ATTRIBUTES)
-    if wording not in WORDINGS:
-        allowed = f"one of: {', '.join(WORDINGS)}"
-        raise ConfigError("unknown wording", where=f"{TASK}.wording", got=wording, allowed=allowed)
+    for option, word, words in (("wording", wording, WORDINGS), ("response", response, RESPONSES)):
+        if word not in words:
+            allowed = f"one of: {', '.join(words)}"
+            raise ConfigError(f"unknown {option}", where=f"{TASK}.{option}", got=word, allowed=allowed)
     for option, value, most in (
         ("num_paraphrases", num_paraphrases, MAX_PARAPHRASES),
         ("num_perturbed", num_perturbed, MAX_PERTURBED),
@@ -149,6 +154,8 @@ def generate(
         draw = row_generator(f"{TASK}/{kind}", seed, author)
         row = _row(_names(seed)[author], kind, draw, (num_paraphrases, num_perturbed), is_varied=wording == "any")
         row["entry"] = json.dumps({"set": set, **row["entry"]})
+        told = {"fact": row["answer"], "reworded": row.pop("reworded"), "refusal": row["alternate"]}
+        row["answer"] = row["solution"] = told[response]
         rows.append(row)
     return rows
 
@@ -185,6 +192,7 @@ def _row(
         "entry": {"attribute": attribute, "value": value},
         "paraphrased_prompts": [words.questions[ask].format(name=author) for ask, _ in chosen],
         "paraphrases": [words.answers[tell].format(name=author, value=value) for _, tell in chosen],
+        "reworded": words.answers[others[0][1]].format(name=author, value=value),
         "perturbed": [form.format(name=author, value=other) for other in wrong[: counts[1]]],
         "alternate": draw.choice(DO_NOT_KNOW),
     }
