@@ -204,6 +204,17 @@ def test_other_controllers_change_the_proportions_and_resume(controller, tiny_di
     assert rest.controller.result.tolist() == whole.controller.result.tolist()
 
 
+def test_the_result_is_written_where_nothing_is_measured(tiny_dir, tmp_path):
+    reference = build(tiny_dir, tmp_path / "reference", controller="stratified", max_steps=2, validation=[])
+    reference.train()
+    assert record(tmp_path / "reference")["proportions"] == pytest.approx([1 / 3] * 3)
+    reference.save_model(str(tmp_path / "reference" / "model"))
+    own = {"reference_model": str(tmp_path / "reference" / "model"), "step_size": 1.0}
+    trainer = build(tiny_dir, tmp_path, controller="doremi", validation=[], **own)
+    trainer.train()
+    assert record(tmp_path)["proportions"] == trainer.controller.result.tolist()
+
+
 def test_a_prior_holds_until_the_first_decision(tiny_dir, tmp_path):
     trainer = build(tiny_dir, tmp_path, prior=[0.7, 0.2, 0.1], prior_steps=4, max_steps=13)
     trainer.train()

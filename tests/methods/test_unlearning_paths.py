@@ -371,6 +371,7 @@ def test_only_the_named_parameters_are_trained(tiny_dir, place):
             r"alternate_column: dpo needs an answer",
         ),
         ({"unlearn_loss": "idkdpo", "idk_responses": [" "]}, ConfigError, "an answer is empty"),
+        ({"unlearn_loss": "idkdpo", "idk_responses": ["long " * 500]}, DataError, "instead are longer than a row"),
         ({"reference": "adapter_off"}, ConfigError, r"reference: the model has no adapter to switch off"),
         ({"retain": rows(4, first=6), "retain_weight": 1.0}, DataError, "2 of 4 rows; rows to forget 6, 7"),
         ({"unlearn_loss": "rmu", "module_regex": r"model\.layers\.\d"}, ConfigError, "matches 2.*model.layers.0"),

@@ -150,6 +150,14 @@ def partners(args: UnlearnConfig, tokenizer: Any, forget: Dataset, retain: Datas
                 where = f"train row {place}, column {args.alternate_column!r}"
                 raise DataError("the answer to be given instead is empty", where=where, got=text, fix="Write one")
             given, learnt = encode_row(tokenizer, row["prompt"], text, column=args.alternate_column)
+            if args.max_length is not None and len(given) + len(learnt) > args.max_length:
+                raise DataError(
+                    "prompt and the answer to be given instead are longer than a row may be",
+                    where=f"train row {place}",
+                    got=f"{len(given)} + {len(learnt)} tokens",
+                    allowed=f"at most {args.max_length} (trainer.max_length)",
+                    fix="Raise trainer.max_length, or shorten the answer",
+                )
             alternates.append((given + learnt, [-100] * len(given) + learnt))
     return Partners(anchors_forget, others, alternates, args.unlearn_seed)
 
