@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from posttrain.errors import ConfigError, DataError, PosttrainError
-from posttrain.seam.mixture_log import MixtureLog, group_column, group_numbers
+from posttrain.seam.group_validation import validation_groups
+from posttrain.seam.mixture_log import MixtureLog, group_column
 
 WHOLE = {"num_prompts": None, "time_budget_seconds": None}
 
@@ -49,7 +50,8 @@ def held_out_accuracies(config: Any, trainer: Any, validation: Any) -> Callable[
     from posttrain.evaluating import recipe_evaluator
     from posttrain.evaluation.results import prompt_accuracies
 
-    numbers = validation_groups(config, validation, names=trainer.group_log.names)
+    log = trainer.group_log
+    numbers = validation_groups(validation, names=log.names, column=log.column)
     call, _ = recipe_evaluator(
         config, tokenizer=trainer.processing_class, rows=validation, accelerator=trainer.accelerator, changes=WHOLE
     )
@@ -57,7 +59,7 @@ def held_out_accuracies(config: Any, trainer: Any, validation: Any) -> Callable[
     def accuracies(model: Any) -> list[float]:
         by_row = prompt_accuracies(call(model).samples)
         found = []
-        for number, name in enumerate(trainer.group_log.names):
+        for number, name in enumerate(log.names):
             own = [value for row, value in by_row.items() if numbers[row] == number]
             if not own:
                 raise DataError("no held-out prompt of a group could be judged", where=f"group {name!r}")
@@ -65,30 +67,6 @@ def held_out_accuracies(config: Any, trainer: Any, validation: Any) -> Callable[
         return found
 
     return accuracies
-
-
-def validation_groups(config: Any, validation: Any, *, names: list[str]) -> np.ndarray:
-    """(N,) number in `names` of every held-out row's group.
-
-    Raises:
-        DataError: no rows, none of a group, or other groups.
-    """
-    where = "data.validation"
-    if validation is None:
-        raise DataError(
-            "the controller measures on held-out prompts, and there are none",
-            where=where,
-            fix="Name rows of every group, other ones than those of data.train and data.eval",
-        )
-    wanted = config.method.fields.get("prompt_group_column", "group")
-    column = group_column(validation, wanted)
-    if column is None:
-        raise DataError("the held-out prompts have no group", where=where, got=wanted, fix="Name their column alike")
-    numbers = group_numbers(validation, column, names=names)[1]
-    counts = np.bincount(numbers, minlength=len(names)).tolist()
-    if missing := [name for name, count in zip(names, counts, strict=True) if not count]:
-        raise DataError("groups without a held-out prompt", where=where, got=", ".join(missing))
-    return numbers
 
 
 def findings(config: Any, args: Any, train: Any, validation: Any) -> Iterator[PosttrainError]:
@@ -107,7 +85,7 @@ def findings(config: Any, args: Any, train: Any, validation: Any) -> Iterator[Po
             warnings.simplefilter("ignore")
             settings.build(log, prompts_per_batch=args.generation_batch_size // args.num_generations)
         if settings.controller in NEEDS_VALIDATION:
-            validation_groups(config, validation, names=log.names)
+            validation_groups(validation, names=log.names, column=log.column)
         elif validation is not None:
             what = f"the controller {settings.controller} reads no held-out prompts"
             yield ConfigError(what, where="data.validation", fix="Remove the block")

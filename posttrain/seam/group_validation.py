@@ -24,7 +24,7 @@ def validation_groups(rows: Any, *, names: Sequence[str], column: str) -> np.nda
     """
     if not isinstance(rows, Dataset):
         raise DataError(
-            "the losses of the groups are measured on validation rows, and there are none",
+            "the groups are measured on validation rows, and there are none",
             where="data.validation",
             got=rows if rows is None else type(rows).__name__,
             fix="Name held-out rows of every group",

@@ -159,7 +159,7 @@ def messages(*overrides: str) -> str:
 def test_check_finds_what_a_recipe_lacks():
     assert messages() == ""
     assert "there are none" in messages("stages.1.data.validation=null")
-    assert "groups without a held-out prompt" in messages("stages.1.data.validation.options.digits=[1,2]")
+    assert "a group has no validation row" in messages("stages.1.data.validation.options.digits=[1,2]")
     assert "measuring would take the whole round" in messages("stages.1.method.prompt_controller.learn_steps=4")
     assert "reads no held-out prompts" in messages("stages.1.method.prompt_controller={controller: natural}")
 
