@@ -184,7 +184,7 @@ METHODS: dict[str, Entry] = {
             config="posttrain.methods.unlearning_paths.config:UnlearnConfig",
             trainer="posttrain.methods.unlearning_paths.trainer:UnlearnTrainer",
             paper=Paper("On the Impossibility of Retrain Equivalence in Machine Unlearning", "2510.16629", 2025),
-            supports=frozenset({"ddp", "zero1", "zero2", "peft", "resume"}),
+            supports=frozenset({"ddp", "zero1", "zero2", "zero3", "fsdp2", "peft", "resume"}),
             reads_retain=True,
         ),
         Entry(

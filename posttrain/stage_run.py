@@ -107,6 +107,7 @@ class Stage:
         """From the checkpoint to continue from, or the start, to the finished folder."""
         from posttrain.callbacks.stop_signal import StopSignal
         from posttrain.evaluation.provenance import data_fingerprint
+        from posttrain.seam.sharding import measure_ahead
         from posttrain.stage_lineage import write_metrics
 
         fingerprints = {split: data_fingerprint(rows) for split, rows in data.items()}
@@ -128,8 +129,10 @@ class Stage:
                 )
             if checkpoint is not None:
                 say("\n".join([f"continuing from {checkpoint}", *(f"  changed since: {line}" for line in changes)]))
-        if checkpoint is None and (self.config.eval is None or self.config.eval.at_start):
-            self.evaluate(trainer, data, "before")
+        if checkpoint is None:
+            if self.config.eval is None or self.config.eval.at_start:
+                self.evaluate(trainer, data, "before")
+            measure_ahead(trainer)
         with StopSignal() as stop:
             trainer.add_callback(stop)
             trainer.train(resume_from_checkpoint=checkpoint)

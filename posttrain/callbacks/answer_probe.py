@@ -43,22 +43,31 @@ class AnswerProbe(TrainerCallback):
             name: encode_rows(tokenizer, dataset, name=f"probe {name}", with_perturbed=False, **variables)
             for name, dataset in probes.items()
         }
+        self._ahead: dict[str, float] | None = None
+
+    def measure_ahead(self) -> None:
+        """Measure before `train()` what is logged at its begin; with ZeRO-3 inside `seam.sharding.whole_weights`.
+
+        deepspeed 0.19: a forward between the preparation of the engine and the first step spoils the backward pass.
+        """
+        self._ahead = self._values()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Called once for each `train()`, on every rank."""
         if state.global_step == 0:
-            self._measure()
+            self._log(self._values() if self._ahead is None else self._ahead)
+            self._ahead = None
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Called after each optimizer step on every rank."""
         if state.global_step % self.every_steps == 0 or state.global_step >= state.max_steps:
-            self._measure()
+            self._log(self._values())
 
-    def _measure(self) -> None:
+    def _values(self) -> dict[str, float]:
         found: dict[str, float] = {}
         with self.trainer.accelerator.autocast():
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
@@ -66,6 +75,9 @@ class AnswerProbe(TrainerCallback):
                 logps = mean_logps(model, rows, pad=self.pad, batch_size=self.batch_size)
                 found[f"answers/{name}_logp"] = logps.pop("label")
                 found |= {f"answers/{name}_{kind}_logp": value for kind, value in logps.items()}
+        return found
+
+    def _log(self, found: dict[str, float]) -> None:
         # Not the trainer's own `log`: trl 1.16 puts the training metrics gathered so far into whatever it logs.
         # transformers 5.17: logging takes back the order to log that the step may have, so it is given again.
         waiting = self.trainer.control.should_log

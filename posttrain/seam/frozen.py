@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from posttrain.errors import SupportError
 from posttrain.losses.kl import exact_forward_kl
+from posttrain.seam.sharding import is_spread, whole_models, whole_weights
 
 
 @contextmanager
@@ -25,6 +27,20 @@ def at_rest(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
+
+
+def whole_copy(model: Any) -> Any:
+    """A frozen copy of a model on every process, whole also where ZeRO-3 has spread the model; collective there."""
+    if not is_spread(model):
+        return copy.deepcopy(model).eval().requires_grad_(False)
+    with whole_weights(model):
+        state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    with whole_models():
+        twin = type(model)._from_config(
+            model.config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
+        )
+    twin.load_state_dict(state)
+    return twin.to(model.device).eval().requires_grad_(False)
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
@@ -104,7 +120,8 @@ def chunked_forward_kl(
 
     Gradient: to hidden and head.
     """
-    vocabulary = int(head.weight.size(0))  # type: ignore[arg-type, union-attr, operator]
+    weight: Any = head.weight
+    vocabulary = int(getattr(weight, "ds_shape", weight.shape)[0])  # ZeRO-3 gathers it when the head is called
     block = max(1, logits_budget_bytes // (4 * vocabulary))
     if hidden.size(0) <= block:
         return _divergence_block(hidden, head, ref_hidden, ref_head)

@@ -96,6 +96,11 @@ def whole_models() -> Iterator[None]:
         zero._hf_deepspeed_config_weak_ref = kept
 
 
+def is_spread(model: Any) -> bool:
+    """Whether ZeRO-3 has spread a model's weights over the processes."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
 @contextmanager
 def whole_weights(model: Any) -> Iterator[None]:
     """While the block runs, every process has all of a model's weights, which ZeRO-3 spreads while it loads them.
@@ -110,6 +115,18 @@ def whole_weights(model: Any) -> Iterator[None]:
 
     with deepspeed.zero.GatheredParameters(spread):
         yield
+
+
+def measure_ahead(trainer: Any) -> None:
+    """Before `train()`: let callbacks with a method `measure_ahead` measure a model that ZeRO-3 has spread.
+
+    Nothing happens to another model; its callbacks measure when training begins.
+    """
+    if is_spread(trainer.model):
+        with whole_weights(trainer.model):
+            for callback in trainer.callback_handler.callbacks:
+                if hasattr(callback, "measure_ahead"):
+                    callback.measure_ahead()
 
 
 def shard_facts(trainer: Any) -> dict[str, Any]:

@@ -40,12 +40,21 @@ RUNS.append(
 # The policy leaves the reference with the first step; Adam's would magnify differences of the order of 1e-7.
 RUNS.append({"key": "grpo", "name": "a reference model", "case": {"beta": 0.1, "optim": "sgd", "max_steps": 2}})
 RUNS += [{"key": key, "name": "adapters", "case": {"lora": True}} for key in ("sft", "grpo")]
+RUNS += [
+    {"key": "unlearning_paths", "name": name, "case": case}
+    for name, case in {
+        "a measured reference": {"unlearn_loss": "idkdpo", "reference": "precomputed"},
+        "a divergence from adapters switched off": {"retain_loss": "kl", "lora": True, "reference": "adapter_off"},
+        "hidden states": {"unlearn_loss": "rmu", "module_regex": r"model\.layers\.1", "retain_loss": "embed_diff"},
+    }.items()
+]
 RESUMED = {
     "sft": {},
     "grpo": {},
     "sasr": {"sft_per_device_batch_size": 2},
     "remax": {"key": "grpo", "advantage_estimator": "remax"},
     "adapters": {"key": "sft", "lora": True},
+    "unlearning": {"key": "unlearning_paths", "unlearn_loss": "idkdpo", "reference": "precomputed"},
 }
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(900)]
 

@@ -129,6 +129,21 @@ def test_evaluation_sees_the_whole_model(engine, runs):
             assert len(left) == 7 and left == right
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_is_measured_between_steps_leaves_training_alone(engine, runs):
+    """Answers are measured at the start and after every step, here of the first stage."""
+    left, right = (
+        [json.loads(line) for line in (runs(which) / "sft" / "metrics.jsonl").read_text().splitlines()]
+        for which in (engine, "ddp")
+    )
+    found, expected = (
+        [(entry["step"], entry["answers/known_logp"]) for entry in entries if "answers/known_logp" in entry]
+        for entries in (left, right)
+    )
+    assert [step for step, _ in found] == [0, 1, 2, 3, 4]
+    assert found == [(step, pytest.approx(value, abs=1e-4)) for step, value in expected]
+
+
 def told(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in done.stdout.splitlines() + done.stderr.splitlines() if line.startswith("error: ")]
 

@@ -177,6 +177,10 @@ class PromptController(TrainerCallback):
         self.trainer.show("validation/mean_accuracy", sum(found) / len(found))
         return [1.0 - value for value in found]
 
+    def measure_ahead(self) -> None:
+        """As `AnswerProbe.measure_ahead`."""
+        self.rounds.begin(0)
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called once for each `train()`, on every rank."""
         self.rounds.begin(state.global_step)

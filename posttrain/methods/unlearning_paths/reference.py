@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -14,7 +13,16 @@ from torch import Tensor, nn
 from posttrain.errors import ConfigError, SupportError
 from posttrain.methods.unlearning_paths.config import UnlearnConfig
 from posttrain.rollouts.digests import digest
-from posttrain.seam.frozen import HiddenTap, at_rest, model_inputs, next_token_logps, plain_head, whole_base
+from posttrain.seam.frozen import (
+    HiddenTap,
+    at_rest,
+    model_inputs,
+    next_token_logps,
+    plain_head,
+    whole_base,
+    whole_copy,
+)
+from posttrain.seam.sharding import whole_models, whole_weights
 
 # Where hidden states are read.
 LAYER, DECODER = "layer", "decoder"
@@ -27,7 +35,9 @@ def frozen_copy(model: Any, args: UnlearnConfig) -> nn.Module | None:
     if isinstance(model, str):
         from trl.trainer.utils import create_model_from_path
 
-        return create_model_from_path(model, **(args.model_init_kwargs or {})).eval().requires_grad_(False)
+        with whole_models():
+            found = create_model_from_path(model, **(args.model_init_kwargs or {}))
+        return found.eval().requires_grad_(False)
     if isinstance(model, PeftModel):
         raise ConfigError(
             "a model with adapters has its reference in itself",
@@ -35,15 +45,17 @@ def frozen_copy(model: Any, args: UnlearnConfig) -> nn.Module | None:
             got="copy",
             allowed="adapter_off, precomputed",
         )
-    return copy.deepcopy(model).eval().requires_grad_(False)
+    return whole_copy(model)
 
 
 def start_digest(model: Any) -> str:
-    """16 hexadecimal digits that tell the weights without adapters; equal however the model is wrapped."""
+    """16 hexadecimal digits that tell the weights without adapters; equal however the model is wrapped. Before
+    training, and collective where ZeRO-3 has spread it."""
     total = 0
-    for name, value in sorted(whole_base(model).state_dict().items()):
-        if ".lora_" not in name and "lora_embedding" not in name:
-            total = (total * 1_000_003 + digest(value)) % 2**64
+    with whole_weights(model):
+        for name, value in sorted(whole_base(model).state_dict().items()):
+            if ".lora_" not in name and "lora_embedding" not in name:
+                total = (total * 1_000_003 + digest(value)) % 2**64
     return f"{total:016x}"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain.errors import ConfigError, ResumeError, SupportError
+from posttrain.errors import ConfigError, ResumeError
 from posttrain.losses.reductions import LossCounts, LossOutput, reduce_loss
 from posttrain.losses.supervised import nll_loss
 from posttrain.losses.unlearning import (
@@ -27,6 +27,7 @@ from posttrain.methods.unlearning_paths.config import UnlearnConfig
 from posttrain.methods.unlearning_paths.forget_retain import ALTERNATE, FORGET, RETAIN, Partners, check_rows, partners
 from posttrain.methods.unlearning_paths.reference import DECODER, LAYER, Reference, frozen_copy
 from posttrain.seam.frozen import chunked_forward_kl, plain_head
+from posttrain.seam.sharding import is_spread, whole_weights
 from posttrain.seam.supervised import SupervisedTrainer
 
 Metrics = dict[str, float | Tensor]
@@ -88,8 +89,6 @@ class UnlearnTrainer(SupervisedTrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        if self.is_fsdp_enabled:
-            raise SupportError("unlearning is not tested with FSDP", where="method.name", got=self.name)
         self._num_forget = len(train_dataset)
         self.reference = Reference(self, frozen)
         self.steering: Tensor | None = None
@@ -123,8 +122,7 @@ class UnlearnTrainer(SupervisedTrainer):
             self.partners.note(batch, self.data_epoch)
 
     def finish_batches(self, batches: list[dict[str, Any]]) -> None:
-        if self.args.needs_reference and self.args.reference == "precomputed" and self.reference.table is None:
-            self.reference.table = self._measured()
+        self._measure_reference()
         local = torch.zeros(len(_COUNTED), 2)
         for batch in batches:
             batch["forgotten"] = self.partners.join(batch, pad_id=int(self.tokenizer.pad_token_id or 0))
@@ -148,6 +146,19 @@ class UnlearnTrainer(SupervisedTrainer):
             return batch["attention_mask"][:, 1:].bool() & live & rows
         return labels & rows
 
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        """As upstream's."""
+        if resume_from_checkpoint is None and is_spread(self.model):
+            # deepspeed 0.19: forwards of the engine before the first that trains spoil the backward pass of that one.
+            with whole_weights(self.model):
+                self._measure_reference()
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _measure_reference(self) -> None:
+        """Fill the table of `reference: precomputed`, once in a run."""
+        if self.args.needs_reference and self.args.reference == "precomputed" and self.reference.table is None:
+            self.reference.table = self._measured()
+
     def _measured(self) -> Tensor:
         """(F, 2) sums under the model as it is now, for every row to forget and its other answer; collective."""
         accelerator, args = self.accelerator, self.args
@@ -155,11 +166,14 @@ class UnlearnTrainer(SupervisedTrainer):
         size, pad = args.per_device_train_batch_size, int(self.tokenizer.pad_token_id or 0)
         own = [(row["input_ids"], row["labels"]) for row in self._forget_rows()]
         for column, rows in enumerate((own, self.partners.alternates)):
-            mine = list(range(len(rows)))[accelerator.process_index :: accelerator.num_processes]
-            for start in range(0, len(mine), size):
-                places = mine[start : start + size]
-                batch = _padded([rows[place] for place in places], pad_id=pad, device=accelerator.device)
-                table[places, column] = self.reference.sums(batch, torch.arange(len(places)))
+            world, rank = accelerator.num_processes, accelerator.process_index
+            for start in range(0, len(rows), size * world):
+                places = list(range(len(rows)))[start + rank * size : start + (rank + 1) * size]
+                # A rank without rows takes part in the forward all the same.
+                batch = _padded([rows[p] for p in places or [0]], pad_id=pad, device=accelerator.device)
+                sums = self.reference.sums(batch, torch.arange(len(batch["labels"])))
+                if places:
+                    table[places, column] = sums
         return accelerator.reduce(table, reduction="sum").cpu()
 
     def _forget_rows(self) -> list[dict[str, Any]]:
