@@ -140,7 +140,7 @@ def _write_unlearning(config: Any, own: Mapping[str, Any], folder: Path) -> None
     """Numbers of a stage that unlearns, or how soon one that learns again has brought it back."""
     from posttrain.evaluation.records import read_metrics, write_json
     from posttrain.evaluation.report import AFTER, RunFolder
-    from posttrain.stages.path_report import curve, stage_numbers, steps_to_level, steps_to_return
+    from posttrain.stages.path_report import curve, level_steps, stage_numbers, steps_to_return
 
     run, sets = RunFolder(folder), list(config.data.probes or {})
     evals, events = run.read_evals(), read_metrics(run.metrics_path)
@@ -152,9 +152,7 @@ def _write_unlearning(config: Any, own: Mapping[str, Any], folder: Path) -> None
         retrained = curve(read_metrics(RunFolder(folder.parent / own["retrained"]).metrics_path), name)
         points = curve(events, name)
         if retrained and points:
-            needed = steps_to_level(points, retrained[-1][1])
-            # At least so many, where it did not get there.
-            values["steps_to_retrained"] = float(points[-1][0]) if needed is None else needed
+            values |= level_steps(points, retrained[-1][1])
     if own["role"] == "relearn":
         origin = read_metrics(RunFolder(folder.parent / own["of"]).metrics_path)
         before = stage_numbers(origin, forget=own["forget"], sets=sets)

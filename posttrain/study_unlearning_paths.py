@@ -15,7 +15,7 @@ from typing import Any
 
 from posttrain.errors import ConfigError, DataError
 from posttrain.stages.path_page import Arm, Study, numbers, page
-from posttrain.stages.path_report import Outcome, curve, stage_numbers, steps_to_level, steps_to_return
+from posttrain.stages.path_report import Outcome, curve, level_steps, stage_numbers, steps_to_return
 from posttrain.stages.path_study import FORGET, FRACTION, PathPlan, relearn_name, unlearn_name
 
 PRESET = "unlearning_paths"
@@ -95,8 +95,6 @@ def _measure_all(plan: PathPlan, recipe: str | File, overrides: Sequence[str], r
             *[(root / name, before, retrained) for name in names],
         ]:
             output = folder / "unlearning"
-            if (output / "unlearning.json").is_file():
-                continue
             evaluate_unlearning(
                 str(folder),
                 recipe=recipe,
@@ -106,6 +104,7 @@ def _measure_all(plan: PathPlan, recipe: str | File, overrides: Sequence[str], r
                 against=against and against / "unlearning",
                 retrained=other and other / "unlearning",
                 tables=False,
+                renew=True,
             )
 
 
@@ -128,8 +127,7 @@ def _read(plan: PathPlan, seeds: Sequence[int], root: File, tolerance: float) ->
             retrained_events = _events(folder / path.retrained)
             retrained = folder / path.retrained
             outcome.retrained[seed] = _ends(retrained_events, sets)
-            needed = steps_to_level(curve(events, f"answers/{FORGET}_logp"), outcome.retrained[seed][FORGET])
-            measured |= {} if needed is None else {"steps_to_retrained": needed}
+            measured |= level_steps(curve(events, f"answers/{FORGET}_logp"), outcome.retrained[seed][FORGET])
             outcome.suite[seed] = _suite(folder / unlearn_name(algorithm, rate, path.name))
             outcome.retrained_suite[seed] = _suite(retrained)
             if plan.relearn is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -47,6 +48,7 @@ def evaluate_unlearning(
     against: str | Path | None = None,
     retrained: str | Path | None = None,
     tables: bool = True,
+    renew: bool = False,
 ) -> UnlearningResult:
     """Measure a saved model, in one process; write the result and print its table.
 
@@ -61,6 +63,7 @@ def evaluate_unlearning(
         against: folder of the result of the model before unlearning.
         retrained: folder of the result of a model trained without the forget set.
         tables: print them, too.
+        renew: keep the result that `output` holds if it is this one, and replace any other.
 
     Raises:
         PosttrainError: anything a user can cause.
@@ -68,7 +71,7 @@ def evaluate_unlearning(
     from accelerate import Accelerator
 
     from posttrain.evaluating import load_stage, precision, template_variables
-    from posttrain.evaluation.eval_folder import claim
+    from posttrain.evaluation.eval_folder import claim, holds
     from posttrain.run import quiet_libraries
     from posttrain.saved_models import find_model
     from posttrain.stage_run import say
@@ -87,6 +90,11 @@ def evaluate_unlearning(
     variables, length = template_variables(config), _longest_answer(config)
     files = found.identity(config.model)
     identity = _identity(files, weights, datasets, {"template": variables, "max_new_tokens": length}, (before, other))
+    if renew and output is not None:
+        if (Path(output) / NUMBERS).is_file() and holds(output, identity):
+            sets = read_result(output, "output") or {}
+            return UnlearningResult(sets, measure(sets, before=before, retrained=other), Path(output))
+        shutil.rmtree(output, ignore_errors=True)
     folder = claim(output or _place(found), identity, chosen=output is not None)
     say(f"measuring {found.path} on {', '.join(f'{key} ({len(rows)})' for key, rows in datasets.items())}")
     with accelerator.autocast():

@@ -59,6 +59,17 @@ def probe_findings(cfg: RunConfig, *, loaded: dict[str, Any]) -> Iterator[Posttr
         yield from checks_data.prompt_findings(
             cfg, checks_data.as_rows(f"probes.{name}", dataset, demonstration_column="solution")
         )
+        uneven = [
+            i
+            for i, row in enumerate(dataset)
+            if row.get("paraphrased_prompts") and len(row["paraphrased_prompts"]) != len(row.get("paraphrases") or ())
+        ]
+        if uneven:
+            what = (
+                f"{checks_data.rows_text(uneven)} of {len(dataset)} have other numbers of paraphrased questions and "
+            )
+            fix = "Give each paraphrased question its answer, or leave paraphrased_prompts out"
+            yield DataError(f"{what}answers", where=cfg.where("data", "probes", name), fix=fix)
         empty = [i for i, row in enumerate(dataset) if not (row.get("solution") or row.get("answer") or "").strip()]
         if empty:
             what = f"{checks_data.rows_text(empty)} of {len(dataset)} have no answer to measure"

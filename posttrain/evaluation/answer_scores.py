@@ -107,9 +107,10 @@ def encode_rows(
             raise DataError(what, where=where, got=f"{len(questions)} questions, {len(texts)} answers")
         asked = [_asked(prompt, question) for question in questions] or [prompt] * len(texts)
         wrong = _texts(row, "perturbed", where) if with_perturbed else []
+        every = json.dumps([prompt, answer, asked, texts, wrong])
         found.append(
             AnswerRow(
-                key=hashlib.sha256(json.dumps([prompt, answer]).encode()).hexdigest()[:16],
+                key=hashlib.sha256(every.encode()).hexdigest()[:16],
                 label=pair(prompt, answer),
                 paraphrases=tuple(pair(*item) for item in zip(asked, texts, strict=True)),
                 paraphrased=pair(prompt, texts[0]) if texts and wrong else None,

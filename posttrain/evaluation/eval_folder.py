@@ -54,6 +54,15 @@ def claim(folder: str | Path, identity: Mapping[str, Any], *, chosen: bool) -> P
     return place
 
 
+def holds(folder: str | Path, identity: Mapping[str, Any]) -> bool:
+    """Whether a folder has the finished evaluation with this identity."""
+    path = Path(folder, "run.json")
+    if not path.is_file():
+        return False
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return record.get("kind") == KIND and record.get("identity") == fingerprint(identity)
+
+
 def fingerprint(identity: Mapping[str, Any]) -> str:
     """SHA-256 of nested plain values."""
     return hashlib.sha256(json.dumps(json_value(dict(identity)), sort_keys=True).encode()).hexdigest()

@@ -52,7 +52,7 @@ def loss_settings(config: RunConfig) -> dict[str, Any] | None:
     """What the final losses depend on beside training; None where they are not measured."""
     if config.data.validation is None or config.method.name != "aioli":
         return None
-    names = ("mixing_eval_examples", "mixing_seed", "groups")
+    names = ("mixing_eval_examples", "mixing_test_examples", "mixing_seed", "groups")
     return {
         "data.validation": config.data.validation.model_dump(),
         **{f"method.{name}": getattr(config.method, name) for name in names},
@@ -70,6 +70,8 @@ def losses_after(folder: RunFolder) -> dict[str, Any]:
         raise DataError("the run has no losses of groups", where=str(folder.path), fix="Delete the folder")
     record = json.loads(path.read_text(encoding="utf-8"))
     measured = [entry["losses"] for entry in record["records"] if "losses" in entry]
+    # Rows that no decision has seen, where the recipe holds some back.
+    measured += [entry["test_losses"] for entry in record["records"] if "test_losses" in entry]
     if not measured:
         raise DataError("the losses after training are missing", where=str(path), fix="Write data.validation")
     cost = record["cost"]

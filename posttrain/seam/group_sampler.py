@@ -138,15 +138,15 @@ class GroupMixtureSampler(Sampler[int]):
                 due = owed_in_block + planned.proportions * self.rows_per_step
                 counts, owed_in_block = _whole_rows(due, self.rows_per_step)
             sequence = np.repeat(np.arange(self.num_groups), counts)
-            np.random.default_rng([self.seed, step]).shuffle(sequence)
+            np.random.default_rng([self.seed, 0, step]).shuffle(sequence)
             for group in sequence.tolist():
                 yield self._row(group, cursors, orders)
 
     def _row(self, group: int, cursors: np.ndarray, orders: dict[int, np.ndarray]) -> int:
         passes, place = divmod(int(cursors[group]), int(self.sizes[group]))
         if place == 0:
-            # 3 parts, so that no pass of a group shares a generator with a step.
-            generator = np.random.default_rng([self.seed, group, passes])
+            # numpy reads missing parts of a seed as 0: the second tells what the generator is for.
+            generator = np.random.default_rng([self.seed, 1, group, passes])
             orders[group] = generator.permutation(np.arange(self.sizes[group], dtype=np.uint32))
         cursors[group] += 1
         return int(self._by_group[self._starts[group] + orders[group][place]])

@@ -54,21 +54,33 @@ class GroupValidation:
         names: groups in order.
         column: that tells a row's group.
         per_group: most rows of a group; None = all. seed: of their choice.
+        held_back: rows of each group that are left alone until `test_losses`.
 
     Raises:
         DataError: no validation rows, or none of some group.
     """
 
-    def __init__(self, trainer: Any, *, names: Sequence[str], column: str, per_group: int | None, seed: int):
+    def __init__(
+        self, trainer: Any, *, names: Sequence[str], column: str, per_group: int | None, seed: int, held_back: int = 0
+    ):
         rows = trainer.eval_dataset
         numbers = validation_groups(rows, names=names, column=column)
         self.trainer, self.names = trainer, list(names)
         self.chosen: list[tuple[int, int]] = []  # (group, row)
+        self.held_back: list[tuple[int, int]] = []
         self.seconds, self.measurements = 0.0, 0
         for group in range(len(names)):
             own = (numbers == group).nonzero()[0]
-            kept = np.sort(np.random.default_rng([seed, group]).permutation(own)[:per_group])
-            self.chosen += [(group, int(row)) for row in kept]
+            drawn = np.random.default_rng([seed, 2, group]).permutation(own)
+            if len(own) <= held_back:
+                raise DataError(
+                    "no validation row is left to decide on",
+                    where="method.mixing_test_examples",
+                    got=held_back,
+                    allowed=f"below {len(own)}, the validation rows of {names[group]!r}",
+                )
+            self.held_back += [(group, int(row)) for row in np.sort(drawn[:held_back])]
+            self.chosen += [(group, int(row)) for row in np.sort(drawn[held_back:][:per_group])]
         self._rows = rows.select_columns(["input_ids", "labels"])
 
     def losses(self) -> np.ndarray:
@@ -80,6 +92,16 @@ class GroupValidation:
             DataError: a loss that is not finite; names the group.
         """
         begun = time.perf_counter()
+        found = self._means(self.chosen)
+        self.seconds += time.perf_counter() - begun
+        self.measurements += 1
+        return found
+
+    def test_losses(self) -> np.ndarray:
+        """(m,) the same on the rows that were held back. Collective."""
+        return self._means(self.held_back)
+
+    def _means(self, rows: list[tuple[int, int]]) -> np.ndarray:
         trainer = self.trainer
         world, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
         size = int(trainer.args.per_device_eval_batch_size)
@@ -89,9 +111,9 @@ class GroupValidation:
         model = trainer.model_wrapped
         was_training = model.training
         model.eval()
-        for start in range(0, len(self.chosen), size * world):
-            own = self.chosen[start + rank * size : start + (rank + 1) * size]
-            scored = own or self.chosen[:1]  # a rank without rows takes part in the forward all the same
+        for start in range(0, len(rows), size * world):
+            own = rows[start + rank * size : start + (rank + 1) * size]
+            scored = own or rows[:1]  # a rank without rows takes part in the forward all the same
             with torch.no_grad(), trainer.accelerator.autocast():
                 values = self._row_losses(model, [row for _, row in scored]).to(dtype)
             if own:
@@ -99,8 +121,6 @@ class GroupValidation:
                 sums.index_add_(0, groups, torch.stack([values, torch.ones_like(values)], dim=1))
         model.train(was_training)
         totals = trainer.accelerator.reduce(sums, reduction="sum").cpu().double().numpy()
-        self.seconds += time.perf_counter() - begun
-        self.measurements += 1
         found = totals[:, 0] / totals[:, 1]
         for name, loss in zip(self.names, found.tolist(), strict=True):
             if not math.isfinite(loss):

@@ -20,6 +20,11 @@ class GroupedConfig(SupervisedConfig):
     mixing_eval_examples: int | None = option(
         64, help="Validation rows of each group, the same ones all through the run. None = all.", ge=1
     )
+    mixing_test_examples: int = option(
+        0,
+        help="Further validation rows of each group that no decision sees, scored once, at the end.",
+        ge=0,
+    )
     mixing_seed: int | None = option(None, help="Seed of orders and sequences. None = trainer.seed.", ge=0)
     proportions_lag: int = option(
         1,

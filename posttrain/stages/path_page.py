@@ -11,6 +11,7 @@ from posttrain.evaluation.document import Document, Image, Section, Table
 from posttrain.evaluation.statistics import Interval, t_interval
 from posttrain.stages.path_report import (
     DENIES,
+    NOT_THERE,
     SUPPORTS,
     UNKNOWN,
     Outcome,
@@ -73,10 +74,9 @@ class Study:
         return [path for path in self.plan.paths if path.position]
 
     @property
-    def last(self) -> Path | None:
-        """The path that learnt the forget set last, if there is just one."""
-        found = [path for path in self.placed if path.position == len(path.order)]
-        return found[0] if len(found) == 1 else None
+    def last(self) -> list[str]:
+        """The paths that learnt the forget set last."""
+        return [path.name for path in self.placed if path.position == len(path.order)]
 
 
 def verdicts(study: Study, arm: Arm, path: Path) -> list[Verdict]:
@@ -155,9 +155,9 @@ def _spread(study: Study, arm: Arm) -> dict[str, Any] | None:
 
 
 def _recency(study: Study, arm: Arm) -> dict[str, Any] | None:
-    if study.last is None or len(study.placed) < 2:
+    if not 0 < len(study.last) < len(study.placed):
         return None
-    interval, least, count = recency(arm.table("forget_score", study.placed), study.last.name)
+    interval, least, count = recency(arm.table("forget_score", study.placed), study.last)
     return {"effect": vars(interval), "seeds_in_which_last_is_least": least, "seeds": count}
 
 
@@ -190,9 +190,12 @@ def _answer(study: Study) -> str:
 
 def _arm_sections(study: Study, arm: Arm) -> list[Section]:
     header = ["path", *_COLUMNS.values()]
-    rows = [
-        [path.name, *(_cell(arm.outcomes[path.name].column(name)) for name in _COLUMNS)] for path in study.plan.paths
-    ]
+    rows = [[path.name, *(_cell(arm.outcomes[path.name].column(name)) for name in _COLUMNS)]
+            for path in study.plan.paths]  # fmt: skip
+    place = 1 + list(_COLUMNS).index("steps_to_retrained")
+    for row, path in zip(rows, study.plan.paths, strict=True):
+        short = sum(arm.outcomes[path.name].column(NOT_THERE).values())
+        row[place] += f"; at least, not there in {short:g}" if short else ""
     if study.plan.relearn is not None:
         header += ["steps to relearn", "the retrained model's"]
         for row, path in zip(rows, study.plan.paths, strict=True):
@@ -255,8 +258,10 @@ def _points(study: Study, arm: Arm) -> list[str]:
     if (last := _recency(study, arm)) is not None:
         effect = Interval(**last["effect"])
         least = f"{last['seeds_in_which_last_is_least']} of {last['seeds']} seeds"
-        found.append(f"Recency: the other paths forget {_shown(effect)} more than the one that learnt it last, which "
-                     f"forgets least in {least}.")  # fmt: skip
+        which = "the one that learnt it last, which forgets" if len(study.last) == 1 else (
+            f"the {len(study.last)} that learnt it last, which all forget"
+        )  # fmt: skip
+        found.append(f"Recency: the other paths forget {_shown(effect)} more than {which} least in {least}.")
     return found
 
 

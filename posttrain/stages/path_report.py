@@ -31,6 +31,8 @@ METRICS = (
 SUPPORTS, DENIES, UNKNOWN = "supports it", "does not support it", "cannot tell"
 _LEAST_CHANGE = 1e-6  # of the label: below it a ratio of changes says nothing
 HOLDOUT = "holdout"
+# 1 for a model that did not get to the retrained one's level: its steps to there are then at least those it made.
+NOT_THERE = "not_at_the_retrained_level"
 Events = Sequence[Mapping[str, Any]]
 
 
@@ -94,6 +96,16 @@ def steps_to_level(points: Sequence[tuple[int, float]], level: float) -> float |
     return float(points[0][0]) if points and points[0][1] <= level else None
 
 
+def level_steps(points: Sequence[tuple[int, float]], level: float) -> dict[str, float]:
+    """`steps_to_retrained` as `steps_to_level` has it, or the last step with `NOT_THERE`; nothing without points."""
+    if not points:
+        return {}
+    needed = steps_to_level(points, level)
+    if needed is None:
+        return {"steps_to_retrained": float(points[-1][0]), NOT_THERE: 1.0}
+    return {"steps_to_retrained": needed}
+
+
 def steps_to_return(
     points: Sequence[tuple[int, float]], *, initial: float, unlearned: float, fraction: float
 ) -> int | None:
@@ -106,8 +118,10 @@ def steps_to_return(
         fraction: of initial - unlearned, in (0, 1].
 
     Returns:
-        0 where nothing had been lost; None if it was not back at the last measurement.
+        0 where nothing had been lost; None if it was not back at the last measurement, or the model had diverged.
     """
+    if not (math.isfinite(initial) and math.isfinite(unlearned)):
+        return None
     if not initial > unlearned:
         return 0
     target = unlearned + fraction * (initial - unlearned)
@@ -158,22 +172,27 @@ def _friedman(table: Table, seeds: Sequence[int]) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def recency(table: Table, last: str) -> tuple[Interval, int, int]:
-    """By how much the other paths forget more than the one that learnt the forget set last, of each seed.
+def recency(table: Table, last: Sequence[str]) -> tuple[Interval, int, int]:
+    """By how much the other paths forget more than those that learnt the forget set last, of each seed.
 
     Args:
         table: forget scores.
-        last: the path with the forget set at its end.
+        last: the paths with the forget set at their end; one, if all others keep their order.
 
     Returns:
-        (interval over seeds of mean of the others - last, seeds in which the last forgets least, seeds).
+        (interval over seeds of mean of the others - mean of the last, seeds in which each of the last forgets less
+        than each other, seeds).
     """
     seeds = [seed for seed in _shared_seeds(table) if all(math.isfinite(table[path][seed]) for path in table)]
-    others = [path for path in table if path != last]
-    if not others:
+    others = [path for path in table if path not in last]
+    if not others or not last:
         return t_interval([]), 0, 0
-    effects = [math.fsum(table[path][seed] for path in others) / len(others) - table[last][seed] for seed in seeds]
-    least = sum(all(table[last][seed] < table[path][seed] for path in others) for seed in seeds)
+
+    def mean(paths: Sequence[str], seed: int) -> float:
+        return math.fsum(table[path][seed] for path in paths) / len(paths)
+
+    effects = [mean(others, seed) - mean(last, seed) for seed in seeds]
+    least = sum(max(table[path][seed] for path in last) < min(table[path][seed] for path in others) for seed in seeds)
     return t_interval(effects), least, len(seeds)
 
 

@@ -123,6 +123,8 @@ class PathPlan:
         if FORGET not in probes:
             fix = "Write data.probes: {forget: {...}} with the rows of the forget set"
             raise ConfigError("the forget set is not measured", where="data.probes", got=list(probes), fix=fix)
+        if not isinstance(self.block.get("joint", False), bool):
+            raise ConfigError("yes or no", where="stages.joint", got=self.block["joint"], allowed="true or false")
         self.paths = self._paths()
         if self.relearn is not None:
             _check_relearn(self.relearn)
@@ -327,6 +329,14 @@ def _rates(written: Any) -> list[float]:
         where = "stages.unlearn.learning_rates"
         raise ConfigError(
             "the learning rates of unlearning", where=where, got=written, allowed="a list of numbers > 0"
+        )
+    names = [f"{rate:g}" for rate in rates]
+    if len(set(names)) < len(names):
+        raise ConfigError(
+            "two learning rates have the same name, that of their first six digits",
+            where="stages.unlearn.learning_rates",
+            got=written,
+            fix="Write each once",
         )
     return [float(rate) for rate in rates]
 

@@ -126,6 +126,20 @@ def test_proportions_that_follow_from_the_record(tiny_dir, tmp_path):
     assert logged[7] == logged[8] == pytest.approx(update["proportions"][0])
 
 
+def test_rows_held_back_are_scored_at_the_end_and_decide_nothing(tiny_dir, tmp_path):
+    trainer = build(tiny_dir, tmp_path, mixing_test_examples=3)
+    trainer.train()
+    chosen, held_back = set(trainer.validation.chosen), set(trainer.validation.held_back)
+    assert len(chosen) == 12 and len(held_back) == 9 and not chosen & held_back
+    last = record(tmp_path)["records"][-1]
+    assert last["event"] == "test" and last["step"] == 18
+    assert last["test_losses"] == pytest.approx(trainer.validation.test_losses().tolist(), rel=1e-6)
+    logged = [e["test/hard_loss"] for e in trainer.state.log_history if "test/hard_loss" in e]
+    assert logged == [pytest.approx(last["test_losses"][1], rel=1e-6)]
+    with pytest.raises(DataError, match="no validation row is left to decide on .*below 10"):
+        build(tiny_dir, tmp_path, mixing_test_examples=10)
+
+
 def test_equal_proportions_where_nothing_is_learnt_from_the_matrix(tiny_dir, tmp_path):
     trainer = build(tiny_dir, tmp_path, eta=0.0)
     trainer.train()
@@ -215,6 +229,18 @@ def test_the_result_is_written_where_nothing_is_measured(tiny_dir, tmp_path):
     assert record(tmp_path)["proportions"] == trainer.controller.result.tolist()
 
 
+@pytest.mark.parametrize("controller", ["doge", "doremi", "skillit"])
+def test_a_prior_holds_for_its_steps_with_every_controller(controller, tiny_dir, tmp_path):
+    graph = tmp_path / "graph.json"
+    graph.write_text(json.dumps({"groups": GROUPS, "skill_graph": np.eye(3).tolist()}))
+    own = {"doge": {}, "doremi": {"reference_model": str(tiny_dir)}, "skillit": {"skill_graph": str(graph)}}
+    layout = {"prior": [0.8, 0.1, 0.1], "prior_steps": 4, "max_steps": 8, "mixing_rounds_every": 4}
+    trainer = build(tiny_dir, tmp_path, controller=controller, **layout, **own[controller])
+    trainer.train()
+    logged = [e["mixture/easy_proportion"] for e in trainer.state.log_history if "mixture/easy_proportion" in e]
+    assert logged[:4] == pytest.approx([0.8] * 4) and all(share != pytest.approx(0.8) for share in logged[4:])
+
+
 def test_a_prior_holds_until_the_first_decision(tiny_dir, tmp_path):
     trainer = build(tiny_dir, tmp_path, prior=[0.7, 0.2, 0.1], prior_steps=4, max_steps=13)
     trainer.train()
@@ -289,7 +315,7 @@ def test_a_signal_that_is_not_a_number_is_not_taken_for_an_absent_group(controll
         own["reference_model"] = str(tmp_path / "reference")
     trainer = build(tiny_dir, tmp_path, controller=controller, mixing_rounds_every=3, max_steps=3, **own)
     if controller == "doge":
-        trainer.begin()
+        trainer.rounds.begin(0)
         with torch.no_grad():
             next(trainer.model.parameters()).fill_(float("nan"))
         trainer.begin = lambda: None  # the losses before training were fine

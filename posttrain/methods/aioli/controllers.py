@@ -117,7 +117,7 @@ class AioliController(MixingController):
     def learn_schedule(self, number: int) -> list[int]:
         if self.static and number:
             return []
-        generator = np.random.default_rng([self.seed, number, 0, 0])
+        generator = np.random.default_rng([self.seed, 3, number])
         return [int(group) for _ in range(self.sweeps) for group in generator.permutation(len(self.groups))]
 
     def on_probe(self, group: int, realised: np.ndarray, before: Sequence[float], after: Sequence[float]) -> None:

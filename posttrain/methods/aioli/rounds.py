@@ -95,7 +95,7 @@ class Rounds:
         known = len(self.records)
         number, place = divmod(done - self.prior_steps, self.every)
         is_last = self.last is not None and done >= self.last
-        if self.controller.decides_at_every_step and not is_last and self.order is not None:
+        if self.controller.decides_at_every_step and number >= 0 and not is_last and self.order is not None:
             self.order.set_proportions(self.controller.proportions, after=done - 1)
         if number >= 0:
             self._within(done, number, place, is_last)

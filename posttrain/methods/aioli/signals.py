@@ -85,7 +85,7 @@ class GradientAlignment:
 
     Args:
         trainer: the run. rows: validation rows with `input_ids`, `labels`. column, names: of their groups.
-        batch_size: validation rows of a step over all ranks. seed: of their order.
+        batch_size: validation rows of a step over all ranks, of which each group has as many. seed: of their order.
     """
 
     def __init__(self, trainer: Any, rows: Dataset, *, column: str, names: list[str], batch_size: int, seed: int):
@@ -97,9 +97,12 @@ class GradientAlignment:
                 fix="Use ddp",
             )
         self.trainer, self.rows, self.batch_size = trainer, rows, batch_size
-        self.order = np.random.default_rng([seed, len(rows)]).permutation(len(rows))
+        numbers = group_numbers(rows, column, names=names)[1]
+        self.orders = [
+            np.random.default_rng([seed, 4, group]).permutation((numbers == group).nonzero()[0])
+            for group in range(len(names))
+        ]
         self.num_groups = len(names)
-        group_numbers(rows, column, names=names)  # refuses groups that the training rows do not have
 
     def measure(self, batches: Iterable[dict[str, Any]], step: int) -> tuple[np.ndarray, np.ndarray]:
         """(m,) <validation gradient, gradient of group j>, and (m,) norms; NaN for groups without rows in the step."""
@@ -117,7 +120,9 @@ class GradientAlignment:
 
     def _validation(self, step: int) -> Iterator[tuple[dict[str, Any], Tensor]]:
         world, rank = self.trainer.accelerator.num_processes, self.trainer.accelerator.process_index
-        places = [int(self.order[(step * self.batch_size + i) % len(self.order)]) for i in range(self.batch_size)]
+        # Groups take turns, so that the gradient is of their mean, however many rows each has.
+        turns = [divmod(step * self.batch_size + i, self.num_groups) for i in range(self.batch_size)]
+        places = [int(self.orders[group][turn % len(self.orders[group])]) for turn, group in turns]
         device = self.trainer.accelerator.device
         for place in places[rank::world]:
             row = self.rows[place]

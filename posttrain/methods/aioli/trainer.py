@@ -93,6 +93,7 @@ class AioliTrainer(SupervisedTrainer):
             column=str(self.group_column),
             per_group=settings.mixing_eval_examples,
             seed=settings.sampling_seed,
+            held_back=settings.mixing_test_examples,
         )
 
     # ---- rows ----
@@ -123,6 +124,15 @@ class AioliTrainer(SupervisedTrainer):
             self.show(f"validation/{name}_loss", loss)
         self.show("validation/mean_loss", float(losses.mean()))
         return losses.tolist()
+
+    def test(self) -> None:
+        """Score, after the last step, the validation rows that no decision has seen."""
+        if self.validation is not None and self.validation.held_back:
+            losses = self.validation.test_losses().tolist()
+            for name, loss in zip(self.groups, losses, strict=True):
+                self.show(f"test/{name}_loss", loss)
+            record = {"step": self.state.global_step, "event": "test", "test_losses": losses}
+            self.rounds.records.append(record)
 
     def write_record(self) -> None:
         """`mixing.json` as it stands; rank 0 alone."""
@@ -164,7 +174,7 @@ class AioliTrainer(SupervisedTrainer):
                 self.eval_dataset,
                 column=str(self.group_column),
                 names=self.groups,
-                batch_size=settings.per_device_eval_batch_size * settings.world_size,
+                batch_size=max(self.rounds.rows_per_step, len(self.groups)),
                 seed=settings.sampling_seed,
             )
             rate = float(self.lr_scheduler.get_last_lr()[0])
@@ -201,5 +211,9 @@ class _BetweenSteps(TrainerCallback):
         self.trainer.write_record()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer.rounds.after(state.global_step) or state.global_step >= state.max_steps:
+        is_last = state.global_step >= state.max_steps
+        found = self.trainer.rounds.after(state.global_step)
+        if is_last:
+            self.trainer.test()
+        if found or is_last:
             self.trainer.write_record()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from posttrain.errors import ConfigError, PosttrainError, SupportError
@@ -13,6 +14,15 @@ from posttrain.seam.supervised import SupervisedConfig
 _BETA = {"npo": 0.5, "dpo": 0.1, "idkdpo": 0.1}
 _SIMNPO_BETA = {True: 4.5, False: 1.0}
 _WITH_REFERENCE = ("npo", "dpo", "idkdpo")
+# Setting -> losses on rows to forget that read it. Another value than the default elsewhere would do nothing.
+_READ_BY = {
+    "beta": ("npo", "simnpo", "dpo", "idkdpo"),
+    "margin": ("simnpo",),
+    "length_normalize": ("simnpo",),
+    "alternate_column": ("dpo",),
+    "idk_responses": ("idkdpo",),
+    "steering_coeff": ("rmu",),
+}
 IDK_RESPONSES = (
     "I do not know.",
     "I have no information about that.",
@@ -82,6 +92,7 @@ class UnlearnConfig(SteeringConfig):
     allow_overlap: bool = option(False, help="Let rows be in both sets.")
 
     def __post_init__(self) -> None:
+        self._refuse_unread()
         super().__post_init__()
         if self.retain_weight is None:
             self.retain_weight = 1.0 if self.unlearn_loss == "graddiff" else 0.0
@@ -125,6 +136,29 @@ class UnlearnConfig(SteeringConfig):
                 fix="Set it to false",
             )
 
+    def _refuse_unread(self) -> None:
+        """Settings that nothing reads, and patterns that are none."""
+        defaults = {field.name: field.default for field in fields(UnlearnConfig)}
+        for name, readers in _READ_BY.items():
+            if getattr(self, name) != defaults[name] and self.unlearn_loss not in readers:
+                raise ConfigError(
+                    f"{self.unlearn_loss} does not read it",
+                    where=f"method.{name}",
+                    got=getattr(self, name),
+                    fix=f"Remove it; it belongs to {', '.join(readers)}",
+                )
+        if self.forget_weight == 0 and not self.retain_weight:
+            raise ConfigError("the loss would be 0", where="method.forget_weight", got=0.0, fix="Raise it")
+        for name in ("module_regex", "trainable_params_regex"):
+            value = getattr(self, name)
+            for pattern in [value] if isinstance(value, str) else value:
+                try:
+                    re.compile(pattern)
+                except (re.error, TypeError) as problem:
+                    raise ConfigError(
+                        f"not a regular expression: {problem}", where=f"method.{name}", got=pattern
+                    ) from None
+
     def _check_reference(self) -> None:
         whole = self.retain_weight and self.retain_loss in ("kl", "embed_diff")
         if whole and self.reference == "precomputed":
@@ -150,6 +184,16 @@ class UnlearnConfig(SteeringConfig):
     def unlearn_seed(self) -> int:
         """Seed of every draw that belongs to unlearning."""
         return self.seed if self.pairing_seed is None else self.pairing_seed
+
+    def tokenizer_findings(self, tokenizer: Any, *, has_adapter: bool) -> Iterator[PosttrainError]:
+        if self.needs_reference and self.reference == "adapter_off" and not has_adapter:
+            yield ConfigError(
+                "the model has no adapter to switch off",
+                where="method.reference",
+                got="adapter_off",
+                allowed="copy, precomputed",
+                fix="Choose one of them, or write model.lora",
+            )
 
     def data_findings(self, rows: dict[str, Any], *, world_size: int) -> Iterator[PosttrainError]:
         from posttrain.methods.unlearning_paths.forget_retain import check_rows

@@ -57,6 +57,12 @@ def check_rows(args: UnlearnConfig, forget: Any, retain: Any) -> None:
             allowed=f"columns: {', '.join(forget.column_names)}",
             fix="Name its column, or use idkdpo",
         )
+    if args.unlearn_loss == "dpo":
+        empty = [row for row, text in enumerate(forget[args.alternate_column]) if not str(text or "").strip()]
+        if empty:
+            where = f"train row {empty[0]}, column {args.alternate_column!r}"
+            told = f"{len(empty)} of {len(forget)} rows"
+            raise DataError("the answer to be given instead is empty", where=where, got=told, fix="Write one")
     given = args.idk_responses
     if args.unlearn_loss == "idkdpo" and given is not None and not (given and all(text.strip() for text in given)):
         raise ConfigError("an answer is empty", where="method.idk_responses", got=given)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
@@ -49,14 +49,35 @@ def frozen_copy(model: Any, args: UnlearnConfig) -> nn.Module | None:
 
 
 def start_digest(model: Any) -> str:
-    """16 hexadecimal digits that tell the weights without adapters; equal however the model is wrapped. Before
-    training, and collective where ZeRO-3 has spread it."""
-    total = 0
+    """16 hexadecimal digits that tell the weights, an adapter only if it is not zero; equal however the model is
+    wrapped. Before training, and collective where ZeRO-3 has spread it."""
+    total, with_adapter = 0, bool(learnt_adapter(model))
     with whole_weights(model):
         for name, value in sorted(whole_base(model).state_dict().items()):
-            if ".lora_" not in name and "lora_embedding" not in name:
+            if with_adapter or (".lora_" not in name and "lora_embedding" not in name):
                 total = (total * 1_000_003 + digest(value)) % 2**64
     return f"{total:016x}"
+
+
+def learnt_adapter(model: Any) -> list[str]:
+    """Names of adapter weights by which a model differs from the one inside it."""
+    with whole_weights(model):
+        return [name for name, value in model.named_parameters() if ".lora_B." in name and bool(value.count_nonzero())]
+
+
+@contextmanager
+def switched_off(model: Any) -> Iterator[None]:
+    """The model without its adapters. peft 0.21 lets every adapter weight be trained again when it ends; not here."""
+    if not isinstance(model, PeftModel):
+        yield
+        return
+    known = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, is_trained in known:
+            parameter.requires_grad_(is_trained)
 
 
 def one_module(model: Any, pattern: str) -> str:
@@ -127,7 +148,8 @@ class Reference:
         if self.frozen is not None:
             return self.frozen, nullcontext()
         own = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        return own, own.disable_adapter() if isinstance(own, PeftModel) else nullcontext()
+        # What is measured once, before the first step, is the model as it is then.
+        return own, nullcontext() if self.args.reference == "precomputed" else switched_off(own)
 
     def sums(self, batch: dict[str, Any], rows: Tensor) -> Tensor:
         """(K,) sums of log pi_ref over the labels of the chosen rows of a batch."""
@@ -158,9 +180,7 @@ def _refuse_no_adapter(model: Any) -> None:
             allowed="copy, precomputed",
             fix="Choose one of them, or write model.lora",
         )
-    changed = [
-        name for name, value in model.named_parameters() if ".lora_B." in name and bool(torch.count_nonzero(value))
-    ]
+    changed = learnt_adapter(model)
     if not any(".lora_B." in name for name, _ in model.named_parameters()):
         raise SupportError("only LoRA adapters are known to be zero at the start", where="model.lora")
     if changed:

@@ -94,6 +94,7 @@ class UnlearnTrainer(SupervisedTrainer):
         self.steering: Tensor | None = None
         self._by_role: dict[int, LossCounts] = {}
         self._shares = torch.zeros(2)
+        self._told: dict[str, Tensor] = {}  # (sum over sequences, sequences) since the last optimizer step
         self._choose_parameters()
 
     def _choose_parameters(self) -> None:
@@ -199,7 +200,11 @@ class UnlearnTrainer(SupervisedTrainer):
         # Losses on hidden states leave the head out of the graph, which data-parallel training would wait for.
         attached = log_probs.masked_fill(~label_mask, 0.0).sum() * 0.0
         total = self.args.forget_weight * forget + float(self.args.retain_weight or 0.0) * retain + attached
-        return total, output.metrics
+        rows = self._mask(batch, FORGET).any(dim=1).sum()
+        for name, mean in output.metrics.items():
+            part = torch.stack([torch.as_tensor(mean, device=rows.device).nan_to_num() * rows, rows]).detach().float()
+            self._told[name] = self._told.get(name, torch.zeros_like(part)) + part
+        return total, {}
 
     def _forget_loss(self, log_probs: Tensor, batch: dict[str, Any], hidden: dict[str, Tensor]) -> LossOutput:
         args, mask = self.args, self._mask(batch, FORGET)
@@ -264,7 +269,10 @@ class UnlearnTrainer(SupervisedTrainer):
         self.record("unlearning/forget_loss", forget, training=True)
         if self.args.retain_weight:
             self.record("unlearning/retain_loss", retain, training=True)
-        self._shares = torch.zeros(2)
+        for name, part in self._told.items():
+            value, rows = self.accelerator.reduce(part, reduction="sum").tolist()
+            self.record(name, value / rows if rows else float("nan"), training=True)
+        self._shares, self._told = torch.zeros(2), {}
 
     # ---- checkpoints ----
 
