@@ -73,7 +73,7 @@ def test_every_path_is_trained_once_and_unlearned_from_its_end(trained):
         *("unlearn-idk-0.003-p1", "unlearn-idk-0.003-p3", "relearn-idk-0.003-p1", "relearn-idk-0.003-p3"),
         "relearn-retrained-inst-math",
     }
-    assert [path.name for path in found.plan.paths] == ["p1", "p3"] and found.last.name == "p3"
+    assert [path.name for path in found.plan.paths] == ["p1", "p3"] and found.last == ["p3"]
     records = [json.loads((root / f"seed-0/unlearn-idk-0.003-p{place}/run.json").read_text()) for place in (1, 3)]
     assert records[0]["data"]["train"] == records[1]["data"]["train"] and records[0]["seeds"] == records[1]["seeds"]
     assert [item["stage"] for item in records[1]["lineage"]][-2:] == ["learn-inst-math-forget", "unlearn-idk-0.003-p3"]
@@ -143,6 +143,22 @@ def test_a_further_seed_goes_on_and_nothing_is_trained_twice(trained, tmp_path, 
     assert values[0] != values[1]
     with pytest.raises(DataError, match="the stage has not been trained"):
         study_unlearning_paths(path, seeds=[0, 2], train=False)
+
+
+def test_models_that_were_trained_anew_are_measured_anew(tmp_path):
+    path = study(tmp_path)
+    study_unlearning_paths(path)
+    root = tmp_path / "paths" / "seed-0"
+
+    def told(place: str) -> tuple[float, float]:
+        found = json.loads((root / f"unlearn-idk-0.003-{place}/unlearning/unlearning.json").read_text())["metrics"]
+        logged = curve(root / f"unlearn-idk-0.003-{place}", "answers/forget_logp")[4]
+        return found["forget.logp"]["value"], logged
+
+    before = told("p1")
+    study_unlearning_paths(path, ["trainer.resume=never", "trainer.learning_rate=0.01"])
+    after = told("p1")
+    assert after[0] != before[0] and after[0] == pytest.approx(after[1], abs=1e-4)
 
 
 def test_refusals(tmp_path):

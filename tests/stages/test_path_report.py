@@ -8,12 +8,14 @@ import pytest
 
 from posttrain.stages.path_report import (
     DENIES,
+    NOT_THERE,
     SUPPORTS,
     UNKNOWN,
     behaves_like,
     curve,
     divergence,
     forget_scores,
+    level_steps,
     quality_verdict,
     recency,
     relearning_verdict,
@@ -102,12 +104,27 @@ def test_spread_over_paths_against_spread_over_seeds():
 
 
 def test_recency_is_a_paired_effect():
-    effect, least, count = recency(TABLE, "p3")
+    effect, least, count = recency(TABLE, ["p3"])
     assert effect.mean == pytest.approx(sum((8.25 - 2, 8.4 - 3.1, 8.65 - 2.4, 8.45 - 2.2)) / 4)
     assert (least, count) == (4, 4) and effect.low > 0
-    assert recency({"p3": {0: 1.0}}, "p3")[1:] == (0, 0)
+    assert recency({"p3": {0: 1.0}}, ["p3"])[1:] == (0, 0)
     # A seed in which a model diverged is no measurement of the effect.
-    assert recency({"p1": {0: math.nan, 1: 2.0}, "p2": {0: 1.0, 1: 1.0}}, "p2")[2] == 1
+    assert recency({"p1": {0: math.nan, 1: 2.0}, "p2": {0: 1.0, 1: 1.0}}, ["p2"])[2] == 1
+    # Several orders may end with the forget set: means of both kinds, and each of the last below each other.
+    four = {"a": {0: 3.0}, "b": {0: 5.0}, "y": {0: 1.0}, "z": {0: 2.0}}
+    effect, least, count = recency(four, ["y", "z"])
+    assert (effect.mean, least, count) == (2.5, 1, 1)
+    assert recency({**four, "z": {0: 4.0}}, ["y", "z"])[1] == 0
+
+
+def test_a_model_that_diverged_has_not_been_brought_back():
+    assert steps_to_return([(0, -9.0), (1, -8.0)], initial=-1.0, unlearned=math.nan, fraction=0.5) is None
+
+
+def test_steps_to_a_level_that_was_not_reached_are_a_lower_bound():
+    assert level_steps([(0, -1.0), (4, -2.0)], -3.0) == {"steps_to_retrained": 4.0, NOT_THERE: 1.0}
+    assert level_steps([(0, -1.0), (4, -2.0)], -1.5) == {"steps_to_retrained": 2.0}
+    assert level_steps([], -1.5) == {}
 
 
 def like(*differences: float, tolerance: float = 0.1):

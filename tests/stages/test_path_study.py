@@ -122,6 +122,11 @@ def test_they_are_ordinary_stages_of_an_ordinary_recipe():
         ({"stages.unlearn.algorithms": []}, "stages.unlearn.algorithms: how to unlearn"),
         ({"stages.unlearn.algorithms.1.name": "one"}, "stages.unlearn.algorithms.1: not a name (got 'one'"),
         ({"stages.unlearn.algorithms.1.method": "npo"}, "an algorithm has a name and a method block"),
+        (
+            {"stages.unlearn.learning_rates": [1e-3, 0.001]},
+            "learning_rates: two learning rates have the same",
+        ),
+        ({"stages.joint": "no_thanks"}, "stages.joint: yes or no (got 'no_thanks'"),
         ({"stages.unlearn.learning_rates": [0]}, "stages.unlearn.learning_rates: the learning rates of unlearning"),
         ({"stages.relearn": {"trainer": {}}}, "stages.relearn: rows to relearn from are missing"),
         (

@@ -92,8 +92,8 @@ class UnlearnConfig(SteeringConfig):
     allow_overlap: bool = option(False, help="Let rows be in both sets.")
 
     def __post_init__(self) -> None:
-        self._refuse_unread()
         super().__post_init__()
+        self._refuse_unread()
         if self.retain_weight is None:
             self.retain_weight = 1.0 if self.unlearn_loss == "graddiff" else 0.0
         if self.beta is None:
@@ -147,7 +147,7 @@ class UnlearnConfig(SteeringConfig):
                     got=getattr(self, name),
                     fix=f"Remove it; it belongs to {', '.join(readers)}",
                 )
-        if self.forget_weight == 0 and not self.retain_weight:
+        if self.forget_weight == 0 and not self.retain_weight and self.unlearn_loss != "graddiff":
             raise ConfigError("the loss would be 0", where="method.forget_weight", got=0.0, fix="Raise it")
         for name in ("module_regex", "trainable_params_regex"):
             value = getattr(self, name)
