@@ -189,7 +189,7 @@ class _Check:
         found: Iterable[PosttrainError] = ()
         if self.entry.kind == "supervised":
             found = args.data_findings(rows, world_size=self.world_size)
-        elif args.prompt_controller is not None:
+        elif args.prompt_groups is not None:
             from posttrain.mixing.prompts import findings
 
             found = findings(self.cfg, args, rows["train"], rows.get("validation"))

@@ -61,6 +61,11 @@ def mix_findings(stage: Any, earlier: Sequence[str], source: SourceMap, key: Key
     if file is not None and len(block.runs) > 1:
         where = source.where((*key, "runs"))
         errors.append(ConfigError("one run is enough", where=where, got=block.runs, fix="Name one stage"))
+    least = {"dml": 3, "regmix": 3, "skill_graph": 3}.get(block.find, 1)
+    if len(set(block.runs)) < max(least, len(block.runs)):
+        told = "one before training and one for each of two or more groups" if block.find == "skill_graph" else "runs"
+        what = f"{block.find} needs {least} or more different {told}"
+        errors.append(ConfigError(what, where=source.where((*key, "runs")), got=block.runs))
     if isinstance(stage.method, dict) and setting in stage.method:
         where, what = source.where(key), f"decides method.{setting}, which the stage gives itself"
         errors.append(ConfigError(what, where=where, got=block.find, fix="Remove one of them"))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from posttrain.errors import ConfigError, DataError, PosttrainError
+from posttrain.seam.group_sampler import prompt_groups, prompt_shares
 from posttrain.seam.group_validation import validation_groups
 from posttrain.seam.mixture_log import MixtureLog, group_column
 
@@ -80,10 +80,11 @@ def findings(config: Any, args: Any, train: Any, validation: Any) -> Iterator[Po
 
     log = MixtureLog.of(train, group_column(train, args.prompt_groups))
     try:
+        if args.prompt_controller is None:
+            prompt_shares(prompt_groups(log, args), args)
+            return
         settings = PromptSettings.read(settings_of(config) or {})
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            settings.build(log, prompts_per_batch=args.generation_batch_size // args.num_generations)
+        settings.build(log, prompts_per_batch=args.generation_batch_size // args.num_generations)
         if settings.controller in NEEDS_VALIDATION:
             validation_groups(validation, names=log.names, column=log.column)
         elif validation is not None:

@@ -249,6 +249,21 @@ def prompt_order(
         )
     if args.prompt_groups is None:
         return EpochRepeatSampler(data, **layout)
+    rows = prompt_groups(log, args)
+    if mixing is not None:
+        order = MixedRepeatSampler(
+            data, groups=rows.numbers, proportions=mixing.start(rows), lag=mixing.lag, plan=mixing.planned, **layout
+        )
+        return mixing.draw(order)
+    return MixedRepeatSampler(data, groups=rows.numbers, proportions=prompt_shares(rows, args), **layout)
+
+
+def prompt_groups(log: MixtureLog | None, args: Any) -> MixtureLog:
+    """The groups that prompts are to be drawn by.
+
+    Raises:
+        DataError: there are none.
+    """
     if log is None:
         raise DataError(
             "the prompts have no group",
@@ -256,27 +271,29 @@ def prompt_order(
             got=args.prompt_group_column,
             fix="Name the column of groups, or write a mixture",
         )
-    if mixing is not None:
-        order = MixedRepeatSampler(
-            data, groups=log.numbers, proportions=mixing.start(log), lag=mixing.lag, plan=mixing.planned, **layout
-        )
-        return mixing.draw(order)
+    return log
+
+
+def prompt_shares(log: MixtureLog, args: Any) -> list[float]:
+    """The fixed shares of the prompts' groups, in the order of `log`.
+
+    Raises:
+        ConfigError: shares of other groups, or that are no shares.
+    """
     where = "method.prompt_proportions"
     if args.prompt_proportions_from is not None:
         shares = read_proportions(args.prompt_proportions_from, log.names, where=f"{where}_from")
-    else:
-        given = dict(args.prompt_proportions)
-        if set(given) != set(log.names):
-            raise ConfigError(
-                "these are not the groups of the prompts",
-                where=where,
-                got=", ".join(given),
-                allowed=", ".join(log.names),
-            )
-        shares = [float(given[name]) for name in log.names]
-    return MixedRepeatSampler(
-        data, groups=log.numbers, proportions=_checked(shares, len(shares), where=where), **layout
-    )
+        return _checked(shares, len(shares), where=f"{where}_from")
+    given = dict(args.prompt_proportions)
+    if set(given) != set(log.names):
+        raise ConfigError(
+            "these are not the groups of the prompts",
+            where=where,
+            got=", ".join(given) or given,
+            allowed=", ".join(log.names),
+        )
+    shares = [float(given[name]) for name in log.names]
+    return _checked(shares, len(shares), where=where)
 
 
 def read_proportions(path: str | Path, groups: Sequence[str], *, where: str) -> list[float]:

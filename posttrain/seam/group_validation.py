@@ -37,7 +37,7 @@ def validation_groups(rows: Any, *, names: Sequence[str], column: str) -> np.nda
             allowed=f"a column {column!r}",
             fix="Give them the groups of the training rows",
         )
-    _, numbers = group_numbers(rows, column, names=names)
+    _, numbers = group_numbers(rows, column, names=names, split="data.validation")
     for group, name in enumerate(names):
         if not (numbers == group).any():
             raise DataError("a group has no validation row", where="data.validation", got=name, fix="Add some")

@@ -30,14 +30,14 @@ def group_column(dataset: Any, named: str | None = None) -> str | None:
 
 
 def group_numbers(
-    dataset: Dataset, column: str, *, names: Sequence[str] | None = None
+    dataset: Dataset, column: str, *, names: Sequence[str] | None = None, split: str = "data.train"
 ) -> tuple[list[str], np.ndarray]:
     """Groups of a data set's rows.
 
     Args:
         dataset: rows with the column.
         column: of texts, none empty.
-        names: groups in order; None = those of the rows, sorted.
+        names: groups in order; None = those of the rows, sorted. split: for messages.
 
     Returns:
         names, and (N,) int32 numbers of each row's group in `names`.
@@ -51,20 +51,26 @@ def group_numbers(
     encoded = table.column(column).cast(pa.string()).combine_chunks().dictionary_encode()
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.combine_chunks()
-    if encoded.null_count:
-        row = encoded.is_null().to_numpy(zero_copy_only=False).argmax()
-        raise DataError(
-            "a row has no group", where=f"row {row}, column {column!r}", fix="Name its group, or remove it"
-        )
     found = encoded.dictionary.to_pylist()
+    # A column that a source does not have is filled with empty texts.
+    missing = encoded.is_null().to_numpy(zero_copy_only=False)
+    if "" in found:
+        missing = missing | (encoded.indices.fill_null(-1).to_numpy() == found.index(""))
+    if missing.any():
+        raise DataError(
+            "a row has no group",
+            where=split,
+            got=f"row {missing.argmax()}, column {column!r}; {missing.sum()} of {len(missing)} rows",
+            fix="Name its group, map the column under columns: {group: ...}, or remove the row",
+        )
     known = sorted(found) if names is None else list(names)
     if unknown := sorted(set(found) - set(known)):
         raise DataError(
             "rows belong to groups that are not listed",
-            where=f"column {column!r}",
-            got=", ".join(unknown),
+            where=split,
+            got=f"{', '.join(unknown)} in column {column!r}",
             allowed=", ".join(known),
-            fix="List them, or remove these rows",
+            fix="List them in method.groups, or remove these rows",
         )
     places = np.array([known.index(name) for name in found], dtype=np.int32)
     numbers = encoded.indices.to_numpy()

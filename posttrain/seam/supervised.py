@@ -173,7 +173,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
             model,
             args=args,
             train_dataset=self._encoded(train_dataset, processing_class, args),
-            eval_dataset=self._encoded(eval_dataset, processing_class, args),
+            eval_dataset=self._encoded(eval_dataset, processing_class, args, is_cut=False),
             processing_class=processing_class,
             **kwargs,
         )
@@ -238,7 +238,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
 
     # ---- data ----
 
-    def _encoded(self, dataset: Any, processing_class: Any, args: SupervisedConfig) -> Any:
+    def _encoded(self, dataset: Any, processing_class: Any, args: SupervisedConfig, *, is_cut: bool = True) -> Any:
         """Rows of `prompt` and demonstration as token ids and labels; other datasets unchanged."""
         column = args.demonstration_column
         if not isinstance(dataset, Dataset) or not {"prompt", column} <= set(dataset.column_names):
@@ -247,8 +247,10 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
             raise ConfigError(
                 "the tokenizer is needed to encode demonstrations", where="processing_class", got=None, fix="Pass it"
             )
-        # These two cut long documents into rows and lose no token; other rows must fit.
-        cuts = column == DOCUMENT_COLUMN and args.packing and args.packing_strategy in ("wrapped", "bfd_split")
+        # These two cut long documents into rows and lose no token; other rows, and those of validation, must fit.
+        cuts = (
+            is_cut and column == DOCUMENT_COLUMN and args.packing and args.packing_strategy in ("wrapped", "bfd_split")
+        )
         group = [name for name in (self.group_column,) if name is not None and name in dataset.column_names]
         return encode_rows(
             dataset,

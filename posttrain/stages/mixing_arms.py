@@ -139,7 +139,7 @@ def _check(block: Mapping[str, Any], method: Any) -> None:
         raise ConfigError("the groups must be known beforehand", where="stages.groups", got=groups, allowed=allowed)
     arms = block.get("arms", list(ARMS))
     unknown = [arm for arm in arms if arm not in ARMS] if isinstance(arms, list) else [arms]
-    if unknown or len(set(arms)) < len(arms):
+    if unknown or not arms or len(set(arms)) < len(arms):
         got = unknown[0] if unknown else arms
         raise ConfigError("not a list of arms", where="stages.arms", got=got, allowed=", ".join(ARMS))
     for key, least in (("draws", 0), ("seed", 0), ("prior_steps", 1)):
@@ -148,6 +148,13 @@ def _check(block: Mapping[str, Any], method: Any) -> None:
             raise ConfigError("out of range", where=f"stages.{key}", got=value, allowed=f"integer >= {least}")
     if not isinstance(block.get("corners", True), bool):
         raise ConfigError("out of range", where="stages.corners", got=block["corners"], allowed="true or false")
+    prior = block.get("prior", [])
+    if not isinstance(prior, list) or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in prior):
+        allowed = "a list of numbers, one for each group"
+        raise ConfigError("these are no proportions", where="stages.prior", got=prior, allowed=allowed)
+    for key, arm in (("doremi_step_size", "doremi"), ("doge_step_size", "doge"), ("skillit_eta", "skillit")):
+        if key in block and arm not in arms:
+            raise ConfigError(f"the arm {arm} is not there to read it", where=f"stages.{key}", got=block[key])
     has_prior = [key for key in ("prior", "prior_steps") if key in block]
     if len(has_prior) != (2 if "aioli_prior" in arms else 0):
         raise ConfigError(

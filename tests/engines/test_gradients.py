@@ -39,6 +39,12 @@ RUNS.append(
 )
 # The policy leaves the reference with the first step; Adam's would magnify differences of the order of 1e-7.
 RUNS.append({"key": "grpo", "name": "a reference model", "case": {"beta": 0.1, "optim": "sgd", "max_steps": 2}})
+DECIDING = {"proportions": None, "mixing_rounds_every": 6, "learn_sweeps": 1, "learn_steps": 1, "one_hot_factor": 0.5}
+DECIDING |= {"max_steps": 6, "optim": "sgd", "learning_rate": 0.05}
+RUNS += [
+    {"key": "aioli", "name": f"{controller} decides", "case": {"controller": controller, **DECIDING, **more}}
+    for controller, more in (("aioli", {"eta": 3.0}),)
+]
 RUNS += [{"key": key, "name": "adapters", "case": {"lora": True}} for key in ("sft", "grpo")]
 RUNS += [
     {"key": "unlearning_paths", "name": name, "case": case}

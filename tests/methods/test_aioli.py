@@ -241,6 +241,38 @@ def test_a_prior_holds_for_its_steps_with_every_controller(controller, tiny_dir,
     assert logged[:4] == pytest.approx([0.8] * 4) and all(share != pytest.approx(0.8) for share in logged[4:])
 
 
+def test_rows_without_a_group_are_refused_and_small_groups_are_told(tiny_dir, tmp_path):
+    rows = documents(60, 1)
+    nameless = Dataset.from_list([{**row, "group": "" if i == 7 else row["group"]} for i, row in enumerate(rows)])
+    with pytest.raises(DataError, match=r"data\.train: a row has no group \.*row 7, column .*1 of 60 rows"):
+        build(tiny_dir, tmp_path, train=nameless)
+    few = Dataset.from_list([row for row in rows if row["group"] != "easy"] + [rows[0]])
+    with pytest.warns(UserWarning, match="group 'easy' has 1 rows and a block .* draws 8: each comes up to 8 times"):
+        build(tiny_dir, tmp_path, train=few)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataloader_num_workers": 2}, "reads further ahead than the lag .*at least 5 with 2 loader workers"),
+        ({"proportions_lag": 9}, "a decision would not reach the next round .*below 9"),
+        ({"groups": ["easy", "easy"]}, "a group is named twice"),
+        ({"train_sampling_strategy": "sequential"}, "rows come in the order of the groups' shares"),
+    ],
+)
+def test_settings_that_would_show_late_are_refused_at_once(changes, message, tiny_dir, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        build(tiny_dir, tmp_path, **changes)
+
+
+def test_a_reference_that_is_not_there_stops_before_the_first_step(tiny_dir, tmp_path):
+    own = {"controller": "doremi", "reference_model": str(tmp_path / "no"), "prior": [1, 1, 1], "prior_steps": 9}
+    trainer = build(tiny_dir, tmp_path, **own)
+    with pytest.raises(ConfigError, match="reference"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
 def test_a_prior_holds_until_the_first_decision(tiny_dir, tmp_path):
     trainer = build(tiny_dir, tmp_path, prior=[0.7, 0.2, 0.1], prior_steps=4, max_steps=13)
     trainer.train()

@@ -160,7 +160,11 @@ def test_check_finds_what_a_recipe_lacks():
     assert messages() == ""
     assert "there are none" in messages("stages.1.data.validation=null")
     assert "a group has no validation row" in messages("stages.1.data.validation.options.digits=[1,2]")
-    assert "measuring would take the whole round" in messages("stages.1.method.prompt_controller.learn_steps=4")
+    assert "measuring would take the whole round" in messages("stages.1.method.prompt_controller.learn_steps=5")
+    shares = "stages.1.method={name: grpo, prompt_proportions: {1 digit: 0.5, 2 digits: 0.5, 4 digits: 0}}"
+    assert "these are not the groups of the prompts" in messages(shares, "stages.1.data.validation=null")
+    nothing = "stages.1.method={name: grpo, prompt_proportions: {}}"
+    assert "these are not the groups of the prompts" in messages(nothing, "stages.1.data.validation=null")
     assert "reads no held-out prompts" in messages("stages.1.method.prompt_controller={controller: natural}")
 
 

@@ -80,6 +80,7 @@ def build_controller(
     kind = settings.controller
     prior = None if settings.prior is None else as_proportions(settings.prior, groups, where="method.prior")
     if kind == "aioli":
+        _warn_of_small_groups(settings, groups, sizes, rows_per_step)
         return _aioli(settings, groups, prior, rows_per_step)
     made: MixingController
     if kind == "skillit":
@@ -97,6 +98,15 @@ def build_controller(
     if prior is not None:
         made.prior = prior
     return made
+
+
+def _warn_of_small_groups(settings: Any, groups: Sequence[str], sizes: Sequence[int], rows_per_step: int) -> None:
+    """A block that measures a group may need more rows than the group has; they then come again."""
+    rows = settings.one_hot_factor * rows_per_step * settings.learn_steps
+    for name, size in zip(groups, sizes, strict=True):
+        if 0 < size < rows:
+            told = f"group {name!r} has {size} rows and a block that measures it draws {rows:g}"
+            warnings.warn(f"{told}: each comes up to {-(-rows // size):g} times", UserWarning, stacklevel=2)
 
 
 def _static(settings: Any, groups: Sequence[str]) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -79,18 +79,47 @@ class AioliConfig(ControllerConfig):
                 allowed="> 0",
                 fix="Set it in place of trainer.num_train_epochs",
             )
+        if self.groups is not None and len(set(self.groups)) < len(self.groups):
+            raise ConfigError("a group is named twice", where="method.groups", got=self.groups, fix="Name each once")
+        if self.train_sampling_strategy != "random":
+            raise ConfigError(
+                "rows come in the order of the groups' shares",
+                where="trainer.train_sampling_strategy",
+                got=self.train_sampling_strategy,
+                allowed="random",
+            )
         self._check_sources()
         self._check_rounds()
+        if self.controller in _ONLINE:
+            self._check_lag()
 
     def data_findings(self, rows: dict[str, Any], *, world_size: int) -> Iterator[PosttrainError]:
         from posttrain.methods.aioli.building import check_groups
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                check_groups(self, rows["train"], rows.get("validation"), world_size=world_size)
-            except PosttrainError as error:
-                yield error
+        try:
+            check_groups(self, rows["train"], rows.get("validation"), world_size=world_size)
+        except PosttrainError as error:
+            yield error
+
+    def _check_lag(self) -> None:
+        """A decision reaches its round, and the loader has not drawn the rows that it is to reach."""
+        workers, steps = int(self.dataloader_num_workers), self.gradient_accumulation_steps
+        ahead = math.ceil((workers * int(self.dataloader_prefetch_factor or 2) + 1) / steps)
+        if self.proportions_lag < ahead:
+            raise ConfigError(
+                "the data loader reads further ahead than the lag of the proportions",
+                where="method.proportions_lag",
+                got=self.proportions_lag,
+                allowed=f"at least {ahead} with {workers} loader workers",
+                fix="Raise it, or lower trainer.dataloader_num_workers or trainer.dataloader_prefetch_factor",
+            )
+        if self.proportions_lag >= self.mixing_rounds_every:
+            raise ConfigError(
+                "a decision would not reach the next round",
+                where="method.proportions_lag",
+                got=self.proportions_lag,
+                allowed=f"below {self.mixing_rounds_every} (method.mixing_rounds_every)",
+            )
 
     def _check_sources(self) -> None:
         """A controller has what it reads, and nothing is given that none reads."""

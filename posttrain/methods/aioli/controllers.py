@@ -6,6 +6,7 @@ once a round, and `on_step` where it decides at every step. Everything is float6
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -301,4 +302,7 @@ def as_proportions(values: Sequence[float], groups: Sequence[str], *, where: str
             got=found,
             allowed=f"{len(groups)} numbers >= 0, one above 0, in the order {', '.join(groups)}",
         )
-    return [value / sum(found) for value in found]
+    total = sum(found)
+    if abs(total - 1) > 1e-6:
+        warnings.warn(f"{where}: scaled from the sum {total:g} to 1", UserWarning, stacklevel=2)
+    return [value / total for value in found]

@@ -72,7 +72,11 @@ def check_sweep(proportions: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray
     distinct = len(np.unique(p.round(12), axis=0))
     if distinct < 3:
         raise DataError(
-            "too few mixtures to fit a law on", where="sweep", got=distinct, allowed="3 or more", fix="Raise --runs"
+            "too few mixtures to fit a law on",
+            where="sweep",
+            got=distinct,
+            allowed="3 or more",
+            fix="Make more runs: --draws, or stages.draws",
         )
     return p, found
 

@@ -162,14 +162,14 @@ class AioliTrainer(SupervisedTrainer):
             self._read_signals(batches)
         return batches, num_items
 
-    def _read_signals(self, batches: list[dict[str, Any]]) -> None:
-        """The controllers that decide at every step read the rows of the step, before the model learns them."""
-        settings, step = self.args, self.state.global_step
-        if settings.controller == "doremi" and step >= settings.prior_steps:
-            self.excess = self.excess or ExcessLoss(self, str(settings.reference_model))
-            self.controller.on_step(*self.excess.losses(batches, len(self.groups)))
-        elif settings.controller == "doge" and step >= settings.prior_steps:
-            self.alignment = self.alignment or GradientAlignment(
+    def prepare_signals(self) -> None:
+        """Make what the controllers that decide at every step read; before the first step, so that what it lacks is
+        told then."""
+        settings = self.args
+        if settings.controller == "doremi":
+            self.excess = ExcessLoss(self, str(settings.reference_model))
+        elif settings.controller == "doge":
+            self.alignment = GradientAlignment(
                 self,
                 self.eval_dataset,
                 column=str(self.group_column),
@@ -177,6 +177,15 @@ class AioliTrainer(SupervisedTrainer):
                 batch_size=max(self.rounds.rows_per_step, len(self.groups)),
                 seed=settings.sampling_seed,
             )
+
+    def _read_signals(self, batches: list[dict[str, Any]]) -> None:
+        """The controllers that decide at every step read the rows of the step, before the model learns them."""
+        step = self.state.global_step
+        if step < self.args.prior_steps:
+            return
+        if self.excess is not None:
+            self.controller.on_step(*self.excess.losses(batches, len(self.groups)))
+        elif self.alignment is not None:
             rate = float(self.lr_scheduler.get_last_lr()[0])
             self.controller.on_step(*self.alignment.measure(batches, step), learning_rate=rate)
 
@@ -207,6 +216,7 @@ class _BetweenSteps(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.prepare_signals()
         self.trainer.rounds.begin(state.global_step)
         self.trainer.write_record()
 
