@@ -71,7 +71,7 @@ def evaluate_unlearning(
     from accelerate import Accelerator
 
     from posttrain.evaluating import load_stage, precision, template_variables
-    from posttrain.evaluation.eval_folder import claim, holds
+    from posttrain.evaluation.eval_folder import claim
     from posttrain.run import quiet_libraries
     from posttrain.saved_models import find_model
     from posttrain.stage_run import say
@@ -90,11 +90,8 @@ def evaluate_unlearning(
     variables, length = template_variables(config), _longest_answer(config)
     files = found.identity(config.model)
     identity = _identity(files, weights, datasets, {"template": variables, "max_new_tokens": length}, (before, other))
-    if renew and output is not None:
-        if (Path(output) / NUMBERS).is_file() and holds(output, identity):
-            sets = read_result(output, "output") or {}
-            return UnlearningResult(sets, measure(sets, before=before, retrained=other), Path(output))
-        shutil.rmtree(output, ignore_errors=True)
+    if renew and output is not None and (known := _kept(Path(output), identity)) is not None:
+        return UnlearningResult(known, measure(known, before=before, retrained=other), Path(output))
     folder = claim(output or _place(found), identity, chosen=output is not None)
     say(f"measuring {found.path} on {', '.join(f'{key} ({len(rows)})' for key, rows in datasets.items())}")
     with accelerator.autocast():
@@ -105,6 +102,16 @@ def evaluate_unlearning(
     page = _write(folder, sets, metrics, {"before": before, "retrained": other}, identity, facts, found.label, tables)
     say(f"report: {page.with_name('REPORT.md')}, and the same as one page: {page}")
     return UnlearningResult(sets, metrics, folder)
+
+
+def _kept(folder: Path, identity: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]] | None:
+    """The rows that a folder holds of this very measurement; any other is removed."""
+    from posttrain.evaluation.eval_folder import holds
+
+    if (folder / NUMBERS).is_file() and holds(folder, identity):
+        return read_result(folder, "output")
+    shutil.rmtree(folder, ignore_errors=True)
+    return None
 
 
 def _require_one_process() -> None:

@@ -244,7 +244,7 @@ def test_a_prior_holds_for_its_steps_with_every_controller(controller, tiny_dir,
 def test_rows_without_a_group_are_refused_and_small_groups_are_told(tiny_dir, tmp_path):
     rows = documents(60, 1)
     nameless = Dataset.from_list([{**row, "group": "" if i == 7 else row["group"]} for i, row in enumerate(rows)])
-    with pytest.raises(DataError, match=r"data\.train: a row has no group \.*row 7, column .*1 of 60 rows"):
+    with pytest.raises(DataError, match="data.train: a row has no group .*row 7, column .*1 of 60 rows"):
         build(tiny_dir, tmp_path, train=nameless)
     few = Dataset.from_list([row for row in rows if row["group"] != "easy"] + [rows[0]])
     with pytest.warns(UserWarning, match="group 'easy' has 1 rows and a block .* draws 8: each comes up to 8 times"):
