@@ -57,6 +57,9 @@ class UnlearnConfig(SteeringConfig):
     forget loss + retain_weight * retain loss.
 
     Deviation: a row without an answer is refused, with its number, where the specification drops and counts it.
+    `retain_weight` is 0 by default for every loss but graddiff, so that no loss reads rows that were not asked for.
+    idkdpo's drawn answer stays with its row for the whole run. Random-label training is supervised training on such a
+    column, not a loss.
     """
 
     unlearn_loss: Literal["ga", "graddiff", "npo", "simnpo", "dpo", "idkdpo", "rmu"] = option(
