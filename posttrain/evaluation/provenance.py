@@ -23,6 +23,8 @@ from posttrain.evaluation.records import json_value
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets")
 HIDDEN = "<hidden>"
+# Written by `posttrain reproduce` itself.
+_RESULTS = ":(top,exclude,glob)recipes/*/RESULTS.json"
 
 _SECRET_NAME = re.compile(
     r"(^|[_.\-])(token|secret|password|passwd|passphrase|credentials?|authorization|(api|access|secret|private)_?key)$",
@@ -50,6 +52,8 @@ def versions() -> dict[str, str | None]:
 def git_state(folder: str | Path | None = None) -> dict[str, Any] | None:
     """Commit of the git tree that posttrain's source is tracked in, and whether the tree has uncommitted changes.
 
+    Files that are not tracked count only in the folder itself, results of studies not at all.
+
     Args:
         folder: look here instead; it must hold at least one tracked file.
 
@@ -61,7 +65,12 @@ def git_state(folder: str | Path | None = None) -> dict[str, Any] | None:
     if not _git(where, "ls-files", "."):
         return None
     commit = _git(where, "rev-parse", "HEAD")
-    return None if commit is None else {"commit": commit.strip(), "dirty": bool(_git(where, "status", "--porcelain"))}
+    if commit is None:
+        return None
+    # What a study leaves behind is no change of the source that the next one runs.
+    changed = _git(where, "status", "--porcelain", "--untracked-files=no", "--", ":/", _RESULTS)
+    added = _git(where, "ls-files", "--others", "--exclude-standard", ".")
+    return {"commit": commit.strip(), "dirty": bool(changed or added)}
 
 
 def data_fingerprint(dataset: Any) -> dict[str, Any]:

@@ -42,6 +42,27 @@ def test_commit_and_dirty_flag_of_a_git_tree(tmp_path):
     assert git_state(tmp_path) == {"commit": clean["commit"], "dirty": True}
 
 
+def test_what_is_new_beside_the_source_and_results_of_a_study_are_no_change(tmp_path):
+    git(tmp_path, "init", "-q")
+    source, results = tmp_path / "posttrain", tmp_path / "recipes" / "hpt" / "RESULTS.json"
+    for file in (source / "a.py", results):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("1")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    results.write_text("2")
+    (tmp_path / "recipes" / "new").mkdir()
+    for name in ("new/RESULTS.json", "hpt/notes.txt"):
+        (tmp_path / "recipes" / name).write_text("1")
+    assert git_state(source)["dirty"] is False
+    (source / "b.py").write_text("1")
+    assert git_state(source)["dirty"] is True
+    (source / "b.py").unlink()
+    (tmp_path / "recipes" / "hpt" / "claims.yaml").write_text("1")
+    git(tmp_path, "add", ".")
+    assert git_state(source)["dirty"] is True, "a recipe that is staged belongs to the tree"
+
+
 def test_the_commit_does_not_follow_a_hooks_environment(tmp_path, monkeypatch):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
