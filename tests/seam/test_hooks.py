@@ -129,6 +129,7 @@ def test_the_layout_is_plain_json(tiny_dir, tmp_path):
         "gradient_accumulation_steps": 2,
         "seed": 5,
         "data_seed": None,
+        "parts": None,
         "train_rows": 12,
     }
     assert saved["method"] == {}
