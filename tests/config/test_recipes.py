@@ -26,6 +26,7 @@ ON_PURPOSE = {
     "rft_cpt/reproduce_harder.yaml": ("training prompts too",),
     "rft_cpt/suite.yaml": ("training prompts too",),
     "unlearning_paths/reproduce.yaml": ("training prompts too",),  # facts that are to stay known
+    "unlearning_paths/reproduce_losses.yaml": ("training prompts too",),
 }
 
 
