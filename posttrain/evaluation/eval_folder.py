@@ -43,10 +43,10 @@ def claim(folder: str | Path, identity: Mapping[str, Any], *, chosen: bool) -> P
     wanted = Path(folder)
     place, count = wanted, 1
     while (place / "run.json").exists():
-        record = json.loads((place / "run.json").read_text(encoding="utf-8"))
-        if record.get("kind") == KIND and record.get("identity") == fingerprint(identity):
+        if holds(place, identity):
             return place
         if chosen:
+            record = json.loads((place / "run.json").read_text(encoding="utf-8"))
             what = "another evaluation is in this folder" if record.get("kind") == KIND else "a run is in this folder"
             raise ConfigError(what, where="--output", got=str(wanted), fix="Name another folder")
         count += 1

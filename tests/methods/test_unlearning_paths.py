@@ -397,4 +397,4 @@ def test_an_adapter_that_has_learnt_is_no_reference(tiny_dir, place):
 
 
 def test_rows_in_both_sets_are_allowed_if_that_is_said(tiny_dir, place):
-    build(tiny_dir, place, retain=rows(4, first=6), retain_weight=1.0, allow_overlap=True)
+    assert build(tiny_dir, place, retain=rows(4, first=6), retain_weight=1.0, allow_overlap=True).partners.others

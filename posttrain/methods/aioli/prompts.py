@@ -145,7 +145,6 @@ class PromptController(TrainerCallback):
             measure=None if accuracies is None else self._failures,
         )
         self.measurements, self.seconds = 0, 0.0
-        self._order: MixedRepeatSampler | None = None
         trainer.prompt_mixing = self
         trainer.attach("prompt_controller", self)
         trainer.add_callback(self)
@@ -162,8 +161,7 @@ class PromptController(TrainerCallback):
 
     def draw(self, order: MixedRepeatSampler) -> MixedRepeatSampler:
         """Take the order of a `train()`."""
-        self._order = self.rounds.draw(order)
-        return order
+        return self.rounds.draw(order)
 
     # ---- between optimizer steps ----
 
@@ -189,8 +187,8 @@ class PromptController(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called after each optimizer step on every rank."""
         done, within = divmod(state.global_step, self.steps_per_batch)
-        if self._order is not None:
-            proportions = self._order.proportions_at((state.global_step - 1) // self.steps_per_batch)
+        if self.rounds.order is not None:
+            proportions = self.rounds.order.proportions_at((state.global_step - 1) // self.steps_per_batch)
             for name, value in zip(self.controller.groups, proportions.tolist(), strict=True):
                 self.trainer.show(f"mixture/{name}_proportion", value)
         if not within and self.rounds.after(done):

@@ -22,6 +22,9 @@ class Order(Protocol):
     def set_proportions(self, proportions: Sequence[float] | np.ndarray, *, after: int) -> int:
         """Change the proportions; the first step that they reach."""
 
+    def proportions_at(self, step: int) -> np.ndarray:
+        """(m,) proportions intended for a step, planned ones included."""
+
 
 class Rounds:
     """Measure, decide, train: what is due after each step of a run.
