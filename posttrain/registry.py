@@ -29,7 +29,7 @@ class Paper:
 class Entry:
     """One method. `config` and `trainer` are "module:Name"; `supports` is a subset of `FEATURES`; `reads` says whether
     its training rows are prompts or documents that it makes its own prompts from, `reads_retain` whether it has rows
-    to keep beside those to forget.
+    to keep beside those to forget, `reads_streams` whether it draws rows group by group, as streams allow.
     """
 
     key: str
@@ -41,6 +41,7 @@ class Entry:
     supports: frozenset[str] = field(default_factory=frozenset)
     reads: Literal["prompts", "documents"] = "prompts"
     reads_retain: bool = False
+    reads_streams: bool = False
 
     def load_config(self) -> Any:
         """The config class; imports trl and torch."""
@@ -176,6 +177,7 @@ METHODS: dict[str, Entry] = {
             trainer="posttrain.methods.aioli.trainer:AioliTrainer",
             paper=Paper("Aioli: A Unified Optimization Framework for Language Model Data Mixing", "2411.05735", 2024),
             supports=frozenset({"ddp", "zero1", "zero2", "zero3", "fsdp2", "peft", "packing", "resume"}),
+            reads_streams=True,
         ),
         Entry(
             key="unlearning_paths",

@@ -18,13 +18,16 @@ def load_rows(config: Any, source: Any, tokenizer: Any, *, say: Say | None = Non
         say: takes a mixture's warnings; None leaves them out.
 
     Returns:
-        The data set, and the `Mixture` with its tokens counted; None where there is none.
+        The data set or `RowStreams`, and the `Mixture` with its tokens counted; None where there is none.
     """
     from posttrain.data.mixture import build_mixture, token_counter
     from posttrain.data.sources import load_source
+    from posttrain.data.streams import load_streams
     from posttrain.evaluating import template_variables
 
     prompt = config.data.system_prompt
+    if source.streaming:
+        return load_streams(source, system_prompt=prompt), None
     if source.mixture is None:
         return load_source(source, system_prompt=prompt), None
     column = getattr(config.method, "demonstration_column", "solution")
@@ -37,7 +40,7 @@ def load_rows(config: Any, source: Any, tokenizer: Any, *, say: Say | None = Non
 
 
 def short_enough(config: Any, rows: Any, tokenizer: Any, *, split: str, say: Say | None = None) -> Any:
-    """The rows whose prompt has at most `data.max_prompt_length` tokens.
+    """The rows whose prompt has at most `data.max_prompt_length` tokens; streams refuse longer ones as they come.
 
     Args:
         config: blocks without stages.
@@ -46,8 +49,12 @@ def short_enough(config: Any, rows: Any, tokenizer: Any, *, split: str, say: Say
         split: name for the message. say: is told how many rows were left out.
     """
     from posttrain.data.demonstrations import encode_prompt
+    from posttrain.data.streams import RowStreams
     from posttrain.evaluating import template_variables
 
+    if isinstance(rows, RowStreams):
+        rows.max_prompt_length = config.data.max_prompt_length
+        return rows
     variables, limit = template_variables(config), config.data.max_prompt_length
     kept = [i for i, row in enumerate(rows) if len(encode_prompt(tokenizer, row["prompt"], **variables)) <= limit]
     if len(kept) == len(rows):

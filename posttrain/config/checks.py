@@ -181,7 +181,7 @@ class _Check:
 
     def data_settings(self, args: Any) -> None:
         """What the method's settings ask of the rows."""
-        rows = {name: found.dataset for name, found in self.trained.items() if found is not None}
+        rows = {name: found.streams or found.dataset for name, found in self.trained.items() if found is not None}
         if len(rows) < len(self.trained) or not rows:
             return
         if self.cfg.stage is not None and self.cfg.stage.mix is not None:
@@ -246,6 +246,7 @@ class _Check:
         self.report.facts += loaded.facts
         self.report.warnings += loaded.warnings
         rows = checks_data.as_rows(split, loaded.dataset, demonstration_column=self.column(split))
+        rows.streams = loaded.streams
         faults = list(checks_data.prompt_findings(self.cfg, rows))
         self.report.errors += faults
         self.report.errors += checks_data.answer_findings(self.cfg, rows, graded=self.graded(split))
@@ -379,6 +380,7 @@ class _Check:
                 return
             self.report.errors += checks_data.supervised_step_findings(self.cfg, rows, world_size=self.world_size)
         if left:
-            total, told = checks_run.run_length(self.cfg, self.entry, num_rows=left, world_size=self.world_size)
+            counted = left if rows.streams is None else None
+            total, told = checks_run.run_length(self.cfg, self.entry, num_rows=counted, world_size=self.world_size)
             self.report.facts += told
             self.report.warnings += checks_run.length_warnings(self.cfg, total_steps=total)

@@ -18,7 +18,8 @@ _SHOWN = 5
 class Rows:
     """Rows of one split as lists, with what the checks learn about them on the way.
 
-    `prompt_tokens[i]` and `solution_tokens[i]` are None where the text is surely short enough to need no count.
+    `prompt_tokens[i]` and `solution_tokens[i]` are None where the text is surely short enough to need no count. With
+    `streams` the rows are the first ones of each.
     """
 
     split: str
@@ -27,6 +28,7 @@ class Rows:
     solutions: list[Any]
     columns: list[str]
     dataset: Any
+    streams: Any = None
     dropped: set[int] = field(default_factory=set)
 
     def __len__(self) -> int:

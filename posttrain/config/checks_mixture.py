@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from posttrain.config.rules import is_local
 from posttrain.config.run_config import RunConfig
 from posttrain.errors import DataError, PosttrainError
 
 # Rows of a source whose tokens are counted before the run; the run counts all.
 _SAMPLED = 200
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
 class LoadedSplit:
-    """Rows of a split; `facts` and `warnings` are about a mixture."""
+    """Rows of a split, of `streams` their first ones; `facts` and `warnings` are about a mixture."""
 
     dataset: Any
     facts: tuple[str, ...] = ()
     warnings: tuple[PosttrainError, ...] = field(default=())
+    streams: Any = None
 
 
 def load_split(cfg: RunConfig, split: str, tokenizer: Any) -> LoadedSplit:
@@ -35,9 +39,12 @@ def load_split(cfg: RunConfig, split: str, tokenizer: Any) -> LoadedSplit:
     """
     from posttrain.data.mixture import build_mixture, token_counter
     from posttrain.data.sources import load_source
+    from posttrain.data.streams import load_streams
     from posttrain.evaluating import template_variables
 
     source, prompt = getattr(cfg.data, split), cfg.data.system_prompt
+    if getattr(source, "streaming", False):
+        return _first_rows(cfg, load_streams(source, system_prompt=prompt))
     if getattr(source, "mixture", None) is None:
         return LoadedSplit(load_source(source, system_prompt=prompt))
     column = str(getattr(cfg.method, "demonstration_column", "solution"))
@@ -52,6 +59,23 @@ def load_split(cfg: RunConfig, split: str, tokenizer: Any) -> LoadedSplit:
         f"  {line}{tokens.get(share.name, '')}" for share, line in zip(mixture.shares, mixture.lines(), strict=True)
     ]
     return LoadedSplit(mixture.dataset, (head, *lines), warnings)
+
+
+def _first_rows(cfg: RunConfig, streams: Any) -> LoadedSplit:
+    head = streams.head(_SAMPLED)
+    told = f"{len(streams.names)} streams, {', '.join(streams.names)}: the first {_SAMPLED} rows of each are checked "
+    warnings = [
+        DataError(
+            "rows of the Hub may change while the run is stopped, and what follows would not be the same",
+            where=cfg.where("data", "train", "mixture", index, "revision"),
+            got=entry.revision,
+            allowed="the 40 digits of a commit",
+        )
+        for index, entry in enumerate(cfg.data.train.mixture or ())
+        if not is_local(str(entry.path)) and not _COMMIT.fullmatch(entry.revision or "")
+    ]
+    facts = (f"{told}here, the others when they are drawn",)
+    return LoadedSplit(head, facts, streams=streams, warnings=tuple(warnings))
 
 
 def _token_shares(mixture: Any, count: Any) -> Iterator[tuple[str, str]]:

@@ -79,17 +79,19 @@ def steps_per_generation(cfg: RunConfig, world_size: int) -> int | None:
     return int(trainer.steps_per_generation or trainer.gradient_accumulation_steps)
 
 
-def run_length(cfg: RunConfig, entry: Entry, *, num_rows: int, world_size: int) -> tuple[int, list[str]]:
+def run_length(cfg: RunConfig, entry: Entry, *, num_rows: int | None, world_size: int) -> tuple[int, list[str]]:
     """Optimizer steps of the run, and what to tell about it.
 
     Args:
         cfg: the run; its arithmetic must be sound.
         entry: the method.
-        num_rows: training rows left after filtering.
+        num_rows: training rows left after filtering; None = streams.
         world_size: ranks.
     """
     trainer = cfg.trainer
     rows = rows_per_micro_step(cfg, world_size) * trainer.gradient_accumulation_steps
+    if num_rows is None:
+        return trainer.max_steps, [f"{trainer.max_steps} optimizer steps of {rows} rows, drawn from streams"]
     if entry.kind == "policy" and cfg.rollout is not None:
         group, steps = cfg.rollout.num_generations, steps_per_generation(cfg, world_size) or 1
         prompts = rows_per_micro_step(cfg, world_size) * steps // group

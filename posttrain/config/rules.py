@@ -10,6 +10,7 @@ from typing import Any
 
 from posttrain import registry
 from posttrain.config import checks_engine
+from posttrain.config.rules_streams import stream_rules
 from posttrain.config.run_config import DataSource, MixtureEntry, RunConfig
 from posttrain.config.source import Key
 from posttrain.errors import ConfigError, PosttrainError, SupportError
@@ -20,7 +21,10 @@ _READ = ("name", "split", "revision", "columns", "limit")
 
 def broken_rules(cfg: RunConfig) -> list[PosttrainError]:
     """Every rule the recipe breaks, in the order of its blocks."""
-    rules = (_model, _quantised, _data, _rollout, _rewards, _steps, _saving, _precision, _resume, _evaluation, _hub)
+    rules = (
+        *(_model, _quantised, _data, stream_rules, _rollout, _rewards),
+        *(_steps, _saving, _precision, _resume, _evaluation, _hub),
+    )
     return [error for rule in rules for error in rule(cfg)]
 
 

@@ -138,6 +138,11 @@ class TrainSource(DataSource):
     mixture: Annotated[list[MixtureEntry], Field(min_length=1)] | None = Field(
         default=None, description="several sources"
     )
+    streaming: bool = Field(
+        default=False,
+        description="read the sources of the mixture, files or Hub data sets, while training goes on, each in its own "
+        "order; for methods that draw by group (data.train)",
+    )
     mixing: Literal["concat_shuffle", "interleave_weighted"] | None = Field(
         default=None, description="how the sources of a mixture come together; null = concat_shuffle"
     )

@@ -5,7 +5,7 @@ model.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -96,6 +96,42 @@ def encode_row(
     return given, encode_demonstration(tokenizer, text, prompt_ids=given)
 
 
+def encode_example(
+    row: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    column: str,
+    max_length: int | None,
+    where: str,
+) -> dict[str, list[int]]:
+    """`input_ids` and `labels` (-100 on the prompt) of one row; arguments as in `encode_rows`.
+
+    Raises:
+        DataError: as there; `where` names the row.
+    """
+    if column == DOCUMENT_COLUMN and not isinstance(row[column], str):
+        raise DataError(
+            "a document is text, not a chat",
+            where=f"{where}, column {column!r}",
+            got=row[column],
+            fix="Set data.train.format: text, or name the column of the demonstrations",
+        )
+    if not isinstance(row[column], str) or not row[column].strip():
+        raise DataError(
+            "empty demonstration", where=f"{where}, column {column!r}", got=row[column], fix="Drop the row"
+        )
+    prompt, completion = encode_row(tokenizer, row["prompt"], row[column], column=column)
+    if max_length is not None and len(prompt) + len(completion) > max_length:
+        raise DataError(
+            "prompt and demonstration are longer than a row may be",
+            where=where,
+            got=f"{len(prompt)} + {len(completion)} tokens",
+            allowed=f"at most {max_length} (trainer.max_length)",
+            fix="Raise trainer.max_length or drop the row",
+        )
+    return {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
+
+
 def encode_rows(
     dataset: Dataset,
     tokenizer: PreTrainedTokenizerBase,
@@ -118,30 +154,7 @@ def encode_rows(
     """
 
     def encode(row: dict[str, Any], index: int) -> dict[str, list[int]]:
-        if column == DOCUMENT_COLUMN and not isinstance(row[column], str):
-            raise DataError(
-                "a document is text, not a chat",
-                where=f"train row {index}, column {column!r}",
-                got=row[column],
-                fix="Set data.train.format: text, or name the column of the demonstrations",
-            )
-        if not isinstance(row[column], str) or not row[column].strip():
-            raise DataError(
-                "empty demonstration",
-                where=f"train row {index}, column {column!r}",
-                got=row[column],
-                fix="Drop the row",
-            )
-        prompt, completion = encode_row(tokenizer, row["prompt"], row[column], column=column)
-        if max_length is not None and len(prompt) + len(completion) > max_length:
-            raise DataError(
-                "prompt and demonstration are longer than a row may be",
-                where=f"train row {index}",
-                got=f"{len(prompt)} + {len(completion)} tokens",
-                allowed=f"at most {max_length} (trainer.max_length)",
-                fix="Raise trainer.max_length or drop the row",
-            )
-        return {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
+        return encode_example(row, tokenizer, column=column, max_length=max_length, where=f"train row {index}")
 
     drop = [name for name in dataset.column_names if name not in keep]
     encoded = dataset.map(encode, with_indices=True, remove_columns=drop, desc=None, load_from_cache_file=False)

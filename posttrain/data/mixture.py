@@ -13,7 +13,8 @@ A source has N rows. Four numbers decide what an epoch holds of it, in this orde
   interleave_weighted): the sources take turns so that their shares of the rows are as their weights, until every row
   of every source has come once; a source that is through begins again.
 
-What is left out: streams, whose fractions are not defined, and weights on the loss of a source.
+What is left out: streams, whose fractions are not defined (`posttrain.data.streams` has what is), and weights on the
+loss of a source.
 Source: arXiv 2310.05492, subsets and strategies (sections 3 and 4); names of the settings are ours.
 """
 

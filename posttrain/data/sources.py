@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
@@ -119,7 +120,7 @@ def _from_path(source: Any, *, as_text: bool, system_prompt: str | None) -> Data
     limit = _get(source, "limit")
     if limit is not None:
         dataset = dataset.select(range(min(limit, len(dataset))))
-    columns = _columns(dict(_get(source, "columns", {})), dataset, path, as_text)
+    columns = _columns(dict(_get(source, "columns", {})), dataset.column_names, path, as_text)
     renamed = {ours: dataset.features[theirs] for ours, theirs in columns.items() if ours in ANSWERS}
     # A user's own reward reads further columns by their names.
     used = {*COLUMNS, *renamed, *columns.values()}
@@ -138,9 +139,49 @@ def _from_path(source: Any, *, as_text: bool, system_prompt: str | None) -> Data
     )
 
 
-def _columns(mapping: dict[str, str], dataset: Dataset, path: str, as_text: bool) -> dict[str, str]:
+@dataclass(frozen=True)
+class RowMaker:
+    """Makes one row of a file or Hub data set into a row of ours, as `load_source` does with all of them."""
+
+    columns: dict[str, str]
+    present: tuple[str, ...]
+    path: str
+    as_text: bool
+    system_prompt: str | None
+
+    @classmethod
+    def of(cls, source: Any, first: Mapping[str, Any], *, system_prompt: str | None = None) -> RowMaker:
+        """From a source and its first raw row, whose columns are taken for those of all.
+
+        Raises:
+            ConfigError, DataError: as in `load_source`.
+        """
+        path, as_text, present = str(_get(source, "path")), _get(source, "format") == "text", list(first)
+        columns = _columns(dict(_get(source, "columns", {})), present, path, as_text)
+        return cls(columns, tuple(present), path, as_text, system_prompt)
+
+    def row(self, raw: Mapping[str, Any], number: int) -> dict[str, Any]:
+        """Row `number`; a column that it lacks counts as empty.
+
+        Raises:
+            DataError: it cannot be used.
+        """
+        batch = {name: [raw.get(name)] for name in self.present}
+        made = _rows(
+            batch,
+            [number],
+            columns=self.columns,
+            path=self.path,
+            as_text=self.as_text,
+            system_prompt=self.system_prompt,
+        )
+        used = {*made, *self.columns.values()}
+        further = {name: cells[0] for name, cells in batch.items() if name not in used}
+        return {**further, **{name: cells[0] for name, cells in made.items()}}
+
+
+def _columns(mapping: dict[str, str], present: list[str], path: str, as_text: bool) -> dict[str, str]:
     """Our column -> theirs, for the columns that exist; refuses a mapping to nothing and a missing prompt."""
-    present = list(dataset.column_names)
     for ours, theirs in mapping.items():
         if ours not in COLUMNS + ANSWERS:
             allowed, fix = f"one of: {', '.join(COLUMNS + ANSWERS)}", _nearest(ours, COLUMNS + ANSWERS)

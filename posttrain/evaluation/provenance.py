@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import posttrain
+from posttrain.data.streams import RowStreams
 from posttrain.evaluation.records import json_value
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets")
@@ -77,8 +78,11 @@ def data_fingerprint(dataset: Any) -> dict[str, Any]:
     """Number of rows, columns and SHA-256 of the content, in order: equal if and only if the rows are.
 
     Args:
-        dataset: `datasets.Dataset` or list of dict; every row is read.
+        dataset: `datasets.Dataset` or list of dict, of which every row is read; or `RowStreams`, of which the first
+            rows are, and `rows` is None.
     """
+    if isinstance(dataset, RowStreams):
+        return dataset.fingerprint()
     digest = hashlib.sha256()
     columns: list[str] = []
     for row in dataset:

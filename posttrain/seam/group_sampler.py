@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import Sampler
 
+from posttrain.data.streams import RowStreams
 from posttrain.errors import ConfigError, DataError
 from posttrain.seam.mixture_log import MixtureLog
 from posttrain.seam.sampling import EpochRepeatSampler
@@ -47,11 +48,12 @@ class GroupMixtureSampler(Sampler[int]):
     are owed most come first; what is rounded away is owed to the next step. So the rows that a group has given stay
     within a few of the sum of its shares, however often the proportions change. The rows of a step are put into a
     random order of its own. Within a group the rows come in a random order, each once before any comes again.
+    Rows of streams come in the order of their stream instead.
     Deviation: arXiv 2411.05735 draws the group of each row independently, which adds noise and means the same.
 
     Args:
-        groups: (N,) number of every row's group, 0 .. m-1.
-        sizes: (m,) rows of each group; all at least 1.
+        groups: (N,) number of every row's group, 0 .. m-1, each with at least one row; None = rows of streams, which
+            come in the order of their stream and are known by `RowStreams.number`.
         proportions: (m,) of the start, of sum 1.
         rows_per_step: rows of an optimizer step over all ranks and micro-batches.
         num_steps: of the whole run.
@@ -62,7 +64,7 @@ class GroupMixtureSampler(Sampler[int]):
 
     def __init__(
         self,
-        groups: np.ndarray,
+        groups: np.ndarray | None,
         *,
         proportions: Sequence[float] | np.ndarray,
         rows_per_step: int,
@@ -72,6 +74,15 @@ class GroupMixtureSampler(Sampler[int]):
         plan: Callable[[int], FixedMixture | None] | None = None,
     ):
         self.num_groups = len(proportions)
+        self.rows_per_step, self.num_steps, self.seed, self.lag = rows_per_step, num_steps, seed, lag
+        self.plan = plan or (lambda step: None)
+        self.history: list[tuple[int, list[float]]] = [(0, _checked(proportions, self.num_groups))]
+        self.sizes: np.ndarray | None = None
+        if groups is not None:
+            self._take(groups)
+        self._begun = 0  # steps of which a row was handed out
+
+    def _take(self, groups: np.ndarray) -> None:
         self.sizes = np.bincount(groups, minlength=self.num_groups)
         if len(self.sizes) > self.num_groups or not self.sizes.all():
             raise ConfigError(
@@ -80,13 +91,9 @@ class GroupMixtureSampler(Sampler[int]):
                 got=self.sizes.tolist(),
                 allowed=f"{self.num_groups} groups with at least one row each",
             )
-        self.rows_per_step, self.num_steps, self.seed, self.lag = rows_per_step, num_steps, seed, lag
-        self.plan = plan or (lambda step: None)
-        self.history: list[tuple[int, list[float]]] = [(0, _checked(proportions, self.num_groups))]
         # 4 bytes a row: group after group, the rows of one in the order of the data.
         self._by_group = np.argsort(groups, kind="stable").astype(np.uint32)
         self._starts = np.concatenate([[0], np.cumsum(self.sizes)])
-        self._begun = 0  # steps of which a row was handed out
 
     def __len__(self) -> int:
         return self.num_steps * self.rows_per_step
@@ -143,6 +150,9 @@ class GroupMixtureSampler(Sampler[int]):
                 yield self._row(group, cursors, orders)
 
     def _row(self, group: int, cursors: np.ndarray, orders: dict[int, np.ndarray]) -> int:
+        if self.sizes is None:
+            cursors[group] += 1
+            return RowStreams.number(group, int(cursors[group]) - 1)
         passes, place = divmod(int(cursors[group]), int(self.sizes[group]))
         if place == 0:
             # numpy reads missing parts of a seed as 0: the second tells what the generator is for.
@@ -168,7 +178,7 @@ class MixedRepeatSampler(EpochRepeatSampler):
         self,
         data: Sized,
         *,
-        groups: np.ndarray,
+        groups: np.ndarray | None,
         proportions: Sequence[float],
         lag: int = 1,
         plan: Callable[[int], FixedMixture | None] | None = None,

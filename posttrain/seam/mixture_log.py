@@ -17,6 +17,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from posttrain.data.mixture import SOURCE_COLUMN
+from posttrain.data.streams import RowStreams
 from posttrain.errors import DataError
 from posttrain.seam.row_numbers import row_spans
 
@@ -25,7 +26,7 @@ GROUP_IDS = "group_ids"
 
 def group_column(dataset: Any, named: str | None = None) -> str | None:
     """Column that tells the group of a row: that of a mixture's sources, else `named`; None where neither is there."""
-    columns = (dataset.column_names or []) if isinstance(dataset, Dataset) else []
+    columns = (dataset.column_names or []) if isinstance(dataset, Dataset | RowStreams) else []
     return next((name for name in (SOURCE_COLUMN, named) if name in columns), None)
 
 
@@ -84,11 +85,11 @@ class MixtureLog:
 
     Args:
         names: each group once, in order.
-        numbers: (N,) number of every training row's group.
+        numbers: (N,) number of every training row's group; None = rows of streams, whose own number tells it.
         column: that tells the group of a row.
     """
 
-    def __init__(self, names: Sequence[str], numbers: np.ndarray, *, column: str = SOURCE_COLUMN):
+    def __init__(self, names: Sequence[str], numbers: np.ndarray | None, *, column: str = SOURCE_COLUMN):
         self.names, self.numbers, self.column = list(names), numbers, column
         self._place = {name: place for place, name in enumerate(self.names)}
         # (m, 2) negative log-likelihood and tokens since the last log line, of this rank.
@@ -96,15 +97,25 @@ class MixtureLog:
 
     @classmethod
     def of(cls, dataset: Any, column: str | None = SOURCE_COLUMN, *, names: Sequence[str] | None = None) -> Any:
-        """A `MixtureLog` of rows that have the column; None for any other data set."""
+        """A `MixtureLog` of streams, or of rows that have the column; None for any other data set."""
+        if isinstance(dataset, RowStreams):
+            if names is not None:
+                dataset.order(names)
+            return cls(dataset.names, None)
         if column is None or not isinstance(dataset, Dataset) or column not in dataset.column_names:
             return None
         return cls(*group_numbers(dataset, column, names=names), column=column)
 
     @property
-    def sizes(self) -> list[int]:
-        """Training rows of each group."""
+    def sizes(self) -> list[int] | None:
+        """Training rows of each group; None = not known, of streams."""
+        if self.numbers is None:
+            return None
         return np.bincount(self.numbers, minlength=len(self.names)).tolist()
+
+    def group_of(self, place: int) -> int:
+        """Number of the group of a training row."""
+        return RowStreams.group_of(place) if self.numbers is None else int(self.numbers[place])
 
     def count_batches(self, trainer: Any, batches: Iterable[dict[str, Any]]) -> None:
         """Add the numbered micro-batches of an optimizer step; rows without a trained token are left out.
@@ -116,7 +127,7 @@ class MixtureLog:
             labels = batch["labels"]
             flat, groups = labels.reshape(-1) != -100, torch.zeros(labels.numel(), dtype=torch.long)
             for place, span in row_spans(batch):
-                number, trained = int(self.numbers[place]), int(flat[span].sum())
+                number, trained = self.group_of(place), int(flat[span].sum())
                 groups[span] = number
                 found.append((number, float(trained > 0), trained))
             batch[GROUP_IDS] = groups.view(labels.shape).to(labels.device)

@@ -21,14 +21,14 @@ def numbered(dataset: Any) -> Dataset:
     """A prepared data set with the column `ROW_INDEX`.
 
     Raises:
-        SupportError: a stream, whose rows have no numbers.
+        SupportError: a `datasets.IterableDataset`, whose rows have no numbers.
     """
     if not isinstance(dataset, Dataset):
         raise SupportError(
             "the method draws by row, and the rows of a stream have no numbers",
             where="train_dataset",
             got=type(dataset).__name__,
-            allowed="a datasets.Dataset",
+            allowed="a datasets.Dataset, or posttrain.data.streams.RowStreams where rows are drawn group by group",
         )
     return dataset.add_column(ROW_INDEX, list(range(len(dataset))))
 

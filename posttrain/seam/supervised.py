@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
 from posttrain.data.demonstrations import DOCUMENT_COLUMN, encode_rows
+from posttrain.data.streams import RowStreams
 from posttrain.errors import ConfigError, PosttrainError, SupportError
 from posttrain.losses.reductions import LossCounts, LossOutput, reduce_loss
 from posttrain.losses.supervised import dft_loss, nll_loss
@@ -26,6 +27,7 @@ from posttrain.seam.mixture_log import GROUP_IDS, MixtureLog, group_column, grou
 from posttrain.seam.policy_config import device_defaults
 from posttrain.seam.row_numbers import ROW_INDEX, NumberedCollator, blank_rows, drop_numbers, numbered
 from posttrain.seam.sampling import EpochSampler
+from posttrain.seam.stream_rows import EncodedStreams, refuse_for_streams
 
 _LOSSES = {"nll": nll_loss, "dft": dft_loss}
 
@@ -121,7 +123,8 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
     counted; `published_form`, around the saving of a model that is not a checkpoint. Tensors that they add to a batch
     are named in `batch_keys`, and reach the loss in `batch`. Columns a method needs beside the tokens are named in
     `extra_columns` and reach it in the same way: numbers as a (B,) tensor, others as a list. With `numbers_rows`,
-    `row_numbers.row_spans` tells `prepare_batches` which row of `train_dataset` is where in a batch.
+    `row_numbers.row_spans` tells `prepare_batches` which row of `train_dataset` is where in a batch. `draws_groups`
+    says that `train_order` can draw from streams.
 
     Checkpoints hold nothing beyond `method_state`; the data order follows from (seed, epoch).
 
@@ -136,6 +139,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
     extra_columns: tuple[str, ...] = ()
     batch_keys: tuple[str, ...] = ()
     numbers_rows = False
+    draws_groups = False
     args: SupervisedConfig
     data_collator: Any
     train_dataset: Any
@@ -150,19 +154,8 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         processing_class: Any = None,
         **kwargs: Any,
     ):
-        if args is None:
-            args = self.config_class(output_dir=self.config_class.__name__.removesuffix("Config"))
-        if not isinstance(args, self.config_class):
-            raise ConfigError(
-                "wrong class of arguments", where="args", got=type(args).__name__, allowed=self.config_class.__name__
-            )
-        if self.extra_columns and args.packing:
-            raise SupportError(
-                "a packed row holds several sequences, and the method needs a value for each",
-                where="trainer.packing",
-                got=True,
-                fix="Set it to false",
-            )
+        args = self._checked(args)
+        streams = self._streamed(train_dataset, processing_class, args)
         self._counts: LossCounts | None = None
         self.group_column = group_column(train_dataset, getattr(args, "group_column", None))
         # Rows laid after one another without padding can only be told apart by their lengths.
@@ -172,7 +165,8 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         super().__init__(
             model,
             args=args,
-            train_dataset=self._encoded(train_dataset, processing_class, args),
+            # trl 1.16 takes its own kinds of data sets; the streams take the place of their first rows.
+            train_dataset=self._encoded(train_dataset, processing_class, args) if streams is None else streams.head(),
             eval_dataset=self._encoded(eval_dataset, processing_class, args, is_cut=False),
             processing_class=processing_class,
             **kwargs,
@@ -180,10 +174,12 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         if self.extra_columns:
             self.data_collator = _WithColumns(self.data_collator, self.extra_columns)
         self._mixture: MixtureLog | None = MixtureLog.of(
-            self.train_dataset, self.group_column, names=getattr(args, "groups", None)
+            self.train_dataset if streams is None else streams.rows,
+            self.group_column,
+            names=getattr(args, "groups", None),
         )
         if self.numbers_rows and self.train_dataset is not None:
-            self.train_dataset = numbered(self.train_dataset)
+            self.train_dataset = numbered(self.train_dataset) if streams is None else streams
             self.data_collator = NumberedCollator(self.data_collator)
         base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         self._scoring = add_selective_scoring(
@@ -238,6 +234,30 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
 
     # ---- data ----
 
+    def _checked(self, args: Any) -> SupervisedConfig:
+        """The arguments, or the defaults of the method for None."""
+        if args is None:
+            args = self.config_class(output_dir=self.config_class.__name__.removesuffix("Config"))
+        if not isinstance(args, self.config_class):
+            raise ConfigError(
+                "wrong class of arguments", where="args", got=type(args).__name__, allowed=self.config_class.__name__
+            )
+        if self.extra_columns and args.packing:
+            raise SupportError(
+                "a packed row holds several sequences, and the method needs a value for each",
+                where="trainer.packing",
+                got=True,
+                fix="Set it to false",
+            )
+        return args
+
+    def _streamed(self, dataset: Any, processing_class: Any, args: SupervisedConfig) -> EncodedStreams | None:
+        """Streams that encode their rows when they are drawn; None for other data sets."""
+        if not isinstance(dataset, RowStreams):
+            return None
+        refuse_for_streams(args, draws_groups=self.draws_groups)
+        return EncodedStreams(dataset, processing_class, column=args.demonstration_column, max_length=args.max_length)
+
     def _encoded(self, dataset: Any, processing_class: Any, args: SupervisedConfig, *, is_cut: bool = True) -> Any:
         """Rows of `prompt` and demonstration as token ids and labels; other datasets unchanged."""
         column = args.demonstration_column
@@ -290,7 +310,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         args, data = self.args, self.train_dataset if train_dataset is None else train_dataset
-        if data is None or not hasattr(data, "__len__"):
+        if not isinstance(data, EncodedStreams) and not hasattr(data, "__len__"):
             return super()._get_train_sampler(train_dataset)
         if (order := self.train_order()) is not None:
             return order
@@ -397,9 +417,14 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
 
     def rank_state(self) -> dict[str, Any]:
         losses = None if self._mixture is None else self._mixture.losses
-        return {"tokens": self._total_train_tokens, **({} if losses is None else {"group_losses": losses})}
+        own: dict[str, Any] = {"tokens": self._total_train_tokens}
+        if isinstance(self.train_dataset, EncodedStreams):
+            own["streams"] = self.train_dataset.rows.state()
+        return own if losses is None else {**own, "group_losses": losses}
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
         self._total_train_tokens = state["tokens"]
+        if isinstance(self.train_dataset, EncodedStreams):
+            self.train_dataset.rows.load(state["streams"])
         if self._mixture is not None:
             self._mixture.losses = state.get("group_losses")

@@ -66,13 +66,14 @@ def check_groups(settings: AioliConfig, train: Any, validation: Any, *, world_si
 
 
 def build_controller(
-    settings: Any, *, groups: Sequence[str], sizes: Sequence[int], rows_per_step: int
+    settings: Any, *, groups: Sequence[str], sizes: Sequence[int] | None, rows_per_step: int
 ) -> MixingController:
     """The controller that the settings name.
 
     Args:
         settings: an `AioliConfig`, or what has its names.
-        groups: in order. sizes: training rows of each. rows_per_step: over all ranks.
+        groups: in order. sizes: training rows of each; None = streams, which nobody has counted.
+        rows_per_step: over all ranks.
 
     Raises:
         ConfigError: settings that do not fit the groups.
@@ -80,7 +81,7 @@ def build_controller(
     kind = settings.controller
     prior = None if settings.prior is None else as_proportions(settings.prior, groups, where="method.prior")
     if kind == "aioli":
-        _warn_of_small_groups(settings, groups, sizes, rows_per_step)
+        _warn_of_small_groups(settings, groups, sizes or [], rows_per_step)
         return _aioli(settings, groups, prior, rows_per_step)
     made: MixingController
     if kind == "skillit":
@@ -90,6 +91,13 @@ def build_controller(
     elif kind == "doge":
         made = DoGEController(groups, step_size=settings.step_size)
     elif kind == "natural":
+        if sizes is None:
+            raise ConfigError(
+                "proportions by the number of rows, and the rows of a stream are not counted",
+                where="method.controller",
+                got=kind,
+                fix="Use stratified, or static with proportions",
+            )
         made = MixingController(groups, np.array(sizes) / sum(sizes))
     elif kind == "static":
         made = MixingController(groups, _static(settings, groups))
@@ -103,7 +111,7 @@ def build_controller(
 def _warn_of_small_groups(settings: Any, groups: Sequence[str], sizes: Sequence[int], rows_per_step: int) -> None:
     """A block that measures a group may need more rows than the group has; they then come again."""
     rows = settings.one_hot_factor * rows_per_step * settings.learn_steps
-    for name, size in zip(groups, sizes, strict=True):
+    for name, size in zip(groups, sizes, strict=bool(sizes)):
         if 0 < size < rows:
             told = f"group {name!r} has {size} rows and a block that measures it draws {rows:g}"
             warnings.warn(f"{told}: each comes up to {-(-rows // size):g} times", UserWarning, stacklevel=2)

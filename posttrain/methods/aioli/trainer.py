@@ -16,6 +16,7 @@ from posttrain.methods.aioli.signals import ExcessLoss, GradientAlignment
 from posttrain.seam.group_sampler import GroupMixtureSampler
 from posttrain.seam.group_validation import GroupValidation
 from posttrain.seam.state import write_json
+from posttrain.seam.stream_rows import EncodedStreams
 from posttrain.seam.supervised import SupervisedTrainer
 
 
@@ -37,8 +38,8 @@ class AioliTrainer(SupervisedTrainer):
     A checkpoint holds the controller, the proportions with the steps they began at, and the last losses.
 
     Args:
-        train_dataset: rows with the column of groups. eval_dataset: held-out rows of every group. Rest as in
-        `SupervisedTrainer`.
+        train_dataset: rows with the column of groups, or `RowStreams`, one for each group.
+        eval_dataset: held-out rows of every group. Rest as in `SupervisedTrainer`.
 
     Raises:
         DataError: no groups, or a single one; no validation rows where the controller needs them, or none of a group.
@@ -47,6 +48,7 @@ class AioliTrainer(SupervisedTrainer):
 
     config_class = AioliConfig
     numbers_rows = True
+    draws_groups = True
     args: AioliConfig
     name = "Aioli"
     paper = {
@@ -206,7 +208,10 @@ class AioliTrainer(SupervisedTrainer):
             self.validation.measurements, self.validation.seconds = state["validation"]
 
     def _layout(self) -> dict[str, Any]:
-        return {**super()._layout(), "groups": self.groups, "max_steps": self.args.max_steps}
+        found = {**super()._layout(), "groups": self.groups, "max_steps": self.args.max_steps}
+        if isinstance(self.train_dataset, EncodedStreams):
+            found["streams"] = self.train_dataset.rows.fingerprint()["sha256"]
+        return found
 
 
 class _BetweenSteps(TrainerCallback):
