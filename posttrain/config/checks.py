@@ -105,6 +105,7 @@ class _Check:
         self.world_size, self.show_rows, self.will_train = world_size, show_rows, will_train
         self.entry = registry.get(cfg.method.name)
         self.report, self.buildable = CheckReport(), False
+        self.facts: checks_model.ModelFacts | None = None
         self.trained: dict[str, Rows | None] = {}
         self.demonstrated = checks_data.uses_demonstrations(cfg, self.entry)
 
@@ -173,10 +174,14 @@ class _Check:
         self.report.warnings += [ConfigError(text.rstrip("."), where=self.cfg.where("method")) for text in told]
 
     def tokenizer_settings(self, args: Any) -> None:
-        """What the method's settings ask of the tokenizer."""
+        """What the method's settings ask of tokenizer and model."""
         tokenizer = self.tokenizer()
         if tokenizer is not None and self.entry.kind == "supervised":
             for finding in args.tokenizer_findings(tokenizer, has_adapter=self.cfg.model.lora is not None):
+                self.add(True, checks_model.explained(self.cfg, finding))
+        if self.facts is not None and self.entry.kind == "supervised":
+            weights = () if self.cfg.model.lora is not None else self.facts.weights
+            for finding in args.model_findings(self.facts.modules, weights):
                 self.add(True, checks_model.explained(self.cfg, finding))
 
     def data_settings(self, args: Any) -> None:
@@ -184,11 +189,12 @@ class _Check:
         rows = {name: found.streams or found.dataset for name, found in self.trained.items() if found is not None}
         if len(rows) < len(self.trained) or not rows:
             return
-        if self.cfg.stage is not None and self.cfg.stage.mix is not None:
-            return  # what `mix` decides is not there before the earlier stages are
         found: Iterable[PosttrainError] = ()
         if self.entry.kind == "supervised":
-            found = args.data_findings(rows, world_size=self.world_size)
+            # What `mix` decides is not there before the earlier stages are.
+            is_decided = self.cfg.stage is None or self.cfg.stage.mix is None
+            tokenizer = self.tokenizer()
+            found = args.data_findings(rows, world_size=self.world_size, tokenizer=tokenizer, is_decided=is_decided)
         elif args.prompt_groups is not None:
             from posttrain.mixing.prompts import findings
 
@@ -209,7 +215,7 @@ class _Check:
                 self.add(stops, finding)
             for finding in checks_engine.model_on_cpu(self.cfg, head_size=facts.head_size):
                 self.add(self.will_train, finding)
-            size = facts.checkpoint_bytes
+            size, self.facts = facts.checkpoint_bytes, facts
             self.report.facts += facts.lines
         for stops, finding in checks_run.output_folder(self.cfg, checkpoint_bytes=size):
             self.add(stops, finding)

@@ -55,6 +55,8 @@ class ModelFacts:
     linear: frozenset[str]
     checkpoint_bytes: int
     head_size: int | None = None  # width of an attention head
+    modules: tuple[str, ...] = ()  # names of all, and of the weights
+    weights: tuple[str, ...] = ()
 
     @property
     def lines(self) -> list[str]:
@@ -104,7 +106,15 @@ def describe(cfg: RunConfig) -> ModelFacts:
     overrides = cfg.model.config_overrides
     if overrides is not None and overrides.max_position_embeddings is not None:
         positions = overrides.max_position_embeddings
-    return ModelFacts(parameters, positions, linear, trained * _BYTES_PER_TRAINED, _head_size(config))
+    return ModelFacts(
+        parameters,
+        positions,
+        linear,
+        trained * _BYTES_PER_TRAINED,
+        head_size=_head_size(config),
+        modules=tuple(name for name, _ in model.named_modules()),
+        weights=tuple(name for name, _ in model.named_parameters()),
+    )
 
 
 def _head_size(config: Any) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,6 @@ from posttrain.errors import ConfigError, DataError
 
 SWEEP = "sweep"
 EQUAL = "equal"
-# The recipe's own controller and what only that one reads.
-_STATIC = (
-    "method.controller=static",
-    "method.prior=null",
-    "method.prior_steps=0",
-    "method.skill_graph=null",
-    "method.reference_model=null",
-    "method.proportions_from=null",
-)
 
 
 @dataclass(frozen=True)
@@ -112,10 +103,7 @@ class MixRecipe:
 
         folder = self.root / name
         if self.train:
-            values = ["method.controller=stratified", "method.proportions=null"]
-            if proportions is not None:
-                values = [f"method.proportions={json.dumps([float(value) for value in proportions])}"]
-            fixed = [*_STATIC, *values, f"trainer.output_dir={folder.as_posix()}"]
+            fixed = [*_fixed(proportions), f"trainer.output_dir={folder.as_posix()}"]
             run(self.recipe, [*self.overrides, *fixed, *changes])
         groups, losses, found = read_run(folder)
         if proportions is not None and not np.allclose(found, proportions, atol=1e-9):
@@ -150,6 +138,19 @@ class MixRecipe:
         for name, proportions in drawn(m, draws=draws, seed=seed):
             found.append(self.static(f"{SWEEP}/{name}", proportions))
         return Sweep(self.groups, tuple(found))
+
+
+def _fixed(proportions: Sequence[float] | None) -> Iterator[str]:
+    """Overrides that put proportions in the place of the recipe's controller and of what that one reads."""
+    from posttrain.methods.aioli.config import AioliConfig
+    from posttrain.methods.aioli.readers import READ_BY
+
+    for field in fields(AioliConfig):
+        if field.name in READ_BY:
+            yield f"method.{field.name}={json.dumps(field.default)}"
+    yield f"method.controller={'stratified' if proportions is None else 'static'}"
+    if proportions is not None:
+        yield f"method.proportions={json.dumps([float(value) for value in proportions])}"
 
 
 def drawn(num_groups: int, *, draws: int, seed: int) -> Iterator[tuple[str, list[float]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -87,12 +87,24 @@ class SupervisedConfig(SFTConfig):
         """Mistakes that show once the tokenizer is known; `posttrain check` asks for them. Default: none."""
         yield from ()
 
-    def data_findings(self, rows: dict[str, Any], *, world_size: int) -> Iterator[PosttrainError]:
+    def model_findings(self, modules: Sequence[str], weights: Sequence[str]) -> Iterator[PosttrainError]:
+        """Mistakes that show once the model's layout is known; `posttrain check` asks for them. Default: none.
+
+        Args:
+            modules, weights: names in the model without adapters; no weights where an adapter is trained.
+        """
+        yield from ()
+
+    def data_findings(
+        self, rows: dict[str, Any], *, world_size: int, tokenizer: Any = None, is_decided: bool = True
+    ) -> Iterator[PosttrainError]:
         """Mistakes that show once the rows are known; `posttrain check` asks for them. Default: none.
 
         Args:
             rows: data sets by their name in the data block: train, and validation and retain where they are given.
             world_size: processes that the run will have.
+            tokenizer: None where it cannot be had.
+            is_decided: whether every setting is there; False where an earlier stage will write a file that one names.
         """
         yield from ()
 

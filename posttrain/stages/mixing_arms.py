@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.errors import ConfigError
+from posttrain.methods.aioli.readers import kept_for
 
 NAME = "mixing"
 # arm -> method.controller and what else it sets
@@ -71,7 +72,8 @@ class _Arms:
         return found
 
     def stage(self, name: str, method: Mapping[str, Any], mix: Mapping[str, Any] | None = None) -> Stage:
-        return {"name": name, "method": {**self.base, **method}, **({} if mix is None else {"mix": dict(mix)})}
+        own = kept_for(str(method["controller"]), {**self.base, **method})
+        return {"name": name, "method": own, **({} if mix is None else {"mix": dict(mix)})}
 
     @property
     def corners(self) -> list[str]:

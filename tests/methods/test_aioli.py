@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from posttrain.data.tasks.markov_text import generate
 from posttrain.errors import ConfigError, DataError
 from posttrain.methods.aioli.config import AioliConfig
+from posttrain.methods.aioli.readers import kept_for
 from posttrain.methods.aioli.trainer import RECORD, AioliTrainer
 from tests.batteries.runs import COMMON, fresh_model, losses, weights
 
@@ -44,7 +45,7 @@ def build(model, folder, *, train=None, validation=None, trainer_class=Watched, 
         "per_device_train_batch_size": 8,
         "gradient_accumulation_steps": 1,
         "mixing_eval_examples": 4,
-        **ROUND,
+        **kept_for(overrides.get("controller", "aioli"), ROUND),
         **overrides,
     }
     return trainer_class(
@@ -301,6 +302,8 @@ def test_packed_rows_are_of_one_group(tiny_dir, tmp_path):
         ({"max_steps": 20}, r"mixing_rounds_every: the rounds do not divide the steps .*9, with 20 - 0"),
         ({"prior": [0.5, 0.3, 0.2]}, r"prior_steps: a prior and the steps"),
         ({"controller": "static"}, r"proportions: static proportions are given once"),
+        ({"controller": "doge", "eta": 0.5}, r"eta: read by the controllers aioli, skillit alone .got 0.5"),
+        ({"controller": "skillit", "smoothing": 0.5}, r"smoothing: read by the controller doremi alone"),
         ({"controller": "skillit"}, r"skill_graph: the controller skillit needs it"),
         ({"controller": "doremi"}, r"reference_model: the controller doremi needs it"),
         ({"skill_graph": "x"}, r"skill_graph: read by the controller skillit alone"),

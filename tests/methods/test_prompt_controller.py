@@ -14,6 +14,7 @@ from posttrain.config.checks import check
 from posttrain.config.loader import load
 from posttrain.errors import ConfigError, DataError, ResumeError, SupportError
 from posttrain.methods.aioli.prompts import PromptController, PromptSettings
+from posttrain.methods.aioli.readers import kept_for
 from posttrain.methods.aioli.rounds import RECORD
 from posttrain.run import run
 from tests.batteries.runs import Recorder, as_groups, build, dataset, weights
@@ -31,7 +32,8 @@ def from_weights(model) -> list[float]:
 
 def make(model, folder, *, settings=None, accuracies=from_weights, key="grpo", data=None, **overrides):
     """4 prompts of 4 attempts a batch, 3 batches an epoch, one optimizer step each."""
-    reward, settings = Recorder(), {**ROUND, **(settings or {})}
+    given = settings or {}
+    reward, settings = Recorder(), {**kept_for(given.get("controller", "aioli"), ROUND), **given}
     layout = {"per_device_train_batch_size": 8, "max_steps": 10, "prompt_controller": settings, **overrides}
     data = as_groups(dataset()) if data is None else data
     trainer = build(key, model, folder, reward=reward, data=data, **layout)
@@ -130,6 +132,10 @@ def test_a_run_is_not_continued_without_its_controller(tiny_dir, tmp_path):
         ({"mixing_rounds_every": 3}, r"prompt_controller\.mixing_rounds_every: measuring would take the whole round"),
         ({"prior": [0.5, 0.5], "prior_steps": 1}, r"prompt_controller\.prior: .*3 numbers"),
         ({"prior": [0.5, 0.3, 0.2]}, r"prompt_controller\.prior_steps: "),
+        (
+            {"controller": "natural", "eta": 1.0},
+            r"prompt_controller\.eta: read by the controllers aioli, skillit alone",
+        ),
         ({"controller": "skillit"}, r"prompt_controller\.skill_graph: "),
     ],
 )

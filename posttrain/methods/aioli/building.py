@@ -51,8 +51,14 @@ def grouped_rows(log: MixtureLog | None, *, column: str, where: str = "method.gr
     return log
 
 
-def check_groups(settings: AioliConfig, train: Any, validation: Any, *, world_size: int) -> None:
+def check_groups(
+    settings: AioliConfig, train: Any, validation: Any, *, world_size: int, is_decided: bool = True
+) -> None:
     """What can be known to be wrong from settings and rows alone.
+
+    Args:
+        settings: of the method. train, validation: rows. world_size: processes.
+        is_decided: False where a file that the settings name is not there yet.
 
     Raises:
         PosttrainError: as the trainer would raise it.
@@ -60,7 +66,8 @@ def check_groups(settings: AioliConfig, train: Any, validation: Any, *, world_si
     column = group_column(train, settings.group_column)
     log = grouped_rows(MixtureLog.of(train, column, names=settings.groups), column=settings.group_column)
     rows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * world_size
-    build_controller(settings, groups=log.names, sizes=log.sizes, rows_per_step=rows)
+    if is_decided:
+        build_controller(settings, groups=log.names, sizes=log.sizes, rows_per_step=rows)
     if validation is not None or settings.controller in NEEDS_VALIDATION:
         validation_groups(validation, names=log.names, column=str(column))
 

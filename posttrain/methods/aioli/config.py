@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from posttrain.errors import ConfigError, PosttrainError
+from posttrain.methods.aioli.readers import ONLINE, READ_BY, readers_told
 from posttrain.seam.arguments import option
 from posttrain.seam.grouped import GroupedConfig
 
 CONTROLLERS = ("aioli", "stratified", "natural", "static", "skillit", "doremi", "doge")
-_ONLINE = ("aioli", "skillit", "doremi", "doge")
 
 
 @dataclass
@@ -90,14 +90,16 @@ class AioliConfig(ControllerConfig):
             )
         self._check_sources()
         self._check_rounds()
-        if self.controller in _ONLINE:
+        if self.controller in ONLINE:
             self._check_lag()
 
-    def data_findings(self, rows: dict[str, Any], *, world_size: int) -> Iterator[PosttrainError]:
+    def data_findings(
+        self, rows: dict[str, Any], *, world_size: int, tokenizer: Any = None, is_decided: bool = True
+    ) -> Iterator[PosttrainError]:
         from posttrain.methods.aioli.building import check_groups
 
         try:
-            check_groups(self, rows["train"], rows.get("validation"), world_size=world_size)
+            check_groups(self, rows["train"], rows.get("validation"), world_size=world_size, is_decided=is_decided)
         except PosttrainError as error:
             yield error
 
@@ -123,17 +125,11 @@ class AioliConfig(ControllerConfig):
 
     def _check_sources(self) -> None:
         """A controller has what it reads, and nothing is given that none reads."""
-        wants = {
-            "proportions": ("static",),
-            "proportions_from": ("static",),
-            "skill_graph": ("skillit",),
-            "reference_model": ("doremi",),
-            "prior": _ONLINE,
-        }
-        for name, readers in wants.items():
-            if getattr(self, name) is not None and self.controller not in readers:
+        defaults = {field.name: field.default for field in fields(AioliConfig)}
+        for name, readers in READ_BY.items():
+            if getattr(self, name) != defaults[name] and self.controller not in readers:
                 raise ConfigError(
-                    f"read by the controller{'s' * (len(readers) > 1)} {', '.join(readers)} alone",
+                    readers_told(name),
                     where=f"method.{name}",
                     got=getattr(self, name),
                     fix=f"Remove it, or change method.controller ({self.controller})",
@@ -159,7 +155,7 @@ class AioliConfig(ControllerConfig):
 
     def _check_rounds(self) -> None:
         steps = self.max_steps - self.prior_steps
-        if self.controller in _ONLINE and (steps <= 0 or steps % self.mixing_rounds_every):
+        if self.controller in ONLINE and (steps <= 0 or steps % self.mixing_rounds_every):
             raise ConfigError(
                 "the rounds do not divide the steps",
                 where="method.mixing_rounds_every",

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from posttrain.errors import ConfigError, SupportError
 from posttrain.methods.aioli.building import build_controller, grouped_rows
 from posttrain.methods.aioli.controllers import MixingController
+from posttrain.methods.aioli.readers import READ_BY, readers_told
 from posttrain.methods.aioli.rounds import RECORD, Rounds
 from posttrain.seam.arguments import check_value, field_specs, option
 from posttrain.seam.group_sampler import FixedMixture, MixedRepeatSampler
@@ -62,6 +63,10 @@ class PromptSettings:
                 raise ConfigError("not a setting", where=where, got=name, allowed=", ".join(known), fix=fix)
             check_value(specs[name], value, where=f"{where}.{name}")
         found = cls(**given)
+        for name in given:
+            if name in READ_BY and found.controller not in READ_BY[name]:
+                fix = f"Remove it, or change the controller ({found.controller})"
+                raise ConfigError(readers_told(name), where=f"{where}.{name}", got=given[name], fix=fix)
         if (found.skill_graph is None) == (found.controller == "skillit"):
             raise ConfigError(
                 "a skill graph and the controller skillit go together",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -198,10 +198,25 @@ class UnlearnConfig(SteeringConfig):
                 fix="Choose one of them, or write model.lora",
             )
 
-    def data_findings(self, rows: dict[str, Any], *, world_size: int) -> Iterator[PosttrainError]:
-        from posttrain.methods.unlearning_paths.forget_retain import check_rows
+    def model_findings(self, modules: Sequence[str], weights: Sequence[str]) -> Iterator[PosttrainError]:
+        from posttrain.methods.unlearning_paths.names import chosen_weights, one_name
+
+        try:
+            if self.taps_layer:
+                one_name(modules, self.module_regex)
+            if weights:
+                chosen_weights(weights, self.trainable_params_regex)
+        except PosttrainError as error:
+            yield error
+
+    def data_findings(
+        self, rows: dict[str, Any], *, world_size: int, tokenizer: Any = None, is_decided: bool = True
+    ) -> Iterator[PosttrainError]:
+        from posttrain.methods.unlearning_paths.forget_retain import check_rows, other_answers
 
         try:
             check_rows(self, rows["train"], rows.get("retain"))
+            if tokenizer is not None:
+                other_answers(self, tokenizer, rows["train"])
         except PosttrainError as error:
             yield error

@@ -149,21 +149,31 @@ def partners(args: UnlearnConfig, tokenizer: Any, forget: Dataset, retain: Datas
     anchors_forget = args.anchor == "forget"
     drawn = retain if anchors_forget else forget
     others = [] if drawn is None else _encoded(drawn, tokenizer, args)
-    alternates: list[tuple[list[int], list[int]]] = []
-    if args.unlearn_loss in ("dpo", "idkdpo"):
-        for place, row in enumerate(forget):
-            text = row[args.alternate_column] if args.unlearn_loss == "dpo" else _idk(args, place)
-            given, learnt = encode_row(tokenizer, row["prompt"], text, column=args.alternate_column)
-            if args.max_length is not None and len(given) + len(learnt) > args.max_length:
-                raise DataError(
-                    "prompt and the answer to be given instead are longer than a row may be",
-                    where=f"train row {place}",
-                    got=f"{len(given)} + {len(learnt)} tokens",
-                    allowed=f"at most {args.max_length} (trainer.max_length)",
-                    fix="Raise trainer.max_length, or shorten the answer",
-                )
-            alternates.append((given + learnt, [-100] * len(given) + learnt))
-    return Partners(anchors_forget, others, alternates, args.unlearn_seed)
+    return Partners(anchors_forget, others, other_answers(args, tokenizer, forget), args.unlearn_seed)
+
+
+def other_answers(args: UnlearnConfig, tokenizer: Any, forget: Any) -> list[tuple[list[int], list[int]]]:
+    """(ids, labels) of the answer that is to be given instead, by row to forget; empty where the loss reads none.
+
+    Raises:
+        DataError: prompt and answer are too long; names the row.
+    """
+    found: list[tuple[list[int], list[int]]] = []
+    if args.unlearn_loss not in ("dpo", "idkdpo"):
+        return found
+    for place, row in enumerate(forget):
+        text = row[args.alternate_column] if args.unlearn_loss == "dpo" else _idk(args, place)
+        given, learnt = encode_row(tokenizer, row["prompt"], text, column=args.alternate_column)
+        if args.max_length is not None and len(given) + len(learnt) > args.max_length:
+            raise DataError(
+                "prompt and the answer to be given instead are longer than a row may be",
+                where=f"train row {place}",
+                got=f"{len(given)} + {len(learnt)} tokens",
+                allowed=f"at most {args.max_length} (trainer.max_length)",
+                fix="Raise trainer.max_length, or shorten the answer",
+            )
+        found.append((given + learnt, [-100] * len(given) + learnt))
+    return found
 
 
 def _idk(args: UnlearnConfig, place: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from posttrain.errors import ConfigError, SupportError
 from posttrain.methods.unlearning_paths.config import UnlearnConfig
+from posttrain.methods.unlearning_paths.names import one_name
 from posttrain.rollouts.digests import digest
 from posttrain.seam.frozen import (
     HiddenTap,
@@ -86,17 +86,7 @@ def one_module(model: Any, pattern: str) -> str:
     Raises:
         ConfigError: none or several do; names candidates.
     """
-    names = [name for name, _ in whole_base(model).named_modules() if name and ".lora_" not in name]
-    found = [name for name in names if re.fullmatch(pattern, name)]
-    if len(found) == 1:
-        return found[0]
-    layers = [name for name in names if re.fullmatch(r".*\.\d+", name)]
-    raise ConfigError(
-        "the regular expression must match one module",
-        where="method.module_regex",
-        got=f"{pattern!r}, which matches {len(found)}",
-        allowed=f"one of e.g. {', '.join(found[:8] or layers[:8])}",
-    )
+    return one_name([name for name, _ in whole_base(model).named_modules() if ".lora_" not in name], pattern)
 
 
 class Reference:

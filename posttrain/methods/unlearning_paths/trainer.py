@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from posttrain.errors import ConfigError, ResumeError
+from posttrain.errors import ResumeError
 from posttrain.losses.reductions import LossCounts, LossOutput, reduce_loss
 from posttrain.losses.supervised import nll_loss
 from posttrain.losses.unlearning import (
@@ -25,6 +24,7 @@ from posttrain.losses.unlearning import (
 )
 from posttrain.methods.unlearning_paths.config import UnlearnConfig
 from posttrain.methods.unlearning_paths.forget_retain import ALTERNATE, FORGET, RETAIN, Partners, check_rows, partners
+from posttrain.methods.unlearning_paths.names import chosen_weights
 from posttrain.methods.unlearning_paths.reference import DECODER, LAYER, Reference, frozen_copy
 from posttrain.seam.frozen import chunked_forward_kl, plain_head
 from posttrain.seam.sharding import is_spread, whole_weights
@@ -102,19 +102,10 @@ class UnlearnTrainer(SupervisedTrainer):
         patterns = self.args.trainable_params_regex
         if patterns == [".*"]:
             return
-        chosen = 0
+        trained = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        chosen = chosen_weights(trained, patterns)
         for name, parameter in self.model.named_parameters():
-            wanted = any(re.fullmatch(pattern, name) for pattern in patterns)
-            parameter.requires_grad_(parameter.requires_grad and wanted)
-            chosen += parameter.requires_grad
-        if not chosen:
-            names = [name for name, _ in self.model.named_parameters()]
-            raise ConfigError(
-                "no parameter would be trained",
-                where="method.trainable_params_regex",
-                got=patterns,
-                allowed=f"whole names, e.g. {names[0]}",
-            )
+            parameter.requires_grad_(name in chosen)
 
     # ---- rows of a step ----
 
