@@ -128,6 +128,7 @@ def _read(plan: PathPlan, seeds: Sequence[int], root: File, tolerance: float) ->
             retrained = folder / path.retrained
             outcome.retrained[seed] = _ends(retrained_events, sets)
             measured |= level_steps(curve(events, f"answers/{FORGET}_logp"), outcome.retrained[seed][FORGET])
+            measured |= _accuracies(folder / path.learned, folder / unlearn_name(algorithm, rate, path.name))
             outcome.suite[seed] = _suite(folder / unlearn_name(algorithm, rate, path.name))
             outcome.retrained_suite[seed] = _suite(retrained)
             if plan.relearn is not None:
@@ -164,6 +165,19 @@ def _ends(events: Sequence[Mapping[str, Any]], sets: Sequence[str]) -> dict[str,
     """Last measurement of each set, and of its paraphrases."""
     names = {kind: f"answers/{kind}_logp" for name in sets for kind in (name, f"{name}_paraphrases")}
     return {kind: points[-1][1] for kind, name in names.items() if (points := curve(events, name))}
+
+
+def _accuracies(learned: File, unlearned: File) -> dict[str, float]:
+    """What unlearning did to the accuracy on `data.eval` and `data.eval_tasks`; nothing without them."""
+    from posttrain.evaluation.report import RunFolder
+
+    before, after = (RunFolder(folder).read_evals().get("after", {}) for folder in (learned, unlearned))
+    if "accuracy" not in before or "accuracy" not in after:
+        return {}
+    found = {"accuracy": float(after["accuracy"]), "accuracy_change": float(after["accuracy"] - before["accuracy"])}
+    for name, values in before.get("tasks", {}).items():
+        found[f"accuracy_change_{name}"] = float(after["tasks"][name]["accuracy"] - values["accuracy"])
+    return found
 
 
 def _suite(folder: File) -> dict[str, float | None]:

@@ -29,7 +29,7 @@ def study(folder: Path, **changes: Any) -> Path:
     values = changed(
         SFT,
         {
-            "data": data | {"eval": facts("retain")},
+            "data": data | {"eval": facts("retain"), "eval_tasks": {"kept": facts("inst")}},
             "trainer": trainer,
             "eval": {"max_new_tokens": 8, "verifier": "exact"},
             "stages": {
@@ -111,6 +111,17 @@ def test_numbers_are_those_of_the_logs(trained):
     text = page.with_name("REPORT.md").read_text()
     assert "Like retrained?" in text and "cannot tell" in text and "1 seed: no interval" in text
     assert (root / "plots" / "idk-0.003-forget.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_change_of_the_accuracy_stands_beside_the_forgetting(trained):
+    _, root, (found, page) = trained
+    own = numbers(found)["arms"][0]["paths"]["p1"]["seeds"]["0"]
+    stages = ("learn-forget-inst-math", "unlearn-idk-0.003-p1")
+    before, after = (json.loads((root / "seed-0" / name / "eval.json").read_text())["after"] for name in stages)
+    assert own["accuracy"] == after["accuracy"]
+    assert own["accuracy_change"] == after["accuracy"] - before["accuracy"]
+    assert own["accuracy_change_kept"] == after["tasks"]["kept"]["accuracy"] - before["tasks"]["kept"]["accuracy"]
+    assert "| accuracy after | its change | change on kept |" in page.with_name("REPORT.md").read_text()
 
 
 def test_the_suite_has_measured_every_model_against_the_retrained_one(trained):

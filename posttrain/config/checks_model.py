@@ -295,14 +295,12 @@ def explained(cfg: RunConfig, error: PosttrainError, *key: str) -> PosttrainErro
     """The same error with its place; for an unreachable Hub, what could not be checked because of it."""
     if is_unreachable(error):
         skipped = "columns, lengths and rewards" if key else "its configuration, tokenizer, template and lengths"
-        block = key or ("model",)
+        what = f"the Hub cannot be reached, so {skipped} were not checked"
+        fix = "Check again where the Hub can be reached, or give a local folder"
+        if key and isinstance(getattr(cfg.data, key[-1]), dict):  # several sources by name, which the error tells
+            return ConfigError(what, where=error.where, fix=fix)
         name = cfg.model.path if not key else getattr(getattr(cfg.data, key[-1]), "path", None)
-        return ConfigError(
-            f"the Hub cannot be reached, so {skipped} were not checked",
-            where=cfg.where(*block, "path"),
-            got=name,
-            fix="Check again where the Hub can be reached, or give a local folder",
-        )
+        return ConfigError(what, where=cfg.where(*(key or ("model",)), "path"), got=name, fix=fix)
     if error.where and ":" in error.where:
         return error
     facts = {"got": error.got} if "(got " in str(error) else {}

@@ -65,11 +65,9 @@ def probe_findings(cfg: RunConfig, *, loaded: dict[str, Any]) -> Iterator[Posttr
             if row.get("paraphrased_prompts") and len(row["paraphrased_prompts"]) != len(row.get("paraphrases") or ())
         ]
         if uneven:
-            what = (
-                f"{checks_data.rows_text(uneven)} of {len(dataset)} have other numbers of paraphrased questions and "
-            )
+            what = f"{checks_data.rows_text(uneven)} of {len(dataset)}: not as many paraphrased answers as questions"
             fix = "Give each paraphrased question its answer, or leave paraphrased_prompts out"
-            yield DataError(f"{what}answers", where=cfg.where("data", "probes", name), fix=fix)
+            yield DataError(what, where=cfg.where("data", "probes", name), fix=fix)
         empty = [i for i, row in enumerate(dataset) if not (row.get("solution") or row.get("answer") or "").strip()]
         if empty:
             what = f"{checks_data.rows_text(empty)} of {len(dataset)} have no answer to measure"

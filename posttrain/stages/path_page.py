@@ -35,6 +35,8 @@ _COLUMNS = {
     "squeeze_paraphrases": "squeeze index, paraphrases",
     "kept_change": "change of the other sets",
     "steps_to_retrained": "steps to the retrained model's level",
+    "accuracy": "accuracy after",
+    "accuracy_change": "its change",
 }
 
 
@@ -189,13 +191,14 @@ def _answer(study: Study) -> str:
 
 
 def _arm_sections(study: Study, arm: Arm) -> list[Section]:
-    header = ["path", *_COLUMNS.values()]
-    rows = [[path.name, *(_cell(arm.outcomes[path.name].column(name)) for name in _COLUMNS)]
+    columns = _columns(study, arm)
+    header = ["path", *columns.values()]
+    rows = [[path.name, *(_cell(arm.outcomes[path.name].column(name)) for name in columns)]
             for path in study.plan.paths]  # fmt: skip
-    place = 1 + list(_COLUMNS).index("steps_to_retrained")
     for row, path in zip(rows, study.plan.paths, strict=True):
         short = sum(arm.outcomes[path.name].column(NOT_THERE).values())
-        row[place] += f"; at least, not there in {short:g}" if short else ""
+        if short:
+            row[1 + list(columns).index("steps_to_retrained")] += f"; at least, not there in {short:g}"
     if study.plan.relearn is not None:
         header += ["steps to relearn", "the retrained model's"]
         for row, path in zip(rows, study.plan.paths, strict=True):
@@ -208,6 +211,18 @@ def _arm_sections(study: Study, arm: Arm) -> list[Section]:
         _claims(study, arm),
         Section(f"Curves: {arm.name}", images=_images(study, arm)),
     ]
+
+
+def _columns(study: Study, arm: Arm) -> dict[str, str]:
+    """The columns in which some path has a number; of further tasks, too."""
+    tasks = list(study.plan.values["data"].get("eval_tasks") or {})
+    further = {f"accuracy_change_{name}": f"change on {name}" for name in tasks}
+    outcomes = arm.outcomes.values()
+    return {
+        name: title
+        for name, title in {**_COLUMNS, **further}.items()
+        if any(outcome.column(name) for outcome in outcomes)
+    }
 
 
 _SQUEEZE = (
