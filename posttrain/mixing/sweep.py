@@ -98,13 +98,18 @@ class MixRecipe:
 
         Raises:
             DataError: it is not finished, and nothing is to be trained; or it was made with other proportions.
+            ResumeError: it was made with other settings.
         """
+        from posttrain.config.loader import load
+        from posttrain.resuming import is_finished
         from posttrain.run import run
 
         folder = self.root / name
+        fixed = [*self.overrides, *_fixed(proportions), f"trainer.output_dir={folder.as_posix()}", *changes]
         if self.train:
-            fixed = [*_fixed(proportions), f"trainer.output_dir={folder.as_posix()}"]
-            run(self.recipe, [*self.overrides, *fixed, *changes])
+            run(self.recipe, fixed)
+        else:
+            is_finished(folder, load(self.recipe, fixed), parent=None, reference=None)
         groups, losses, found = read_run(folder)
         if proportions is not None and not np.allclose(found, proportions, atol=1e-9):
             what = "this run has other proportions; another sweep went before it"

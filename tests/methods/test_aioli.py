@@ -252,6 +252,11 @@ def test_rows_without_a_group_are_refused_and_small_groups_are_told(tiny_dir, tm
         build(tiny_dir, tmp_path, train=few)
 
 
+def test_numbers_that_the_controller_does_not_read_are_told(tiny_dir, tmp_path):
+    with pytest.warns(UserWarning, match=r"doge does not read method.ema .aioli., method.eta .aioli/skillit."):
+        build(tiny_dir, tmp_path, controller="doge", eta=0.5, ema=0.5)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -302,8 +307,6 @@ def test_packed_rows_are_of_one_group(tiny_dir, tmp_path):
         ({"max_steps": 20}, r"mixing_rounds_every: the rounds do not divide the steps .*9, with 20 - 0"),
         ({"prior": [0.5, 0.3, 0.2]}, r"prior_steps: a prior and the steps"),
         ({"controller": "static"}, r"proportions: static proportions are given once"),
-        ({"controller": "doge", "eta": 0.5}, r"eta: read by the controllers aioli, skillit alone .got 0.5"),
-        ({"controller": "skillit", "smoothing": 0.5}, r"smoothing: read by the controller doremi alone"),
         ({"controller": "skillit"}, r"skill_graph: the controller skillit needs it"),
         ({"controller": "doremi"}, r"reference_model: the controller doremi needs it"),
         ({"skill_graph": "x"}, r"skill_graph: read by the controller skillit alone"),

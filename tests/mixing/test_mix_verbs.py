@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from posttrain.cli import app
-from posttrain.errors import ConfigError, DataError
+from posttrain.errors import ConfigError, DataError, ResumeError
 from posttrain.methods.aioli.fits import LogLinearLaw, fit_linear_law
 from posttrain.mixing import verbs
 from posttrain.mixing.sweep import MixRecipe, StaticRun, Sweep, drawn
@@ -148,6 +148,12 @@ def test_the_command_line_shows_table_and_page(swept):
     result = CliRunner().invoke(app, ["mix", "grid", str(recipe), "--draws", "1", "--report-only"])
     assert result.exit_code == 0, result.output
     assert f"report: {root / 'GRID.md'}" in result.output and "draw_0_00" in result.output
+
+
+def test_a_report_is_not_made_of_runs_with_other_settings(swept):
+    recipe, _ = swept
+    with pytest.raises(ResumeError, match="a run with other settings, .*, was finished here"):
+        verbs.grid(MixRecipe(recipe, ["trainer.learning_rate=0.5"], train=False), draws=1, seed=0)
 
 
 def test_best_is_the_least_mean_loss_and_the_first_of_equal_ones():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from posttrain.errors import ConfigError, PosttrainError
-from posttrain.methods.aioli.readers import ONLINE, READ_BY, readers_told
+from posttrain.methods.aioli.readers import NUMBERS, ONLINE, READ_BY, readers_told
 from posttrain.seam.arguments import option
 from posttrain.seam.grouped import GroupedConfig
 
@@ -126,8 +127,12 @@ class AioliConfig(ControllerConfig):
     def _check_sources(self) -> None:
         """A controller has what it reads, and nothing is given that none reads."""
         defaults = {field.name: field.default for field in fields(AioliConfig)}
-        for name, readers in READ_BY.items():
-            if getattr(self, name) != defaults[name] and self.controller not in readers:
+        unread = [n for n, who in READ_BY.items() if getattr(self, n) != defaults[n] and self.controller not in who]
+        if numbers := [name for name in unread if name in NUMBERS]:
+            told = ", ".join(f"method.{name} ({'/'.join(READ_BY[name])})" for name in numbers)
+            warnings.warn(f"the controller {self.controller} does not read {told}", UserWarning, stacklevel=2)
+        for name in unread:
+            if name not in NUMBERS:
                 raise ConfigError(
                     readers_told(name),
                     where=f"method.{name}",

@@ -1,4 +1,8 @@
-"""Which controller reads which setting. A setting that none reads is refused rather than ignored."""
+"""Which controller reads which setting.
+
+What only another one would be given from outside (proportions, a graph, a model, a prior) is refused. The numbers of
+another one are warned about: a recipe may be run with several controllers by changing one key.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,18 @@ from collections.abc import Mapping
 from typing import Any
 
 ONLINE = ("aioli", "skillit", "doremi", "doge")
+NUMBERS = (
+    "learn_sweeps",
+    "learn_steps",
+    "one_hot_factor",
+    "ema",
+    "normalize_matrix",
+    "diagonal",
+    "static_matrix",
+    "eta",
+    "step_size",
+    "smoothing",
+)
 READ_BY: dict[str, tuple[str, ...]] = {
     "learn_sweeps": ("aioli",),
     "learn_steps": ("aioli",),
