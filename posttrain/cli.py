@@ -49,6 +49,9 @@ def check(
     overrides: Overrides = None,
     show_rows: Annotated[int, typer.Option(min=0, help="Print this many rows, trained tokens marked.")] = 0,
     world_size: Annotated[int, typer.Option(min=1, help="Number of processes the run will have.")] = 1,
+    all_rows: Annotated[
+        bool, typer.Option("--all-rows", help="Read every row of streams, not the first ones.")
+    ] = False,
 ) -> None:
     """Find every mistake in a recipe, its data and its rewards before any weight is read."""
     from posttrain.config.checks import check as check_recipe
@@ -56,7 +59,9 @@ def check(
     from posttrain.run import quiet_libraries
 
     quiet_libraries()
-    report = check_recipe(load(recipe, overrides or []), world_size=world_size, show_rows=show_rows)
+    said = console().print if all_rows else None
+    config = load(recipe, overrides or [])
+    report = check_recipe(config, world_size=world_size, show_rows=show_rows, all_rows=said)
     report.show(console())
     if report.errors:
         raise typer.Exit(2)

@@ -125,11 +125,14 @@ class EvalRecord:
             of = "" if name == "run" else f", stage {name}"
             try:
                 tokenizer = load_tokenizer(config.model) if config.data.train.mixture is not None else None
-                rows = load_split(config, "train", tokenizer).dataset
+                loaded = load_split(config, "train", tokenizer)
             except PosttrainError as problem:
                 notes.append(f"whether prompts overlap with the training rows{of} is not known: {problem}")
                 continue
-            train = as_rows("train", rows, demonstration_column="solution")
+            if loaded.streams is not None:
+                told = f"the first {len(loaded.dataset)} rows of the streams{of} alone were compared with the prompts"
+                notes.append(f"whether others overlap with the evaluation is not known: {told}")
+            train = as_rows("train", loaded.dataset, demonstration_column="solution")
             notes += [f"{finding.what}{of}" for finding in shared_rows(config, train, held_out)]
         return notes
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, SupportError
 from posttrain.stages.rif import Filtered, checked_cache, select_rows
 
 FOLDER = "rif"
@@ -178,7 +178,14 @@ def filter_model(
         allowed = f"min-correct <= max-correct <= num-rollouts ({block.num_rollouts})"
         raise ConfigError("no row could be kept", where="filter", got=[block.min_correct, most], allowed=allowed)
     found = find_model(model, stage=name)
-    rows = load_split(config, "train", found.tokenizer(config.model)).dataset
+    loaded = load_split(config, "train", found.tokenizer(config.model))
+    if loaded.streams is not None:
+        raise SupportError(
+            "rows of a stream are not there to choose from",
+            where=config.where("data", "train", "streaming"),
+            fix="Set data.train.streaming=false, or filter the files",
+        )
+    rows = loaded.dataset
     title = Path(config.source.file).stem + ("" if name == "run" else f"-{name}")
     folder = Path(output) if output is not None else Path("runs", "filter", f"{found.label}-{title}")
     kept = filter_rows(config, rows=rows, model=found, block=block, folder=folder)

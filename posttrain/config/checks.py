@@ -21,11 +21,13 @@ from posttrain.config import (
     checks_model,
     checks_rewards,
     checks_run,
+    checks_streams,
     checks_tasks,
     checks_template,
 )
 from posttrain.config.build import build_args, reward_scorer
 from posttrain.config.checks_data import Rows
+from posttrain.config.checks_streams import Say
 from posttrain.config.checks_template import PromptEncoder
 from posttrain.config.length_budget import LengthBudget
 from posttrain.config.preview import preview
@@ -35,7 +37,9 @@ from posttrain.config.stages import resolve_stages
 from posttrain.errors import ConfigError, PosttrainError
 
 
-def check(cfg: RunConfig, *, world_size: int = 1, show_rows: int = 0, will_train: bool = False) -> CheckReport:
+def check(
+    cfg: RunConfig, *, world_size: int = 1, show_rows: int = 0, will_train: bool = False, all_rows: Say | None = None
+) -> CheckReport:
     """Check a recipe with its data, tokenizer and rewards.
 
     Args:
@@ -44,6 +48,7 @@ def check(cfg: RunConfig, *, world_size: int = 1, show_rows: int = 0, will_train
         show_rows: rows to preview with trained tokens marked.
         will_train: the run starts here and now: what this machine lacks is an error instead of a warning. Under
             several processes every rank must then call this.
+        all_rows: read every row of streams, too, and tell this how far it is.
 
     Returns:
         All findings; `raise_if_failed` raises them.
@@ -57,6 +62,7 @@ def check(cfg: RunConfig, *, world_size: int = 1, show_rows: int = 0, will_train
         ]
         for _, stage in checks:
             stage.run()
+            checks_streams.read_all(stage.cfg, stage.trained["train"], stage.tokenizer(), stage.report, say=all_rows)
         # Last, because the config class joins the process group: from then on transformers writes on rank 0 only.
         for name, stage in checks:
             stage.arguments()

@@ -66,7 +66,7 @@ def _first_rows(cfg: RunConfig, streams: Any) -> LoadedSplit:
     told = f"{len(streams.names)} streams, {', '.join(streams.names)}: the first {_SAMPLED} rows of each are checked "
     warnings = [
         DataError(
-            "rows of the Hub may change while the run is stopped, and what follows would not be the same",
+            "rows of the Hub may change during the run or while it is stopped; what follows would not be the same",
             where=cfg.where("data", "train", "mixture", index, "revision"),
             got=entry.revision,
             allowed="the 40 digits of a commit",

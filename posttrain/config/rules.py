@@ -157,7 +157,7 @@ def _further(cfg: RunConfig, split: str) -> Iterator[PosttrainError]:
         yield from _mixture(cfg, split)
     else:
         yield from _source(cfg, ("data", split), rows)
-    if rows.model_dump() == cfg.data.train.model_dump():
+    if rows.model_dump(exclude={"streaming"}) == cfg.data.train.model_dump(exclude={"streaming"}):
         fix = f"Choose another seed or split for data.{split}"
         yield ConfigError("these are the very rows of training", where=where, fix=fix)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,9 @@ if TYPE_CHECKING:
 
 # Files in a folder that `save_to_disk` wrote.
 _SAVED = ("state.json", "dataset_dict.json")
+# A malformed, truncated or encrypted file, an unknown split or configuration, a folder of scripts; the text of the
+# libraries names it.
+UNREADABLE = (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -42,8 +47,7 @@ def read_dataset(path: str, *, name: str | None = None, split: str = "train", re
                 raise DataError("no such split", where=path, got=split, allowed=f"one of: {', '.join(stored)}")
             return stored[split]
         return load_dataset(str(local) if local.is_dir() else path, name, split=split, revision=revision)
-    except (OSError, ValueError, TypeError) as error:
-        # TypeError and ValueError: a malformed file, an unknown split or configuration; the text of datasets names it.
+    except UNREADABLE as error:
         raise _unreadable(error, path) from error
 
 
@@ -53,7 +57,7 @@ def read_stream(path: str, *, name: str | None = None, split: str = "train", rev
     Raises:
         DataError: as there, or a folder written by `save_to_disk`, whose rows lie ready to be read at any place.
     """
-    from datasets import load_dataset
+    from datasets import Features, load_dataset
 
     local = _existing(path)
     if local.is_dir() and any((local / file).is_file() for file in _SAVED):
@@ -63,13 +67,29 @@ def read_stream(path: str, *, name: str | None = None, split: str = "train", rev
             got=path,
             fix="Remove streaming",
         )
+    given: dict[str, Any] = {"path": str(local) if local.is_dir() else path, "name": name, "revision": revision}
+    if local.is_file():
+        given = {"path": _reader(local), "data_files": str(local)}
     try:
-        if local.is_file():
-            return load_dataset(_reader(local), data_files=str(local), split=split, streaming=True)
-        place = str(local) if local.is_dir() else path
-        return load_dataset(place, name, split=split, revision=revision, streaming=True)
-    except (OSError, ValueError, TypeError) as error:
+        found = load_dataset(**given, split=split, streaming=True)
+        if found.info.builder_name != "csv":
+            return found
+        # pandas would infer the types of every 10,000 rows anew; those of the first hold for all, as in memory.
+        first = next(found.with_format("arrow").iter(batch_size=1), None)
+        if first is None:
+            return found
+        return found.cast(Features.from_arrow_schema(first.schema))
+    except UNREADABLE as error:
         raise _unreadable(error, path) from error
+
+
+def local_files(path: str) -> dict[str, int]:
+    """Name below the folder -> bytes, of every file of a local path; empty for the Hub."""
+    local = Path(path).expanduser()
+    if local.is_file():
+        return {local.name: local.stat().st_size}
+    found = sorted(file for file in local.rglob("*") if file.is_file()) if local.is_dir() else []
+    return {file.relative_to(local).as_posix(): file.stat().st_size for file in found}
 
 
 def _existing(path: str) -> Path:

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.data.files import UNREADABLE, local_files, read_stream
 from posttrain.data.mixture import SOURCE_COLUMN
 from posttrain.errors import DataError
 
@@ -54,6 +55,7 @@ class RowStream:
         self._marks: list[tuple[int, dict[str, Any]]] = []
         self._iterator: Iterator[Any] | None = None
         self._at = 0  # rows that the iterator has given in this pass
+        self._from_front = self._open()  # iterated anew after every pass: opening may ask the Hub
         first = next(self._read(), None)
         if first is None:
             raise DataError("the stream has no row", where=self._where(), fix="Check split, limit and file")
@@ -89,6 +91,15 @@ class RowStream:
         rows = self._read()
         return [self._maker.row(raw, place) for place, raw in zip(range(count), rows, strict=False)]
 
+    def every(self) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
+        """(place, row) of the whole stream once, or what is wrong with a row; the place where it stands stays."""
+        for place, raw in enumerate(self._read()):
+            try:
+                row: dict[str, Any] | DataError = self._maker.row(raw, place)
+            except DataError as error:
+                row = error
+            yield place, row
+
     # ---- where it stands ----
 
     def state(self) -> dict[str, Any]:
@@ -104,8 +115,9 @@ class RowStream:
     def _seek(self, place: int) -> None:
         """Open the stream at the last mark before a place, or at its beginning."""
         self._at, mark = max(((at, mark) for at, mark in self._marks if at <= place), default=(0, None), key=_first)
-        self._rows = self._open()
+        self._rows = self._from_front
         if mark is not None:
+            self._rows = self._open()
             self._rows.load_state_dict(mark)
         self._iterator = self._told(iter(self._rows), self._at)
 
@@ -124,8 +136,6 @@ class RowStream:
     # ---- the files ----
 
     def _open(self) -> Any:
-        from posttrain.data.files import read_stream
-
         return read_stream(
             str(_get(self._source, "path")),
             name=_get(self._source, "configuration"),
@@ -145,7 +155,7 @@ class RowStream:
                 raw = next(rows)
             except StopIteration:
                 return
-            except (OSError, ValueError, TypeError) as error:
+            except UNREADABLE as error:
                 reason = " ".join(str(error.__cause__ or error).split())[:300].rstrip(".")
                 raise DataError(f"cannot be read: {reason}", where=f"{self._where()}, after row {at}") from error
             at += 1
@@ -155,15 +165,12 @@ class RowStream:
         return f"mixture source {self.name!r} ({_get(self._source, 'path')})"
 
     def facts(self) -> dict[str, Any]:
-        """What tells another stream from this one without reading it: its fields, first rows and, of a file, size."""
+        """What tells another stream from this one without reading it: its fields, first rows, and sizes of files."""
         fields = ("path", "configuration", "split", "revision", "columns", "limit", "format")
         found = {name: value for name in fields if (value := _get(self._source, name)) is not None}
-        # The name alone: where a file lies does not say what its rows are.
-        local = Path(str(found["path"])).expanduser()
-        if local.exists():
-            found["path"] = local.name
-        if local.is_file():
-            found["bytes"] = local.stat().st_size
+        if files := local_files(str(found["path"])):
+            # The names alone: where files lie does not say what their rows are.
+            found |= {"path": Path(str(found["path"])).expanduser().name, "files": files}
         return {**found, "head": self.head(_HEAD)}
 
 
@@ -227,28 +234,36 @@ class RowStreams:
         """The first rows of each stream, in memory.
 
         Raises:
-            DataError: columns of the sources that do not go together.
+            DataError: cells of one of our columns that do not go together.
         """
         from datasets import Dataset
-        from pyarrow import ArrowException
+        from pyarrow import ArrowException, array
+
+        from posttrain.data.sources import ANSWERS, COLUMNS
 
         rows = [{**row, SOURCE_COLUMN: stream.name} for stream in self.streams for row in stream.head(count)]
-        columns = dict.fromkeys(name for row in rows for name in row)
-        try:
-            return Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns})
-        except (ArrowException, TypeError) as error:
-            raise DataError(
-                f"columns of the sources do not go together: {' '.join(str(error).split())[:200]}",
-                where="data.train.mixture",
-                got=", ".join(self.names),
-                fix="Give all sources one format (chat or text), and convert the columns that differ",
-            ) from None
+        found = {}
+        for name in dict.fromkeys(name for row in rows for name in row):
+            cells = [row.get(name) for row in rows]
+            try:
+                array(cells)
+            except (ArrowException, TypeError, ValueError) as error:
+                if name not in (*COLUMNS, *ANSWERS):
+                    continue  # a further column that no table can hold, and that nothing here reads
+                raise DataError(
+                    f"the cells of column {name!r} do not go together: {' '.join(str(error).split())[:200]}",
+                    where="data.train.mixture",
+                    got=", ".join(self.names),
+                    fix="Give all sources one format (chat or text), and convert the column where it differs",
+                ) from None
+            found[name] = cells
+        return Dataset.from_dict(found)
 
     def fingerprint(self) -> dict[str, Any]:
         """For `run.json`: columns, and SHA-256 of every stream's facts and first rows; `rows` is None."""
         if self._fingerprint is None:
             facts = {stream.name: stream.facts() for stream in self.streams}
-            digest = hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=False, default=str).encode())
+            digest = hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=False, default=_kind).encode())
             self._fingerprint = {"rows": None, "columns": sorted(self.column_names), "sha256": digest.hexdigest()}
         return self._fingerprint
 
@@ -276,6 +291,11 @@ def load_streams(block: Any, *, system_prompt: str | None = None) -> RowStreams:
 
 def _get(entry: Any, name: str) -> Any:
     return entry.get(name) if isinstance(entry, Mapping) else getattr(entry, name, None)
+
+
+def _kind(value: Any) -> str:
+    """What stands for a cell that is no JSON, such as an image: its own text may hold an address."""
+    return type(value).__name__
 
 
 def _first(pair: tuple[int, Any]) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.errors import ConfigError, DataError
+from posttrain.errors import ConfigError, DataError, SupportError
 from posttrain.methods.aioli.laws import egd_update, normalize_matrix, similarity, solve_mixing_matrix
 from posttrain.mixing.report import Found, write
 from posttrain.mixing.sweep import MixRecipe
@@ -38,14 +38,7 @@ def fidelity(recipe: MixRecipe, *, number: int | None = None, steps: int | None 
         ConfigError: no aioli run, adapters, or a round without a checkpoint. DataError: the run is not there.
     """
     method = recipe.config.method
-    if method.controller != "aioli":
-        raise ConfigError(
-            "only the controller aioli measures a matrix", where="method.controller", got=method.controller
-        )
-    if recipe.config.model.lora is not None:
-        raise ConfigError(
-            "a branch would start without the run's adapter", where="model.lora", fix="Train all weights"
-        )
+    _check(recipe.config, repeats)
     record = _record(recipe.root)
     groups = list(record["groups"])
     updates = [entry for entry in record["records"] if entry["event"] == "update" and "matrix" in entry]
@@ -151,6 +144,23 @@ def _learning_rate(recipe: MixRecipe, number: int) -> float:
     events = RunFolder(recipe.root).read_metrics()
     rates = [float(e["learning_rate"]) for e in events if "learning_rate" in e and first < e["step"] <= last]
     return float(np.mean(rates)) if rates else float(recipe.config.trainer.learning_rate)
+
+
+def _check(config: Any, repeats: int) -> None:
+    controller = config.method.controller
+    if controller != "aioli":
+        raise ConfigError("only the controller aioli measures a matrix", where="method.controller", got=controller)
+    if config.model.lora is not None:
+        raise ConfigError(
+            "a branch would start without the run's adapter", where="model.lora", fix="Train all weights"
+        )
+    if repeats > 1 and config.data.train.streaming:
+        raise SupportError(
+            "every branch would train the same rows: those of a stream come in one order",
+            where="--repeats",
+            got=repeats,
+            allowed="1 with data.train.streaming",
+        )
 
 
 def _branches(

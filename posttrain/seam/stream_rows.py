@@ -41,7 +41,10 @@ class EncodedStreams:
         Raises:
             DataError: the row cannot be read, is empty, or is too long; names it.
         """
-        row, where = self.rows[number], self.rows.where(number)
+        return {**self.encoded(self.rows[number], where=self.rows.where(number)), ROW_INDEX: number}
+
+    def encoded(self, row: dict[str, Any], *, where: str) -> dict[str, Any]:
+        """The same of a row that is at hand; `where` names it."""
         encoded = encode_example(row, self.tokenizer, column=self.column, max_length=self.max_length, where=where)
         limit = self.rows.max_prompt_length
         given = len(encoded["input_ids"]) if self.column == DOCUMENT_COLUMN else encoded["labels"].count(-100)
@@ -53,7 +56,7 @@ class EncodedStreams:
                 allowed=f"at most {limit} (data.max_prompt_length)",
                 fix="Raise the limit, or take the row out of the stream",
             )
-        return {**encoded, ROW_INDEX: number}
+        return encoded
 
     def head(self) -> Dataset:
         """The first row of every stream, encoded: what upstream looks at before training."""

@@ -6,11 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from posttrain.cli import app
 from posttrain.data.tasks.markov_text import generate
-from posttrain.errors import DataError, PosttrainError, ResumeError
+from posttrain.errors import DataError, PosttrainError, ResumeError, SupportError
+from posttrain.filtering import filter_model
+from posttrain.mixing.fidelity import fidelity
+from posttrain.mixing.sweep import MixRecipe
 from posttrain.run import run
-from tests.config.recipes import BASES, changed, checked, told, write
+from tests.config.recipes import BASES, changed, checked, rows_file, told, write
 
 VALIDATION = {
     "mixture": [
@@ -50,6 +55,45 @@ def test_check_finds_what_is_wrong_in_the_first_rows(tmp_path: Path):
     parts = mixture(tmp_path)
     parts[0]["columns"] = {"prompt": "text"}
     assert "no such column" in told(checked(tmp_path, "aioli", recipe(parts)), DataError)
+
+
+def test_every_row_is_read_if_that_is_asked_for(tmp_path: Path):
+    parts = mixture(tmp_path, rows=230)
+    late = (tmp_path / "hard.jsonl").read_text().splitlines()
+    (tmp_path / "hard.jsonl").write_text(
+        "\n".join([*late[:210], '{"prompt": ""}', '{"prompt": "' + "x " * 400 + '"}'])
+    )
+    path = write(tmp_path, changed(BASES["aioli"], recipe(parts)))
+    assert checked(tmp_path, "aioli", recipe(parts)).ok
+    result = CliRunner().invoke(app, ["check", str(path), "--all-rows"])
+    shown = " ".join(result.output.split())
+    assert result.exit_code == 2, result.output
+    assert "easy: all 230 rows can be trained" in shown
+    assert "2 of 212 rows would stop the run (rows 210, 211): the text is empty or no text (got 'hard')" in shown
+
+
+def test_validation_on_the_very_rows_of_training_is_refused(tmp_path: Path):
+    parts = mixture(tmp_path)
+    changes = recipe(parts) | {"data.validation": {"mixture": json.loads(json.dumps(parts))}}
+    with pytest.raises(PosttrainError, match="data.validation: these are the very rows of training"):
+        checked(tmp_path, "aioli", changes)
+
+
+def test_what_needs_all_rows_is_refused_or_says_what_it_saw(tmp_path: Path):
+    parts = mixture(tmp_path)
+    rows = [{"prompt": f"x {n}", "answer": "1"} for n in range(3)]
+    own = {"data.eval": {"path": rows_file(tmp_path, rows, "eval.jsonl")}, "data.train": recipe(parts)["data.train"]}
+    own |= {"data.validation": VALIDATION, "trainer.save_strategy": "no", "eval.num_prompts": 3}
+    path = write(tmp_path, changed(BASES["aioli"], own))
+    outcome = run(path)[0]
+    with pytest.raises(SupportError, match="data.train.streaming: rows of a stream are not there to choose from"):
+        filter_model(str(outcome.folder / "model"), recipe=path)
+    with pytest.raises(SupportError, match="every branch would train the same rows"):
+        fidelity(MixRecipe(path, ["method.controller=aioli"]), repeats=2)
+    done = CliRunner().invoke(app, ["eval", str(outcome.folder / "model"), "--recipe", str(path)])
+    assert done.exit_code == 0, done.output
+    page = next((outcome.folder).glob("eval-*/REPORT.md"))
+    assert "the first 60 rows of the streams alone were compared with the prompts" in page.read_text()
 
 
 def test_groups_of_other_names_are_refused_by_check(tmp_path: Path):
@@ -93,7 +137,7 @@ def test_rows_of_the_hub_without_a_commit_are_warned_about(tmp_path: Path, monke
     monkeypatch.setattr(checks_mixture, "is_local", lambda path: "easy" not in path)
     report = checked(tmp_path, "aioli", recipe(parts))
     message = told(report, DataError, warning=True)
-    assert "mixture.0.revision: rows of the Hub may change while the run is stopped" in message
+    assert "mixture.0.revision: rows of the Hub may change during the run or while it is stopped" in message
     parts[0]["revision"] = "a" * 40
     assert not checked(tmp_path, "aioli", recipe(parts)).warnings
 

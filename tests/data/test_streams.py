@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -123,7 +124,50 @@ def test_the_fingerprint_is_that_of_the_rows(file, tmp_path):
     assert of(file) != of(file, limit=20)
 
 
+def test_files_of_a_folder_are_part_of_the_fingerprint(tmp_path):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for part in range(3):
+        lines(folder / f"part{part}.jsonl", 250)
+
+    def sha() -> str:
+        return RowStreams([stream(str(folder))]).fingerprint()["sha256"]
+
+    before = sha()
+    assert sha() == before
+    lines(folder / "part2.jsonl", 249)
+    assert sha() != before
+    lines(folder / "part2.jsonl", 250)
+    assert sha() == before
+    (folder / "part1.jsonl").rename(folder / "part9.jsonl")
+    assert sha() != before
+
+
+def test_numbers_in_a_csv_keep_their_text(tmp_path):
+    path = tmp_path / "rows.csv"
+    cells = [str(n) for n in range(10000)] + [""] + [str(n) for n in range(5)]
+    path.write_text("prompt,solution\n" + "".join(f"q,{cell}\n" for cell in cells))
+    found = stream(str(path))
+    assert [found.row(n)["solution"] for n in (3, 9999, 10001, 10005)] == ["3", "9999", "0", "4"]
+
+
+def test_columns_that_no_table_can_hold_are_left_out_of_the_head(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "x", "meta": "text"}\n{"prompt": "y", "meta": {"a": 1}}\n')
+    head = RowStreams([stream(str(path))]).head(5)
+    assert head["prompt"] == ["x", "y"] and "meta" not in head.column_names
+
+
 # ---- what is refused ----
+
+
+def test_a_truncated_archive_is_told(tmp_path):
+    folder = tmp_path / "packed"
+    folder.mkdir()
+    whole = gzip.compress("".join(json.dumps({"prompt": f"row {n} {n**5}"}) + "\n" for n in range(5000)).encode())
+    (folder / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="cannot be read"):
+        stream(str(folder)).row(4999)
 
 
 def test_a_row_that_cannot_be_used_is_named_when_it_comes(tmp_path):
@@ -163,7 +207,7 @@ def test_sources_without_rows_and_with_other_columns(tmp_path):
 
 def test_text_and_chats_do_not_go_together(file):
     chats = RowStream("b", {"path": file})
-    with pytest.raises(DataError, match="columns of the sources do not go together"):
+    with pytest.raises(DataError, match="the cells of column 'prompt' do not go together"):
         RowStreams([stream(file), chats]).head(3)
 
 
