@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from posttrain import registry
 from posttrain.config.run_config import MixtureEntry, RunConfig
+from posttrain.data.streams import NOT_WITH_STREAMS
 from posttrain.errors import ConfigError, PosttrainError, SupportError
 
 # Parts of a source that its number of rows decides, with the values that ask for nothing.
@@ -80,10 +81,7 @@ def _source(cfg: RunConfig, index: int, entry: MixtureEntry) -> Iterator[Posttra
 def _settings(cfg: RunConfig) -> Iterator[PosttrainError]:
     """The same that the trainer refuses, and what is done to rows before it has them."""
     written = cfg.trainer.fields
-    for key, told in (
-        ("packing", "rows are packed before training, and those of a stream are not there then"),
-        ("dataloader_num_workers", "a stream is read by the process that trains, which knows where it stands"),
-    ):
+    for key, told in NOT_WITH_STREAMS.items():
         if written.get(key):
             yield SupportError(told, where=cfg.where("trainer", key), got=written[key], fix="Remove the line")
     if cfg.data.overlong_prompts == "drop":

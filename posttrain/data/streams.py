@@ -32,6 +32,11 @@ _PLACES = 1 << 40
 # Rows between two marks of where a stream stands, and how many marks are kept: the loader reads ahead of training.
 _MARK_EVERY, _MARKS = 1000, 8
 _HEAD = 200
+# Fields of the trainer that streams do not go with, and why.
+NOT_WITH_STREAMS = {
+    "packing": "rows are packed before training, and those of a stream are not there then",
+    "dataloader_num_workers": "a stream is read by the process that trains, which knows where it stands",
+}
 
 
 class RowStream:

@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset
 
 from posttrain.data.demonstrations import DOCUMENT_COLUMN, encode_example
-from posttrain.data.streams import RowStreams
+from posttrain.data.streams import NOT_WITH_STREAMS, RowStreams
 from posttrain.errors import ConfigError, DataError, SupportError
 from posttrain.seam.row_numbers import ROW_INDEX
 
@@ -80,10 +80,7 @@ def refuse_for_streams(args: Any, *, draws_groups: bool) -> None:
             got="streams",
             fix="Load them without streaming, or use method aioli",
         )
-    for name, told in (
-        ("packing", "rows are packed before training, and those of a stream are not there then"),
-        ("dataloader_num_workers", "a stream is read by the process that trains, which knows where it stands"),
-    ):
+    for name, told in NOT_WITH_STREAMS.items():
         if getattr(args, name):
             raise SupportError(
                 told, where=f"trainer.{name}", got=getattr(args, name), allowed=type(getattr(args, name))()
