@@ -54,12 +54,7 @@ class AioliConfig(ControllerConfig):
         250, help="Optimizer steps of a round: measure, update, train. Validation losses are measured as often.", ge=1
     )
     learn_sweeps: int = option(4, help="aioli: times each group's mixture is trained in a round's measurement.", ge=1)
-    learn_steps: int = option(
-        4,
-        help="aioli: optimizer steps on a mixture each time. Under momentum a short block measures in part what the "
-        "blocks before it did.",
-        ge=1,
-    )
+    learn_steps: int = option(4, help="aioli: optimizer steps on a mixture each time.", ge=1)
     one_hot_factor: float = option(
         0.625, help="aioli: share of the measured group in its mixture; above 1/groups, at most 1.", gt=0.0, le=1.0
     )
