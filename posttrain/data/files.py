@@ -48,7 +48,7 @@ def read_dataset(path: str, *, name: str | None = None, split: str = "train", re
             return stored[split]
         return load_dataset(str(local) if local.is_dir() else path, name, split=split, revision=revision)
     except UNREADABLE as error:
-        raise _unreadable(error, path) from error
+        raise unreadable(error, path) from error
 
 
 def read_stream(path: str, *, name: str | None = None, split: str = "train", revision: str | None = None) -> Any:
@@ -80,7 +80,7 @@ def read_stream(path: str, *, name: str | None = None, split: str = "train", rev
             return found
         return found.cast(Features.from_arrow_schema(first.schema))
     except UNREADABLE as error:
-        raise _unreadable(error, path) from error
+        raise unreadable(error, path) from error
 
 
 def local_files(path: str) -> dict[str, int]:
@@ -106,9 +106,10 @@ def _reader(file: Path) -> str:
     return READERS[file.suffix]
 
 
-def _unreadable(error: Exception, path: str) -> DataError:
+def unreadable(error: Exception, where: str) -> DataError:
+    """The error that tells a user why something cannot be read; `where` is the path or the place in it."""
     reason = " ".join(str(error.__cause__ or error).split())[:300].rstrip(".")
-    return DataError(f"cannot be read: {reason}", where=path)
+    return DataError(f"cannot be read: {reason}", where=where)
 
 
 def looks_local(path: str) -> bool:

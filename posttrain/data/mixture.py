@@ -57,7 +57,7 @@ class Part:
     @classmethod
     def of(cls, entry: Any) -> Part:
         """From a mapping, or an object with attributes; what is None there has its default."""
-        given = {name: _get(entry, name) for name in cls.__dataclass_fields__}
+        given = {name: field_of(entry, name) for name in cls.__dataclass_fields__}
         return cls(**{name: value for name, value in given.items() if value is not None})
 
 
@@ -243,19 +243,19 @@ def build_mixture(block: Any, *, system_prompt: str | None = None, count_tokens:
     """
     from posttrain.data.sources import load_source
 
-    entries = list(_get(block, "mixture"))
+    entries = list(field_of(block, "mixture"))
     sources = {}
     for entry in entries:
-        name = str(_get(entry, "name"))
+        name = str(field_of(entry, "name"))
         if name in sources:
             raise _duplicate(name)
         fields = entry if isinstance(entry, Mapping) else entry.model_dump()
-        sources[name] = load_source({**fields, "name": _get(entry, "configuration")}, system_prompt=system_prompt)
-    seed = _get(block, "seed")
+        sources[name] = load_source({**fields, "name": field_of(entry, "configuration")}, system_prompt=system_prompt)
+    seed = field_of(block, "seed")
     return mix(
         sources,
         entries,
-        mixing=_get(block, "mixing") or "concat_shuffle",
+        mixing=field_of(block, "mixing") or "concat_shuffle",
         seed=SUBSET_SEED if seed is None else seed,
         count_tokens=count_tokens,
     )
@@ -278,7 +278,8 @@ def token_counter(tokenizer: Any, *, column: str, **chat_template_kwargs: Any) -
 # ---- steps of `mix` ----
 
 
-def _get(entry: Any, name: str) -> Any:
+def field_of(entry: Any, name: str) -> Any:
+    """A field of a source, which is a mapping or has attributes; None where it is not there."""
     return entry.get(name) if isinstance(entry, Mapping) else getattr(entry, name, None)
 
 

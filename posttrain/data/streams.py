@@ -16,11 +16,12 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.data.files import UNREADABLE, local_files, read_stream
-from posttrain.data.mixture import SOURCE_COLUMN
+from posttrain.data.files import UNREADABLE, local_files, read_stream, unreadable
+from posttrain.data.mixture import SOURCE_COLUMN, field_of
 from posttrain.errors import DataError
 
 if TYPE_CHECKING:
@@ -55,13 +56,13 @@ class RowStream:
         from posttrain.data.sources import RowMaker
 
         self.name, self._source = name, source
-        self.limit: int | None = _get(source, "limit")
+        self.limit: int | None = field_of(source, "limit")
         self._length: int | None = None  # known once the end was reached
         self._marks: list[tuple[int, dict[str, Any]]] = []
         self._iterator: Iterator[Any] | None = None
         self._at = 0  # rows that the iterator has given in this pass
         self._from_front = self._open()  # iterated anew after every pass: opening may ask the Hub
-        first = next(self._read(), None)
+        first = next(self._told(iter(self._from_front), 0), None)
         if first is None:
             raise DataError("the stream has no row", where=self._where(), fix="Check split, limit and file")
         self._maker = RowMaker.of(source, first, system_prompt=system_prompt)
@@ -119,7 +120,9 @@ class RowStream:
 
     def _seek(self, place: int) -> None:
         """Open the stream at the last mark before a place, or at its beginning."""
-        self._at, mark = max(((at, mark) for at, mark in self._marks if at <= place), default=(0, None), key=_first)
+        self._at, mark = max(
+            ((at, mark) for at, mark in self._marks if at <= place), default=(0, None), key=itemgetter(0)
+        )
         self._rows = self._from_front
         if mark is not None:
             self._rows = self._open()
@@ -142,10 +145,10 @@ class RowStream:
 
     def _open(self) -> Any:
         return read_stream(
-            str(_get(self._source, "path")),
-            name=_get(self._source, "configuration"),
-            split=_get(self._source, "split") or "train",
-            revision=_get(self._source, "revision"),
+            str(field_of(self._source, "path")),
+            name=field_of(self._source, "configuration"),
+            split=field_of(self._source, "split") or "train",
+            revision=field_of(self._source, "revision"),
         )
 
     def _read(self) -> Iterator[Any]:
@@ -161,18 +164,17 @@ class RowStream:
             except StopIteration:
                 return
             except UNREADABLE as error:
-                reason = " ".join(str(error.__cause__ or error).split())[:300].rstrip(".")
-                raise DataError(f"cannot be read: {reason}", where=f"{self._where()}, after row {at}") from error
+                raise unreadable(error, f"{self._where()}, after row {at}") from error
             at += 1
             yield raw
 
     def _where(self) -> str:
-        return f"mixture source {self.name!r} ({_get(self._source, 'path')})"
+        return f"mixture source {self.name!r} ({field_of(self._source, 'path')})"
 
     def facts(self) -> dict[str, Any]:
         """What tells another stream from this one without reading it: its fields, first rows, and sizes of files."""
         fields = ("path", "configuration", "split", "revision", "columns", "limit", "format")
-        found = {name: value for name in fields if (value := _get(self._source, name)) is not None}
+        found = {name: value for name in fields if (value := field_of(self._source, name)) is not None}
         if files := local_files(str(found["path"])):
             # The names alone: where files lie does not say what their rows are.
             found |= {"path": Path(str(found["path"])).expanduser().name, "files": files}
@@ -290,18 +292,13 @@ def load_streams(block: Any, *, system_prompt: str | None = None) -> RowStreams:
         system_prompt: as in `load_source`.
     """
     return RowStreams(
-        [RowStream(str(_get(entry, "name")), entry, system_prompt=system_prompt) for entry in _get(block, "mixture")]
+        [
+            RowStream(str(field_of(entry, "name")), entry, system_prompt=system_prompt)
+            for entry in field_of(block, "mixture")
+        ]
     )
-
-
-def _get(entry: Any, name: str) -> Any:
-    return entry.get(name) if isinstance(entry, Mapping) else getattr(entry, name, None)
 
 
 def _kind(value: Any) -> str:
     """What stands for a cell that is no JSON, such as an image: its own text may hold an address."""
     return type(value).__name__
-
-
-def _first(pair: tuple[int, Any]) -> int:
-    return pair[0]

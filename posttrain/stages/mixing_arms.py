@@ -35,8 +35,8 @@ _ON_A_SWEEP = ("grid", "dml", "regmix")
 ARMS = ("stratified", "natural", *_ON_A_SWEEP, "skillit", "doremi", "doge", *_AIOLI)
 _OPTIONS = ("preset", "groups", "draws", "corners", "seed", "arms", "prior", "prior_steps")
 _SIZES = ("doremi_step_size", "doge_step_size", "skillit_eta")
-# What only the controller aioli reads, and what the others would refuse or ignore.
-_OWN = ("controller", "ema", "static_matrix", "diagonal", "prior", "prior_steps")
+# What is not for all arms: other controllers would read the prior, too.
+_OWN = ("controller", "prior", "prior_steps")
 Stage = dict[str, Any]
 
 

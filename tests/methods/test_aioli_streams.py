@@ -16,8 +16,8 @@ from posttrain.data.tasks.markov_text import generate
 from posttrain.errors import DataError, PosttrainError, ResumeError, SupportError
 from posttrain.seam.group_sampler import GroupMixtureSampler
 from posttrain.seam.supervised import SupervisedConfig, SupervisedTrainer
-from tests.batteries.runs import COMMON, fresh_model, losses, weights
-from tests.methods.test_aioli import GROUPS, Watched, build, documents, shown
+from tests.batteries.runs import COMMON, fresh_model, weights
+from tests.methods.test_aioli import GROUPS, Watched, build, compare_splits, documents, shown
 
 SIZES = {"easy": 40, "hard": 7, "hardest": 200}
 ROWS = {name: generate(size, seed=1, length=24, groups=[name]) for name, size in SIZES.items()}
@@ -94,16 +94,7 @@ def test_a_run_learns_what_it_does_from_rows_in_memory(controller, streams, tiny
 
 
 def test_rows_of_a_step_do_not_depend_on_the_split(streams, tiny_dir, tmp_path):
-    seen, curves = [], []
-    for rows, steps in ((8, 1), (4, 2), (2, 4)):
-        layout = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": steps}
-        trainer = streamed(tiny_dir, tmp_path, streams, **layout)
-        trainer.train()
-        seen.append([Counter(step) for step in trainer.steps])
-        curves.append(losses(trainer))
-    assert seen[0] == seen[1] == seen[2]
-    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
-    assert curves[2] == pytest.approx(curves[0], rel=1e-4)
+    compare_splits(lambda **layout: streamed(tiny_dir, tmp_path, streams, **layout))
 
 
 @pytest.mark.parametrize("stop", [7, 13])
