@@ -334,9 +334,11 @@ def show_error(error: Exception) -> None:
 def main() -> None:
     """Entry point of the console script: exit code 2 after a mistake, 143 after SIGTERM, and no traceback."""
     from posttrain.errors import PosttrainError
+    from posttrain.optional import explains_imports
 
     try:
-        app()
+        with explains_imports():
+            app()
     except PosttrainError as error:
         show_error(error)
         sys.exit(error.exit_status)

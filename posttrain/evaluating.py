@@ -243,13 +243,15 @@ def main(argv: list[str] | None = None) -> int:
 
     from posttrain.cli import app, show_error
     from posttrain.errors import PosttrainError
+    from posttrain.optional import explains_imports
     from posttrain.run import leave_group
     from posttrain.stage_run import is_main_process
 
     # UsageError of click; typer 0.29 has a copy of its own, without a public name.
     wrong_command_line: Any = typer.BadParameter.__base__
     try:
-        app(["eval", *(sys.argv[1:] if argv is None else argv)], standalone_mode=False)
+        with explains_imports():
+            app(["eval", *(sys.argv[1:] if argv is None else argv)], standalone_mode=False)
     except PosttrainError as error:
         if is_main_process():
             show_error(error)

@@ -171,13 +171,14 @@ def main(argv: list[str] | None = None) -> int:
     Returns the exit status: 2 after a user's mistake, told in one line each, 143 after a stop by SIGTERM.
     """
     from posttrain.cli import show_error
+    from posttrain.optional import explains_imports
 
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments:
         sys.stderr.write("usage: python -m posttrain.run RECIPE [block.key=value ...]\n")
         return 2
     try:
-        with _told_by_launcher():
+        with _told_by_launcher(), explains_imports():
             run(arguments[0], arguments[1:])
     except PosttrainError as error:
         if is_main_process():

@@ -7,7 +7,7 @@ import secrets
 import sys
 from pathlib import Path
 
-from posttrain.errors import ConfigError, SupportError
+from posttrain.errors import ConfigError
 
 
 def serve(
@@ -27,19 +27,17 @@ def serve(
     Raises:
         PosttrainError: a mistake in the recipe, a public address, no vLLM here.
     """
-    from importlib.util import find_spec
-
     from posttrain.config.loader import load
     from posttrain.config.stages import resolve_stages
     from posttrain.models.loading import load_tokenizer, resolve_model_path
+    from posttrain.optional import need
     from posttrain.rollouts.cpu import is_cpu_engine
     from posttrain.rollouts.server import ServerSettings, refuse_public, server_environment
     from posttrain.run import quiet_libraries
 
     quiet_libraries()
     refuse_public(host)
-    if find_spec("vllm") is None:
-        raise SupportError("vLLM is not installed", fix="Install it: scripts/setup.sh vllm")
+    need("vllm", where="posttrain serve")
     runs = [(name, cfg) for name, _, cfg in resolve_stages(load(recipe, overrides)) if cfg.rollout is not None]
     chosen = [cfg for name, cfg in runs if stage in (None, name)]
     if not chosen:

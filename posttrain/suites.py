@@ -121,14 +121,13 @@ def _place(model: SavedModel, tasks: str) -> Path:
 def require_lm_eval() -> None:
     """Raise SupportError without the package lm-eval, and in one of several processes, which would all do the same."""
     import os
-    from importlib.util import find_spec
+
+    from posttrain.optional import need
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         fix = "Start it without accelerate launch"
         raise SupportError("a suite runs in one process", where="--suite", got=os.environ["WORLD_SIZE"], fix=fix)
-    if find_spec("lm_eval") is None:
-        fix = 'pip install "posttrain[eval]"'
-        raise SupportError("suites are run by the package lm-eval, which is not installed", where="--suite", fix=fix)
+    need("lm_eval", where="--suite", purpose="suites")
 
 
 def model_block(overrides: Sequence[str]) -> Any:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from posttrain.config.run_config import RunConfig
 from posttrain.errors import ConfigError, PosttrainError, SupportError
+from posttrain.optional import is_installed, missing
 
 # vllm 0.31's attention on a CPU knows these widths of a head, and only there is the list so short.
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -75,12 +75,10 @@ def on_this_machine(cfg: RunConfig) -> Iterator[PosttrainError]:
     rollout = cfg.rollout
     if rollout is None or not uses_vllm(cfg):
         return
-    if importlib.util.find_spec("vllm") is None:
-        yield SupportError(
-            "needs the package vllm, which is not here",
-            where=cfg.where("rollout", "engine"),
-            fix="Install it: scripts/setup.sh vllm",
-        )
+    needed = ("vllm", "requests") if rollout.mode == "server" else ("vllm",)
+    for package in needed:
+        if not is_installed(package):
+            yield missing(package, where=cfg.where("rollout", "engine"))
     address = rollout.fields.get("vllm_server_base_url")
     if rollout.mode == "server" and address is not None and not os.environ.get(TOKEN_VARIABLE):
         yield SupportError(

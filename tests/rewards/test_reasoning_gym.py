@@ -96,7 +96,9 @@ def test_a_completion_cannot_run_code(tmp_path):
 def test_without_the_package_the_message_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     scorer.cache_clear()
-    with pytest.raises(SupportError, match="reasoning-gym is not installed. pip install 'posttrain\\[tasks\\]'"):
+    with pytest.raises(
+        SupportError, match="reasoning_gym, of the extra 'tasks', is not installed. .*posttrain\\[tasks\\]"
+    ):
         reasoning_gym([""], ["Answer: 1"], entry=[SUM])
 
 
