@@ -222,18 +222,70 @@ def _changed_sources(before: Any, now: Any) -> list[str]:
     return [name for name in names if known[0].get(name) != known[1].get(name)]
 
 
+def _flat(values: Any, path: str = "") -> dict[str, Any]:
+    """Nested values by their paths."""
+    if not isinstance(values, dict):
+        return {path: values}
+    items = [_flat(value, f"{path}.{key}" if path else str(key)) for key, value in values.items()]
+    return {key: value for item in items for key, value in item.items()}
+
+
 def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Lines "trainer.learning_rate: 0.001 -> 0.0005" for every value in which two recorded recipes differ."""
 
-    def flat(values: Any, path: str = "") -> dict[str, Any]:
-        if not isinstance(values, dict):
-            return {path: values}
-        items = [flat(value, f"{path}.{key}" if path else str(key)) for key, value in values.items()]
-        return {key: value for item in items for key, value in item.items()}
-
-    old, new = flat(before), flat(now)
+    old, new = _flat(before), _flat(now)
     return [
         f"{key}: {old.get(key)} -> {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and key != "trainer.resume"
     ]
+
+
+# Of the model block, what changes neither weights nor what is computed from them but for rounding.
+_FREE_MODEL = {"trust_remote_code", "attn_implementation"}
+
+
+def settings_beside(config: Any, *, splits: Any) -> dict[str, Any]:
+    """What shapes a run beside its trainer's arguments, by its path in the recipe; a checkpoint keeps it.
+
+    The rows themselves are compared by their fingerprints (`choose_checkpoint`).
+
+    Args:
+        config: one run, without stages.
+        splits: names of the data sets that the run reads.
+    """
+    model = {key: value for key, value in config.model.model_dump().items() if key not in _FREE_MODEL}
+    if model.get("path") is not None and Path(model["path"]).expanduser().is_dir():
+        model["path"] = str(Path(model["path"]).expanduser().resolve())
+    if model.get("lora") is not None:
+        model["lora"] = {key: value for key, value in model["lora"].items() if key != "merge_on_save"}
+    found = {"model": model, "data.max_prompt_length": config.data.max_prompt_length}
+    found |= {f"data.{name}": name in splits for name in ("validation", "retain")}
+    if config.rollout is not None:
+        found["rollout.rewards"] = [entry.model_dump() for entry in config.rollout.rewards]
+    if config.stage is not None:
+        found["stage.rif"] = None if config.stage.rif is None else config.stage.rif.model_dump()
+    return dict(json.loads(json.dumps(_flat(found), default=str)))
+
+
+def resumed_record(checkpoint: str | None, applied: list[str]) -> dict[str, Any] | None:
+    """What `run.json` says of a resume; None where a run starts at its beginning."""
+    if checkpoint is None:
+        return None
+    step = Path(checkpoint).name.rpartition("-")[2]
+    return {"checkpoint": checkpoint, "step": int(step) if step.isdigit() else None, "in_force_from_then_on": applied}
+
+
+def continuing_told(checkpoint: str, applied: list[str], changes: list[str]) -> str:
+    """Lines for the user: what was changed, and what of it is in force from the next step on.
+
+    Args:
+        applied: of `accept_checkpoint`. changes: `changed_settings` of the two recipes.
+    """
+    named = [line.partition(": ")[0] for line in applied if ": " in line]
+    told = {line.partition(": ")[0] for line in changes}
+    by_default = [line for line in applied if ": " in line and line.partition(": ")[0] not in told]
+    lines = [f"  changed since: {line}" for line in [*changes, *by_default]]
+    if named:
+        lines.append(f"  in force from the next step on: {', '.join(named)}")
+    return "\n".join([f"continuing from {checkpoint}", *lines, *(f"  {x}" for x in applied if ": " not in x)])

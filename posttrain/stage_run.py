@@ -12,12 +12,15 @@ from posttrain.errors import SupportError
 from posttrain.resuming import (
     changed_settings,
     choose_checkpoint,
+    continuing_told,
     is_finished,
     mark_finished,
     recorded_run,
     refuse_other_origin,
+    resumed_record,
     run_id,
     set_aside,
+    settings_beside,
 )
 
 MODEL_FOLDER = "model"
@@ -117,18 +120,20 @@ class Stage:
         checkpoint = choose_checkpoint(self.config.trainer.resume, self.folder, fingerprints, say=say)
         if checkpoint:
             refuse_other_origin(checkpoint, self.record())
+        trainer.settings_beside = settings_beside(self.config, splits=fingerprints)
+        applied = trainer.accept_checkpoint(checkpoint) if checkpoint else []
         changes = changed_settings(recorded_run(checkpoint).get("config", {}), self.record()) if checkpoint else []
         trainer.accelerator.wait_for_everyone()  # every rank has read the stopped run's record before it is replaced
         if is_main_process():
             if self.config.trainer.resume == "never" and (place := set_aside(self.folder.path)):
                 say(f"starting anew; the earlier run is now in {place}")
-            self.describe(trainer, fingerprints)
+            self.describe(trainer, fingerprints, resumed=resumed_record(checkpoint, applied))
             if trainer.args.save_only_model and trainer.args.save_strategy != "no":
                 say(
                     "trainer.save_only_model: checkpoints hold weights alone, so this run cannot be continued from one"
                 )
             if checkpoint is not None:
-                say("\n".join([f"continuing from {checkpoint}", *(f"  changed since: {line}" for line in changes)]))
+                say(continuing_told(checkpoint, applied, changes))
         if checkpoint is None:
             if self.config.eval is None or self.config.eval.at_start:
                 self.evaluate(trainer, data, "before")
@@ -264,8 +269,12 @@ class Stage:
         }
         return without_secrets(json_value({**self.config.values, "stage": self.name, **origin}))
 
-    def describe(self, trainer: Any, fingerprints: dict[str, Any]) -> None:
-        """Write `run.json`."""
+    def describe(self, trainer: Any, fingerprints: dict[str, Any], *, resumed: dict[str, Any] | None) -> None:
+        """Write `run.json`; called once nothing refuses the run any more.
+
+        Args:
+            resumed: checkpoint that the run continues from, and what was changed since.
+        """
         from posttrain.config.build import reward_limits
         from posttrain.evaluating import template_sha256
         from posttrain.evaluation.provenance import world_layout
@@ -287,6 +296,7 @@ class Stage:
             ),
             defaults=chosen,
             chat_template_sha256=template_sha256(trainer.processing_class),
+            resumed=resumed,
         )
 
     def note_engine(self, facts: dict[str, Any]) -> None:

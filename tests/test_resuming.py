@@ -213,6 +213,35 @@ def test_another_layout_is_refused(killed, tmp_path):
         run(again(killed, tmp_path), ["trainer.seed=43"])
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.tiny.hidden_size=16", r"model.tiny.hidden_size: \d+ -> 16"),
+        ("data.max_prompt_length=63", "data.max_prompt_length: 64 -> 63"),
+        ("trainer.optim=adafactor", "trainer.optim: adamw_torch.* -> adafactor"),
+    ],
+)
+def test_a_refused_resume_leaves_the_record_of_what_trained(override, told, killed, tmp_path):
+    recipe = again(killed, tmp_path)
+    before = (tmp_path / "run" / "run.json").read_text()
+    with pytest.raises(ResumeError, match="settings were changed that a run cannot change on its way: " + told):
+        run(recipe, [override])
+    assert (tmp_path / "run" / "run.json").read_text() == before
+
+
+def test_run_json_says_what_trained_from_where(killed, tmp_path, capsys):
+    run(again(killed, tmp_path), ["trainer.learning_rate=0.02", "trainer.weight_decay=0.5"])
+    record = RunFolder(tmp_path / "run").read_run()
+    assert record["resumed"]["step"] == 4 and record["config"]["trainer"]["learning_rate"] == 0.02
+    assert record["resumed"]["in_force_from_then_on"] == [
+        "trainer.learning_rate: 0.01 -> 0.02",
+        "trainer.weight_decay: 0.0 -> 0.5",
+    ]
+    assert "in force from the next step on: trainer.learning_rate, trainer.weight_decay" in capsys.readouterr().out
+    rates = [event["learning_rate"] for event in RunFolder(tmp_path / "run").read_metrics() if "loss" in event]
+    assert rates[4:] == pytest.approx([0.02 * 2 / 6, 0.02 * 1 / 6])
+
+
 # ---- the parts ----
 
 

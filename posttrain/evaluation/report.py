@@ -40,7 +40,7 @@ BEFORE = "before"
 AFTER = "after"
 # What every report reads of a completion.
 _SAMPLE_KEYS = ("index", "prompt", "completion", "correct", "length", "truncated")
-_ATTEMPT = ("created", "command", "versions", "git", "world")
+_ATTEMPT = ("created", "command", "versions", "git", "world", "resumed")
 
 
 class RunFolder:
@@ -69,6 +69,7 @@ class RunFolder:
         chat_template_sha256: str | None = None,
         mixture: Mapping[str, Any] | None = None,
         lineage: Sequence[Mapping[str, Any]] | None = None,
+        resumed: Mapping[str, Any] | None = None,
         argv: Sequence[str] | None = None,
     ) -> Path:
         """Write `run.json`. Versions, commit and time are added; secrets are hidden wherever they stand.
@@ -82,6 +83,7 @@ class RunFolder:
             chat_template_sha256: of the tokenizer that trained; an evaluation of the model compares it with its own.
             mixture: rows and tokens that training takes of each source of a mixture.
             lineage: of a stage, the stages its model went through, this one last.
+            resumed: the checkpoint that training continues from, and what was changed since it was written.
             argv: command line, default `sys.argv`.
 
         What was written by earlier attempts in this folder (before a resume) is kept under `earlier_attempts`.
@@ -99,6 +101,7 @@ class RunFolder:
             "chat_template_sha256": chat_template_sha256,
             **({} if mixture is None else {"mixture": dict(mixture)}),
             **({} if lineage is None else {"lineage": list(lineage)}),
+            "resumed": None if resumed is None else dict(resumed),
             "config": dict(config),
             "earlier_attempts": [
                 *(earlier.get("earlier_attempts", []) if earlier else []),

@@ -20,6 +20,7 @@ from posttrain import __version__
 from posttrain.errors import PosttrainError, ResumeError
 from posttrain.seam import manifest
 from posttrain.seam import state as checkpoint
+from posttrain.seam.continued import ContinuedSettings
 from posttrain.seam.memory import memory_told
 from posttrain.seam.safe_loads import weights_only_loads
 from posttrain.seam.sampling import EpochSampler
@@ -42,7 +43,7 @@ class StatefulPart(Protocol):
         """Take back what `state` returned; before the first batch is drawn."""
 
 
-class ResumableTrainer:
+class ResumableTrainer(ContinuedSettings):
     """Mixin placed before a transformers `Trainer` in the bases.
 
     Methods override `method_state` / `load_method_state` (JSON values and tensors, equal on all ranks), `rank_state` /
@@ -212,7 +213,13 @@ class ResumableTrainer:
             parts = {name: part.state() for name, part in (self._parts or {}).items()}
             checkpoint.write_json(
                 folder / checkpoint.STATE_FILE,
-                {"layout": self._layout(), "method": plain, "parts": parts, "posttrain": __version__},
+                {
+                    "layout": self._layout(),
+                    "settings": self._settings_record(),
+                    "method": plain,
+                    "parts": parts,
+                    "posttrain": __version__,
+                },
             )
 
     # A checkpoint is staged, sealed and renamed (see `manifest`); only then is it uploaded and older ones deleted.
@@ -275,7 +282,7 @@ class ResumableTrainer:
             return
         folder = Path(checkpoint_dir)
         saved = checkpoint.read_json(folder / checkpoint.STATE_FILE)
-        self._refuse_other_layout(saved["layout"], folder)
+        self._put_in_force(saved)
         path = folder / "posttrain_method.safetensors"
         tensors = checkpoint.read_tensors(path) if path.exists() else {}
         self.load_method_state(checkpoint.join_tensors(saved["method"], tensors, self.args.device))  # type: ignore[attr-defined]

@@ -54,6 +54,8 @@ class RMTTrainer(LikelihoodRowsTrainer):
         "citation": "@article{rmt2025, title={Reinforcement Mid-Training}, year={2025}, eprint={2509.24375}, "
         "archivePrefix={arXiv}}",
     }
+    _kept = "budget and curriculum keep the length of the run as it was begun (method rmt)"
+    kept_on_resume = {"max_steps": _kept, "num_train_epochs": _kept}
 
     def __init__(
         self,
