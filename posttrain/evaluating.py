@@ -152,6 +152,7 @@ def evaluate_model(
     from posttrain.data.sources import load_source
     from posttrain.eval_record import EvalRecord
     from posttrain.evaluation.progress import EvaluationProgress
+    from posttrain.models.generation_settings import open_settings, told
     from posttrain.run import quiet_libraries
     from posttrain.saved_models import find_model
     from posttrain.stage_run import is_main_process, say
@@ -176,6 +177,8 @@ def evaluate_model(
     if not is_main_process():
         return Evaluated(call(weights), folder, [])
     notes = record.warnings()
+    not_used = told(open_settings(getattr(weights, "generation_config", None)), what="evaluations")
+    notes += [not_used] if not_used is not None else []
     for note in notes:
         say(f"warning: {note}")
     say(f"evaluating {found.path} with {record.title}")

@@ -13,7 +13,7 @@ from posttrain.errors import PosttrainError, ResumeError
 
 FINISHED_FILE = "finished.json"
 # What a run writes into its folder, beside the model it starts from.
-_RUN_FILES = (
+RUN_FILES = (
     *("run.json", "metrics.jsonl", "eval.json", "health.json", "REPORT.md"),
     *("completions", "plots", "model", "merged"),
 )
@@ -89,7 +89,7 @@ def set_aside(folder: Path) -> Path | None:
         The new place, or None if there was nothing.
     """
     # eval-*: evaluations that `posttrain eval` made of this run's models.
-    names = (FINISHED_FILE, *_RUN_FILES, "checkpoint-*", "eval-*")
+    names = (FINISHED_FILE, *RUN_FILES, "checkpoint-*", "eval-*")
     found = [path for name in names for path in sorted(folder.glob(name))]
     if not found:
         return None

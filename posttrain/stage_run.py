@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import registry
-from posttrain.errors import SupportError
+from posttrain.errors import PosttrainError, SupportError
 from posttrain.resuming import (
     changed_settings,
     choose_checkpoint,
@@ -60,8 +60,10 @@ def merged(parent: Path, folder: Path) -> str:
         from peft import AutoPeftModelForCausalLM
         from transformers import AutoTokenizer
 
-        AutoPeftModelForCausalLM.from_pretrained(parent, dtype="auto").merge_and_unload().save_pretrained(whole)
-        AutoTokenizer.from_pretrained(parent).save_pretrained(whole)
+        from posttrain.models.saving import save_model
+
+        model = AutoPeftModelForCausalLM.from_pretrained(parent, dtype="auto").merge_and_unload()
+        save_model(model, whole, tokenizer=AutoTokenizer.from_pretrained(parent))
     return str(whole)
 
 
@@ -278,11 +280,17 @@ class Stage:
         from posttrain.config.build import reward_limits
         from posttrain.evaluating import template_sha256
         from posttrain.evaluation.provenance import world_layout
+        from posttrain.models.generation_settings import open_settings
         from posttrain.rewards.pool import describe
         from posttrain.stage_lineage import lineage
 
         args = trainer.args
         chosen = {**args.device_defaults, "dtype": str(trainer.model.dtype).removeprefix("torch.")}
+        settings_off = open_settings(
+            getattr(trainer.accelerator.unwrap_model(trainer.model), "generation_config", None)
+        )
+        if settings_off:
+            chosen["model_generation_settings_not_used"] = settings_off
         if self.config.rollout is not None:
             chosen["rewards"] = describe(reward_limits(self.config))
         self.folder.write_run(
@@ -387,19 +395,28 @@ class Stage:
 
     def save(self, trainer: Any) -> None:
         """The trained model with its tokenizer; to the Hub, if asked for; merged, if asked for."""
+        from posttrain.models.saving import SaveError, save_model, unpushed
         from posttrain.stage_lineage import write_model_card
 
-        trainer.save_model(str(self.model_dir))
+        missing: PosttrainError | None = None
+        try:
+            trainer.save_model(str(self.model_dir))
+        except SaveError as error:
+            missing = error  # told when the other files are written
         if is_main_process() and self.config.stage is not None:
             write_model_card(self.model_dir, self.folder.read_run())
         if self.config.hub.push:
-            trainer.push_to_hub()
+            try:
+                trainer.push_to_hub()
+            except Exception as error:  # noqa: BLE001 - network, permission, upstream's own
+                missing = missing or unpushed(error, self.model_dir)
         # Last, because merging takes the adapters out of the trainer's model.
         lora = self.config.model.lora
         if lora is not None and lora.merge_on_save and is_main_process():
             merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-            merged.save_pretrained(self.folder.path / "merged")
-            trainer.processing_class.save_pretrained(self.folder.path / "merged")
+            save_model(merged, self.folder.path / "merged", tokenizer=trainer.processing_class)
+        if missing is not None:
+            raise missing
 
     def outcome(self) -> Outcome:
         """The recorded result."""

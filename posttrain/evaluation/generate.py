@@ -25,6 +25,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from posttrain.data.demonstrations import encode_prompt
 from posttrain.errors import ConfigError, DataError, RewardError
 from posttrain.evaluation.results import EvalResult, EvalSettings, Sample, summarise, summarise_groups
+from posttrain.models.generation_settings import plain_generation
 from posttrain.rewards.scorer import RewardScorer
 
 __all__ = ["EvalResult", "EvalSettings", "evaluate", "stop_token_ids"]
@@ -176,12 +177,13 @@ def _generate(model: Any, tokenizer: Any, prompts: dict[int, list[int]], setting
     processors = LogitsProcessorList()
     if settings.temperature > 0:
         processors.append(_SeededSampling(_streams(keys, settings, device), prompt_length=width, settings=settings))
-    output = model.generate(
-        input_ids=input_ids.to(device),
-        attention_mask=mask.to(device),
-        generation_config=_generation_config(settings, pad, stops),
-        logits_processor=processors,
-    )[:, width:].tolist()
+    with plain_generation(model):
+        output = model.generate(
+            input_ids=input_ids.to(device),
+            attention_mask=mask.to(device),
+            generation_config=_generation_config(settings, pad, stops),
+            logits_processor=processors,
+        )[:, width:].tolist()
     samples = []
     for (index, number), ids in zip(keys, output, strict=True):
         end = next((place + 1 for place, token in enumerate(ids) if token in stops), None)
@@ -199,23 +201,10 @@ def _generate(model: Any, tokenizer: Any, prompts: dict[int, list[int]], setting
 
 
 def _generation_config(settings: EvalSettings, pad: int, stops: list[int]) -> GenerationConfig:
-    """Greedy, with every penalty off: transformers 5.17 fills unset knobs from the model's own config."""
+    """Greedy and nothing else; the model's own settings are put aside (`plain_generation`)."""
     return GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
-        min_length=0,
         do_sample=False,
-        num_beams=1,
-        num_return_sequences=1,
-        use_cache=True,
-        # No part in greedy decoding; upstream's defaults keep it from warning about the model's own values.
-        temperature=1.0,
-        top_k=50,
-        top_p=1.0,
-        repetition_penalty=1.0,
-        encoder_repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        guidance_scale=1.0,
-        return_dict_in_generate=False,
         pad_token_id=pad,
         eos_token_id=stops or None,
     )

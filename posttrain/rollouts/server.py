@@ -54,6 +54,8 @@ class ServerSettings:
             "port": port,
             "seed": self.seed,
             "logprobs-mode": "processed_logprobs",
+            # vLLM 0.31's default reads defaults and a limit of length from the model's generation_config.json.
+            "generation-config": "vllm",
             "middleware": "posttrain.rollouts.guard.Guard",
             "worker-extension-cls": "posttrain.rollouts.worker.EngineWorker",
         }

@@ -81,6 +81,7 @@ def _colocated(build: Callable[..., Any], run_seed: int, dtype: str, **kwargs: A
 
     kwargs["seed"] = engine_seed(run_seed, kwargs.get("seed") or 0)
     kwargs["worker_extension_cls"] = WORKER
+    kwargs["generation_config"] = "vllm"  # as the server, see ServerSettings
     if is_cpu_engine():
         prepare_process()
         kwargs |= engine_arguments(dtype)

@@ -6,6 +6,7 @@ Mixed into TRL trainers by `policy.py` and `supervised.py`; it owns no loss.
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 from contextlib import suppress
@@ -18,6 +19,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from posttrain import __version__
 from posttrain.errors import PosttrainError, ResumeError
+from posttrain.models import saving
 from posttrain.seam import manifest
 from posttrain.seam import state as checkpoint
 from posttrain.seam.continued import ContinuedSettings
@@ -25,6 +27,8 @@ from posttrain.seam.memory import memory_told
 from posttrain.seam.safe_loads import weights_only_loads
 from posttrain.seam.sampling import EpochSampler
 from posttrain.seam.sharding import asked_engine
+
+_logger = logging.getLogger(__name__)
 
 
 class NonFiniteError(PosttrainError):
@@ -221,6 +225,30 @@ class ResumableTrainer(ContinuedSettings):
                     "posttrain": __version__,
                 },
             )
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # Called by transformers 5.17 on the rank that writes, with the weights of all.
+        folder = output_dir or self.args.output_dir  # type: ignore[attr-defined]
+        problems = saving.save_parts(
+            lambda: super(ResumableTrainer, self)._save(output_dir, state_dict),  # type: ignore[misc]
+            self.accelerator.unwrap_model(self.model),  # type: ignore[attr-defined]
+            folder,
+            tokenizer=self.processing_class,  # type: ignore[attr-defined]
+            state_dict=state_dict,
+        )
+        if problems and self._is_staging:
+            _logger.warning("the checkpoint lacks %s; the run can be continued from it", "; ".join(problems))
+        elif problems:
+            raise saving.unsaved(problems, folder)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """As TRL's, before every checkpoint; a card that cannot be written costs neither checkpoint nor run."""
+        try:
+            super().create_model_card(*args, **kwargs)  # type: ignore[misc]
+        except Exception as problem:  # noqa: BLE001 - the card is made of texts of many sources
+            if manifest.is_no_room(problem):
+                raise
+            _logger.warning("the model card could not be written: %s", saving.reason(problem))
 
     # A checkpoint is staged, sealed and renamed (see `manifest`); only then is it uploaded and older ones deleted.
 

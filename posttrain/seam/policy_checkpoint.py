@@ -7,11 +7,12 @@ from typing import Any
 
 from posttrain.seam.group_sampler import PromptMixing
 from posttrain.seam.hooks import ResumableTrainer
+from posttrain.seam.plain_rollouts import PlainRollouts
 from posttrain.seam.state import REFERENCE_FILE, read_tensors, save_file
 
 
-class PolicyCheckpoint(ResumableTrainer):
-    """The checkpoint side of `PolicyTrainer`; it owns no rollout and no loss."""
+class PolicyCheckpoint(PlainRollouts, ResumableTrainer):
+    """The checkpoint side of `PolicyTrainer`, and how it generates; it owns no loss."""
 
     args: Any
     accelerator: Any

@@ -5,6 +5,7 @@ device.
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -12,6 +13,7 @@ from trl import GRPOConfig
 
 from posttrain.errors import ConfigError, SupportError
 from posttrain.losses.upge import UPGE_PRESETS, UPGEConfig
+from posttrain.models.generation_settings import check_generation_kwargs, narrowed
 from posttrain.seam.arguments import check_options, option
 from posttrain.seam.sharding import asked_engine, cpu_group
 
@@ -222,6 +224,11 @@ class PolicyConfig(GRPOConfig):
         super().__post_init__()
         self._check_batches()
         self._check_ahead()
+        check_generation_kwargs(self.generation_kwargs, is_vllm=self.use_vllm)
+        if (told := narrowed(self)) is not None:
+            warnings.warn(
+                f"rollouts are drawn from another distribution than the one that is trained: {told}", stacklevel=2
+            )
 
     def _check_shares(self) -> None:
         names = ("prompt_proportions", "prompt_proportions_from", "prompt_controller")

@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from posttrain.errors import SupportError
+from posttrain.models.saving import save_model
 from posttrain.seam.sharding import whole_weights
 
 
@@ -79,9 +80,7 @@ def materialised(
     name, shown = model.config._name_or_path, model.name_or_path
     with whole_weights(model):
         if is_main:
-            model.save_pretrained(folder, safe_serialization=True)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
+            save_model(model, folder, tokenizer=tokenizer)
     barrier()
     model.config._name_or_path = model.name_or_path = str(folder)
     try:
