@@ -177,8 +177,7 @@ def evaluate_model(
     if not is_main_process():
         return Evaluated(call(weights), folder, [])
     notes = record.warnings()
-    not_used = told(open_settings(getattr(weights, "generation_config", None)), what="evaluations")
-    notes += [not_used] if not_used is not None else []
+    notes += filter(None, [told(open_settings(getattr(weights, "generation_config", None)), what="evaluations")])
     for note in notes:
         say(f"warning: {note}")
     say(f"evaluating {found.path} with {record.title}")

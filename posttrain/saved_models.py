@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,60 @@ class SavedModel:
 
 
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
+
+
+def merged(parent: Path, folder: Path) -> str:
+    """Folder of a parent stage's whole model: its own, or one below `folder`, written by rank 0, if it trained
+    adapters.
+    """
+    if not (parent / "adapter_config.json").exists():
+        return str(parent)
+    whole = folder / "merged"
+    if os.environ.get("RANK", "0") == "0":
+        from peft import AutoPeftModelForCausalLM
+        from transformers import AutoTokenizer
+
+        from posttrain.models.saving import save_model
+
+        model = AutoPeftModelForCausalLM.from_pretrained(parent, dtype="auto").merge_and_unload()
+        save_model(model, whole, tokenizer=AutoTokenizer.from_pretrained(parent))
+    return str(whole)
+
+
+def save_trained(trainer: Any, config: Any, *, folder: Any, is_main: bool) -> None:
+    """Save a trained model with its tokenizer; to the Hub, if asked for; merged, if asked for. Every rank calls it.
+
+    Args:
+        trainer: at the end of its training.
+        config: one run, without stages.
+        folder: the `RunFolder`.
+        is_main: whether this is rank 0.
+
+    Raises:
+        SaveError: last of all: the weights are saved, and what else could not be is named.
+    """
+    from posttrain.models.saving import SaveError, save_model, unpushed
+    from posttrain.stage_lineage import write_model_card
+
+    place, missing = folder.path / MODEL_FOLDER, []
+    try:
+        trainer.save_model(str(place))
+    except SaveError as error:
+        missing.append(error)
+    if is_main and config.stage is not None:
+        write_model_card(place, folder.read_run())
+    if config.hub.push:
+        try:
+            trainer.push_to_hub()
+        except Exception as error:  # noqa: BLE001 - network, permission, upstream's own
+            missing.append(error if isinstance(error, SaveError) else unpushed(error, place))
+    # Last, because merging takes the adapters out of the trainer's model.
+    lora = config.model.lora
+    if lora is not None and lora.merge_on_save and is_main:
+        whole = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
+        save_model(whole, folder.path / "merged", tokenizer=trainer.processing_class)
+    if missing:
+        raise missing[0]
 
 
 def find_model(given: str, *, revision: str | None = None, stage: str | None = None) -> SavedModel:

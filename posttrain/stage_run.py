@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import registry
-from posttrain.errors import PosttrainError, SupportError
+from posttrain.errors import SupportError
 from posttrain.resuming import (
     changed_settings,
     choose_checkpoint,
@@ -22,8 +22,8 @@ from posttrain.resuming import (
     set_aside,
     settings_beside,
 )
+from posttrain.saved_models import MODEL_FOLDER, merged
 
-MODEL_FOLDER = "model"
 TASK_ROWS = "task "  # before a task's name, among the data of a run
 PROBE_ROWS = "probe "  # the same of a set whose answers' log-probabilities are measured
 
@@ -49,22 +49,6 @@ def say(text: str) -> None:
     from rich.console import Console
 
     Console(soft_wrap=True, highlight=False).print(text, markup=False)
-
-
-def merged(parent: Path, folder: Path) -> str:
-    """Folder of a parent stage's whole model: its own, or one below `folder` if it trained adapters."""
-    if not (parent / "adapter_config.json").exists():
-        return str(parent)
-    whole = folder / "merged"
-    if is_main_process():
-        from peft import AutoPeftModelForCausalLM
-        from transformers import AutoTokenizer
-
-        from posttrain.models.saving import save_model
-
-        model = AutoPeftModelForCausalLM.from_pretrained(parent, dtype="auto").merge_and_unload()
-        save_model(model, whole, tokenizer=AutoTokenizer.from_pretrained(parent))
-    return str(whole)
 
 
 class Stage:
@@ -305,6 +289,7 @@ class Stage:
             defaults=chosen,
             chat_template_sha256=template_sha256(trainer.processing_class),
             resumed=resumed,
+            rows={use.what: use.record() for use in trainer.row_use()},
         )
 
     def note_engine(self, facts: dict[str, Any]) -> None:
@@ -395,28 +380,9 @@ class Stage:
 
     def save(self, trainer: Any) -> None:
         """The trained model with its tokenizer; to the Hub, if asked for; merged, if asked for."""
-        from posttrain.models.saving import SaveError, save_model, unpushed
-        from posttrain.stage_lineage import write_model_card
+        from posttrain.saved_models import save_trained
 
-        missing: PosttrainError | None = None
-        try:
-            trainer.save_model(str(self.model_dir))
-        except SaveError as error:
-            missing = error  # told when the other files are written
-        if is_main_process() and self.config.stage is not None:
-            write_model_card(self.model_dir, self.folder.read_run())
-        if self.config.hub.push:
-            try:
-                trainer.push_to_hub()
-            except Exception as error:  # noqa: BLE001 - network, permission, upstream's own
-                missing = missing or unpushed(error, self.model_dir)
-        # Last, because merging takes the adapters out of the trainer's model.
-        lora = self.config.model.lora
-        if lora is not None and lora.merge_on_save and is_main_process():
-            merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-            save_model(merged, self.folder.path / "merged", tokenizer=trainer.processing_class)
-        if missing is not None:
-            raise missing
+        save_trained(trainer, self.config, folder=self.folder, is_main=is_main_process())
 
     def outcome(self) -> Outcome:
         """The recorded result."""

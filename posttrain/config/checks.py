@@ -125,7 +125,7 @@ class _Check:
             self.add(self.will_train, finding)
         self.buildable = not arithmetic and not (self.will_train and self.report.errors)
         tokenizer = self.tokenizer() if self.model() else None
-        self.saving(tokenizer)
+        checks_saving.find(self.cfg, tokenizer, is_known=self.facts is not None, add=self.add, facts=self.report.facts)
         train = self.rows("train")
         held_out = self.rows("eval") if self.cfg.data.eval is not None else None
         named = [name for name in ("validation", "retain") if getattr(self.cfg.data, name) is not None]
@@ -228,16 +228,6 @@ class _Check:
         for stops, finding in checks_run.output_folder(self.cfg, checkpoint_bytes=size):
             self.add(stops, finding)
         return found
-
-    def saving(self, tokenizer: Any) -> None:
-        """What the end of the run writes, tried now; and what of the model's generation config is not used."""
-        found = [*checks_saving.places(self.cfg), *checks_saving.hub(self.cfg)]
-        if self.facts is not None:
-            _, own, facts = checks_saving.generation_config(self.cfg)
-            found += [*own, *checks_saving.dry_save(self.cfg, tokenizer)]
-            self.report.facts += facts
-        for stops, finding in found:
-            self.add(stops, finding)
 
     def tokenizer(self) -> Any:
         """The tokenizer, or None if it cannot be had."""

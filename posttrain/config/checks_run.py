@@ -12,8 +12,10 @@ from typing import Any
 from posttrain.config import checks_engine
 from posttrain.config.run_config import RunConfig
 from posttrain.errors import ConfigError, PosttrainError, SupportError
+from posttrain.notices import mark_told
 from posttrain.optional import is_installed, missing
 from posttrain.registry import Entry
+from posttrain.seam.row_use import RowUse, batch_use, prompt_use
 
 # Package an optimizer or a logging target of transformers needs.
 _OPTIMIZER_PACKAGES = {
@@ -99,11 +101,44 @@ def run_length(cfg: RunConfig, entry: Entry, *, num_rows: int | None, world_size
         per_epoch = num_rows // prompts * updates
         told = f"{prompts} prompts x {group} completions make {max(updates, 1)} optimizer step(s) of {rows} rows"
     else:
-        per_epoch = max(1, math.ceil(num_rows / rows))
+        used = _row_use(cfg, entry, num_rows=num_rows, world_size=world_size).used
+        per_epoch = max(1, math.ceil(used / rows))
         told = f"{rows} rows an optimizer step"
     total = trainer.max_steps if trainer.max_steps > 0 else math.ceil(trainer.num_train_epochs * per_epoch)
     epochs = total / per_epoch if per_epoch else math.inf
-    return total, [f"{num_rows} training rows; {told}", f"{total} optimizer steps, {epochs:.3g} passes over the data"]
+    lines = [f"{num_rows} training rows; {told}", f"{total} optimizer steps, {epochs:.3g} passes over the data"]
+    sentence = _row_use(cfg, entry, num_rows=num_rows, world_size=world_size).sentence
+    is_read = entry.kind != "policy" or entry.reads != "documents"  # else it asks about tokens of the rows
+    if sentence is not None and is_read and not _draws_by_shares(cfg):
+        mark_told(sentence)
+        lines.append(sentence)
+    if _draws_by_shares(cfg):
+        lines.append("rows are drawn by the shares of their groups: in a pass a row may come several times, or never")
+    elif epochs < 1:
+        lines.append(f"the run ends within its first pass: about {math.floor(epochs * num_rows)} rows are used")
+    return total, lines
+
+
+def _draws_by_shares(cfg: RunConfig) -> bool:
+    """Whether the shares of groups decide which rows are drawn."""
+    names = ("prompt_proportions", "prompt_proportions_from", "prompt_controller")
+    return cfg.method.name == "aioli" or any(cfg.method.fields.get(name) is not None for name in names)
+
+
+def _row_use(cfg: RunConfig, entry: Entry, *, num_rows: int, world_size: int) -> RowUse:
+    """The rows that an epoch can use, by the arithmetic of the trainers."""
+    trainer, written = cfg.trainer, cfg.trainer.fields
+    if entry.kind == "policy" and cfg.rollout is not None:
+        batch = rows_per_micro_step(cfg, world_size) * (steps_per_generation(cfg, world_size) or 1)
+        group = cfg.rollout.num_generations
+        is_shuffled = bool(written.get("shuffle_dataset", True))
+        return prompt_use(num_rows, prompts=batch // group, num_generations=group, is_shuffled=is_shuffled)
+    return batch_use(
+        num_rows,
+        size=trainer.per_device_train_batch_size * world_size,
+        drops_last=bool(written.get("dataloader_drop_last")),
+        is_shuffled=written.get("train_sampling_strategy") != "sequential",
+    )
 
 
 def length_warnings(cfg: RunConfig, *, total_steps: int) -> Iterator[PosttrainError]:

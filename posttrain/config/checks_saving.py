@@ -10,23 +10,46 @@ from typing import Any
 
 from posttrain.config.run_config import RunConfig
 from posttrain.errors import ConfigError, PosttrainError, SupportError
-from posttrain.models.generation_settings import mark_told, open_settings, read_generation_config, told
-from posttrain.models.saving import reason, refusal
+from posttrain.notices import mark_told
 from posttrain.resuming import RUN_FILES
 
 Finding = tuple[bool, PosttrainError]
 _FOLDERS = ("completions", "plots", "model", "merged", "initial", "_staging")
 
 
-def generation_config(cfg: RunConfig) -> tuple[Any, list[Finding], list[str]]:
-    """(the model's generation config or None, findings, facts): what is not used of it, what cannot be written."""
+def find(
+    cfg: RunConfig, tokenizer: Any, *, is_known: bool, add: Callable[[bool, PosttrainError], None], facts: list[str]
+) -> None:
+    """What the end of the run writes, tried now; and what of the model's generation config is not used.
+
+    Args:
+        cfg: the run.
+        tokenizer: None where it cannot be had.
+        is_known: whether the model's configuration could be read.
+        add: takes whether a finding stops the run, and the finding.
+        facts: grows by what is told.
+    """
+    found = [*places(cfg), *hub(cfg)]
+    if is_known:
+        own, told_facts = generation_config(cfg)
+        found += [*own, *dry_save(cfg, tokenizer)]
+        facts += told_facts
+    for stops, finding in found:
+        add(stops, finding)
+
+
+def generation_config(cfg: RunConfig) -> tuple[list[Finding], list[str]]:
+    """(findings, facts) about the model's generation config: what is not used of it, what cannot be written."""
+    from posttrain.models.generation_settings import open_settings, read_generation_config, told
+    from posttrain.models.saving import refusal
+
     if cfg.model.path is None:
-        return None, [], []
+        return [], []
     where = cfg.where("model", "path")
     try:
         config = read_generation_config(str(cfg.model.path), revision=cfg.model.revision)
     except PosttrainError as error:
-        return None, [(True, ConfigError(error.what, where=where, got=error.got, fix=error.fix))], []
+        return [(True, ConfigError(error.what, where=where, got=error.got, fix=error.fix))], []
     generates = cfg.rollout is not None or cfg.eval is not None
     sentence = told(open_settings(config)) if generates else None
     if sentence is not None:
@@ -39,7 +62,7 @@ def generation_config(cfg: RunConfig) -> tuple[Any, list[Finding], list[str]]:
     if config is not None and (why := refusal(config)) is not None:
         what = f"transformers would not write this generation config ({why}); it is written back as it is"
         found.append((False, ConfigError(what, where=where, fix="Correct it where the model is used")))
-    return config, found, facts
+    return found, facts
 
 
 def _wrong_tokens(cfg: RunConfig, config: Any) -> Iterator[Finding]:
@@ -59,6 +82,7 @@ def dry_save(cfg: RunConfig, tokenizer: Any) -> Iterator[Finding]:
     from transformers import AutoConfig
 
     from posttrain.models.loading import peft_config
+    from posttrain.models.saving import reason, refusal
 
     where = cfg.where("model", "path")
     if cfg.model.path is not None:
@@ -125,6 +149,8 @@ def hub(cfg: RunConfig) -> Iterator[Finding]:
     from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
     from huggingface_hub.utils import validate_repo_id
+
+    from posttrain.models.saving import reason
 
     where, repo = cfg.where("hub", "repo_id"), cfg.hub.repo_id
     if repo is not None:

@@ -70,6 +70,7 @@ class RunFolder:
         mixture: Mapping[str, Any] | None = None,
         lineage: Sequence[Mapping[str, Any]] | None = None,
         resumed: Mapping[str, Any] | None = None,
+        rows: Mapping[str, Any] | None = None,
         argv: Sequence[str] | None = None,
     ) -> Path:
         """Write `run.json`. Versions, commit and time are added; secrets are hidden wherever they stand.
@@ -84,6 +85,7 @@ class RunFolder:
             mixture: rows and tokens that training takes of each source of a mixture.
             lineage: of a stage, the stages its model went through, this one last.
             resumed: the checkpoint that training continues from, and what was changed since it was written.
+            rows: of what is trained, how many there are and how many an epoch uses.
             argv: command line, default `sys.argv`.
 
         What was written by earlier attempts in this folder (before a resume) is kept under `earlier_attempts`.
@@ -101,6 +103,7 @@ class RunFolder:
             "chat_template_sha256": chat_template_sha256,
             **({} if mixture is None else {"mixture": dict(mixture)}),
             **({} if lineage is None else {"lineage": list(lineage)}),
+            "rows": dict(rows or {}),
             "resumed": None if resumed is None else dict(resumed),
             "config": dict(config),
             "earlier_attempts": [

@@ -18,6 +18,7 @@ from transformers import GenerationConfig
 from transformers.utils import cached_file
 
 from posttrain.errors import ConfigError
+from posttrain.notices import warn_once
 
 GENERATION_FILE = "generation_config.json"
 _QUIET: dict[str, Any] = {
@@ -26,7 +27,6 @@ _QUIET: dict[str, Any] = {
     "_raise_exceptions_for_gated_repo": False,
 }
 _logger = logging.getLogger(__name__)
-_TOLD: set[str] = set()
 
 # Which tokens begin, pad and end a text are facts of the model, no choice of how it is drawn from.
 KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
@@ -87,14 +87,8 @@ def told(settings: Mapping[str, Any], *, what: str = "rollouts and evaluations")
 def tell_once(config: GenerationConfig | None) -> None:
     """Warn of settings that are put aside, once for each model's settings; not where `posttrain check` told it."""
     sentence = told(open_settings(config))
-    if sentence is not None and sentence not in _TOLD:
-        _TOLD.add(sentence)
-        _logger.warning(sentence)
-
-
-def mark_told(sentence: str) -> None:
-    """Note that the user has read this, so that `tell_once` does not repeat it."""
-    _TOLD.add(sentence)
+    if sentence is not None:
+        warn_once(_logger, sentence)
 
 
 @contextmanager

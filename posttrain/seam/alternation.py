@@ -24,6 +24,7 @@ from posttrain.losses.reductions import token_weights
 from posttrain.seam.arguments import option
 from posttrain.seam.batches import RolloutBatch, trainable_mask, trim_padding
 from posttrain.seam.demonstrations import DemonstrationConfig, DemonstrationTrainer
+from posttrain.seam.row_use import RowUse, demonstration_use
 from posttrain.seam.sampling import EpochRepeatSampler, EpochSampler
 
 StepKind = Literal["policy", "supervised"]
@@ -122,6 +123,10 @@ class AlternatingTrainer(DemonstrationTrainer):
         return self._demonstration_batch(self._demonstrated[: self.args.sft_rows])
 
     # ---- data ----
+
+    def row_use(self) -> list[RowUse]:
+        size, is_shuffled = self.demonstrations_per_step, self.shuffle_dataset
+        return [*super().row_use(), demonstration_use(self.num_demonstrations, size=size, is_shuffled=is_shuffled)]
 
     def _rows_with_demonstration(self) -> list[int]:
         """Indices of the rows that supervised steps draw from; those left out are counted in the log."""

@@ -57,6 +57,7 @@ class ContinuedSettings:
         """As transformers' Trainer. What was changed since the checkpoint is in force from the first step on, or
         refused before anything is loaded.
         """
+        self.tell_row_use()  # type: ignore[attr-defined]
         self._weights_facts()
         self._accepted, folder = None, resume_from_checkpoint
         if folder is True:

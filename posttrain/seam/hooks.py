@@ -24,6 +24,7 @@ from posttrain.seam import manifest
 from posttrain.seam import state as checkpoint
 from posttrain.seam.continued import ContinuedSettings
 from posttrain.seam.memory import memory_told
+from posttrain.seam.row_use import CountedRows
 from posttrain.seam.safe_loads import weights_only_loads
 from posttrain.seam.sampling import EpochSampler
 from posttrain.seam.sharding import asked_engine
@@ -47,7 +48,7 @@ class StatefulPart(Protocol):
         """Take back what `state` returned; before the first batch is drawn."""
 
 
-class ResumableTrainer(ContinuedSettings):
+class ResumableTrainer(ContinuedSettings, CountedRows):
     """Mixin placed before a transformers `Trainer` in the bases.
 
     Methods override `method_state` / `load_method_state` (JSON values and tensors, equal on all ranks), `rank_state` /

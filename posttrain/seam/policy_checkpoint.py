@@ -8,6 +8,7 @@ from typing import Any
 from posttrain.seam.group_sampler import PromptMixing
 from posttrain.seam.hooks import ResumableTrainer
 from posttrain.seam.plain_rollouts import PlainRollouts
+from posttrain.seam.row_use import RowUse, prompt_use
 from posttrain.seam.state import REFERENCE_FILE, read_tensors, save_file
 
 
@@ -31,6 +32,14 @@ class PolicyCheckpoint(PlainRollouts, ResumableTrainer):
     def _layout(self) -> dict[str, Any]:
         names = ("num_generations", "steps_per_generation", "num_iterations", "max_completion_length", "preset")
         return {**super()._layout(), **{name: getattr(self.args, name) for name in names}}
+
+    def row_use(self) -> list[RowUse]:
+        args = self.args
+        if args.prompt_groups is not None or not hasattr(self.train_dataset, "__len__"):
+            return []
+        prompts = args.generation_batch_size // args.num_generations
+        rows, is_shuffled = len(self.train_dataset), args.shuffle_dataset
+        return [prompt_use(rows, prompts=prompts, num_generations=args.num_generations, is_shuffled=is_shuffled)]
 
     def rank_state(self) -> dict[str, Any]:
         block = self.args.steps_per_generation * self.num_iterations

@@ -26,6 +26,7 @@ from posttrain.seam.hooks import ResumableTrainer
 from posttrain.seam.mixture_log import GROUP_IDS, MixtureLog, group_column, group_numbers
 from posttrain.seam.policy_config import device_defaults
 from posttrain.seam.row_numbers import ROW_INDEX, NumberedCollator, blank_rows, drop_numbers, numbered
+from posttrain.seam.row_use import told_left_out
 from posttrain.seam.sampling import EpochSampler
 from posttrain.seam.stream_rows import EncodedStreams, refuse_for_streams
 
@@ -298,9 +299,10 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         """As upstream, except that rows of different groups are never packed into one row."""
 
         def prepare(rows: Any) -> Any:
-            return super(SupervisedTrainer, self)._prepare_dataset(
+            done = super(SupervisedTrainer, self)._prepare_dataset(
                 rows, processing_class, args, packing, formatting_func, dataset_name
             )
+            return told_left_out(rows, done, name=dataset_name, is_packed=packing)
 
         column = self.group_column
         if not packing or column is None or column not in (dataset.column_names or []):
