@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 Say = Callable[[str], None]
@@ -15,28 +15,35 @@ def load_rows(config: Any, source: Any, tokenizer: Any, *, say: Say | None = Non
         config: blocks without stages.
         source: `data.train` or `data.validation`.
         tokenizer: counts a mixture's tokens.
-        say: takes a mixture's warnings; None leaves them out.
+        say: takes what was made of cells, and a mixture's warnings; None leaves them out.
 
     Returns:
         The data set or `RowStreams`, and the `Mixture` with its tokens counted; None where there is none.
     """
     from posttrain.data.mixture import build_mixture, token_counter
-    from posttrain.data.sources import load_source
+    from posttrain.data.sources import load_source, text_columns
     from posttrain.data.streams import load_streams
     from posttrain.evaluating import template_variables
 
-    prompt = config.data.system_prompt
+    prompt, texts = config.data.system_prompt, text_columns(config.method)
     if source.streaming:
-        return load_streams(source, system_prompt=prompt), None
+        return load_streams(source, system_prompt=prompt, texts=texts), None
     if source.mixture is None:
-        return load_source(source, system_prompt=prompt), None
+        notes: list[str] = []
+        found = load_source(source, system_prompt=prompt, texts=texts, notes=notes)
+        _tell(say, notes)
+        return found, None
     column = getattr(config.method, "demonstration_column", "solution")
     count = token_counter(tokenizer, column=column, **template_variables(config))
-    mixture = build_mixture(source, system_prompt=prompt, count_tokens=count)
-    if say is not None:
-        for warning in mixture.warnings:
-            say(f"warning: {warning}")
+    mixture = build_mixture(source, system_prompt=prompt, texts=texts, count_tokens=count)
+    _tell(say, [*mixture.notes, *(f"warning: {warning}" for warning in mixture.warnings)])
     return mixture.dataset, mixture.with_tokens(count)
+
+
+def _tell(say: Say | None, lines: Iterable[str]) -> None:
+    if say is not None:
+        for line in lines:
+            say(line)
 
 
 def short_enough(config: Any, rows: Any, tokenizer: Any, *, split: str, say: Say | None = None) -> Any:

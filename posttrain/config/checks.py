@@ -247,7 +247,7 @@ class _Check:
     def rows(self, split: str) -> Rows | None:
         """One split with its findings, or None if it cannot be had."""
         source = getattr(self.cfg.data, split)
-        key = source.model_dump_json() + repr(self.cfg.data.system_prompt)
+        key = source.model_dump_json() + repr((self.cfg.data.system_prompt, self.column(split)))
         if key not in self.loaded.datasets:
             try:
                 self.loaded.datasets[key] = checks_mixture.load_split(self.cfg, split, self.tokenizer())

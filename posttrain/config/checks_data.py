@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.config.run_config import RunConfig
+from posttrain.data.names import name_findings
 from posttrain.errors import DataError, PosttrainError
 from posttrain.registry import Entry
 
@@ -71,8 +72,11 @@ def prompt_text(prompt: Any) -> str:
 
 
 def prompt_findings(cfg: RunConfig, rows: Rows) -> Iterator[PosttrainError]:
-    """Prompts that are empty or no messages, and messages that end with the assistant's turn."""
+    """Prompts that are empty or no messages, messages that end with the assistant's turn, and names that are taken."""
     where = cfg.where("data", rows.split)
+    if rows.split.startswith("eval") or (cfg.rollout is not None and not rows.split.startswith("probes")):
+        source = getattr(cfg.data, rows.split, None)
+        yield from name_findings(rows.columns, where, is_mixed=getattr(source, "mixture", None) is not None)
     if not len(rows):
         yield DataError("there are no rows", where=where, fix="Check split, limit and file")
         return

@@ -38,18 +38,21 @@ def load_split(cfg: RunConfig, split: str, tokenizer: Any) -> LoadedSplit:
         PosttrainError: the rows cannot be had, or do not go together.
     """
     from posttrain.data.mixture import build_mixture, token_counter
-    from posttrain.data.sources import load_source
+    from posttrain.data.sources import load_source, text_columns
     from posttrain.data.streams import load_streams
     from posttrain.evaluating import template_variables
 
     source, prompt = getattr(cfg.data, split), cfg.data.system_prompt
+    texts = [] if split == "eval" else text_columns(cfg.method)
     if getattr(source, "streaming", False):
-        return _first_rows(cfg, load_streams(source, system_prompt=prompt))
+        return _first_rows(cfg, load_streams(source, system_prompt=prompt, texts=texts))
     if getattr(source, "mixture", None) is None:
-        return LoadedSplit(load_source(source, system_prompt=prompt))
+        notes: list[str] = []
+        rows = load_source(source, system_prompt=prompt, texts=texts, notes=notes)
+        return LoadedSplit(rows, tuple(f"data.{split}: {note}" for note in notes))
     column = str(getattr(cfg.method, "demonstration_column", "solution"))
     count = None if tokenizer is None else token_counter(tokenizer, column=column, **template_variables(cfg))
-    mixture = build_mixture(source, system_prompt=prompt, count_tokens=count)
+    mixture = build_mixture(source, system_prompt=prompt, texts=texts, count_tokens=count)
     where = cfg.where("data", split, "mixture")
     warnings = tuple(DataError(text, where=where) for text in mixture.warnings)
     mixing = source.mixing or "concat_shuffle"
@@ -58,7 +61,8 @@ def load_split(cfg: RunConfig, split: str, tokenizer: Any) -> LoadedSplit:
     lines = [
         f"  {line}{tokens.get(share.name, '')}" for share, line in zip(mixture.shares, mixture.lines(), strict=True)
     ]
-    return LoadedSplit(mixture.dataset, (head, *lines), warnings)
+    notes = [f"data.{split}.mixture: {note}" for note in mixture.notes]
+    return LoadedSplit(mixture.dataset, (head, *lines, *notes), warnings)
 
 
 def _first_rows(cfg: RunConfig, streams: Any) -> LoadedSplit:

@@ -96,7 +96,8 @@ def _call(reward: Any, rows: Rows, indices: list[int], texts: list[str]) -> list
         text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
         for prompt, text in zip(prompts, texts, strict=True)
     ]
-    columns = {name: [rows.dataset[index][name] for index in indices] for name in rows.columns if name != "prompt"}
+    own = ("prompt", "prompts", "completions")
+    columns = {name: [rows.dataset[index][name] for index in indices] for name in rows.columns if name not in own}
     return reward(prompts, completions, **columns)
 
 

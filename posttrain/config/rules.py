@@ -16,7 +16,7 @@ from posttrain.config.source import Key
 from posttrain.errors import ConfigError, PosttrainError, SupportError
 
 _GENERATED = ("size", "seed", "options")
-_READ = ("name", "split", "revision", "columns", "limit")
+_READ = ("name", "split", "revision", "columns", "limit", "answer_after")
 
 
 def broken_rules(cfg: RunConfig) -> list[PosttrainError]:

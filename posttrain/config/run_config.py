@@ -101,6 +101,11 @@ class DataSource(Block):
     revision: Name | None = Field(default=None, description="branch, tag or commit of a Hub data set (path)")
     columns: dict[Column, Name] | None = Field(default=None, description="our column -> column of the data set (path)")
     limit: Count | None = Field(default=None, description="use only the first rows (path)")
+    answer_after: Name | None = Field(
+        default=None,
+        description="keep of an answer what follows the last line beginning with this, such as '####' (path); null = "
+        "all of it, but for GSM8K's form",
+    )
     format: Literal["text", "chat"] | None = Field(
         default=None, description="text: prompts are plain text, no chat template"
     )

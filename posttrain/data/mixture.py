@@ -26,7 +26,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,7 @@ class Mixture:
     dataset: Dataset
     shares: tuple[SourceShare, ...]
     warnings: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = field(default=())
 
     def with_tokens(self, count: TokenCount) -> Mixture:
         """The same with the tokens of each source counted, repetitions included."""
@@ -88,7 +89,7 @@ class Mixture:
         for row in self.dataset:
             totals[row[SOURCE_COLUMN]] += count(row)
         shares = tuple(SourceShare(**{**vars(share), "tokens": totals[share.name]}) for share in self.shares)
-        return Mixture(self.dataset, shares, self.warnings)
+        return Mixture(self.dataset, shares, self.warnings, self.notes)
 
     def record(self) -> dict[str, dict[str, Any]]:
         """For `run.json`: numbers of each source by its name, with its share of rows and, if counted, of tokens."""
@@ -234,31 +235,36 @@ def mix(
     return Mixture(dataset, shares, tuple(warnings))
 
 
-def build_mixture(block: Any, *, system_prompt: str | None = None, count_tokens: TokenCount | None = None) -> Mixture:
+def build_mixture(
+    block: Any, *, system_prompt: str | None = None, texts: Sequence[str] = (), count_tokens: TokenCount | None = None
+) -> Mixture:
     """The mixture that a recipe's `data.train` describes.
 
     Args:
         block: mapping or object with `mixture` (entries with the fields of `Part` and of a source), `mixing`, `seed`.
-        system_prompt, count_tokens: as in `load_source` and `mix`.
+        system_prompt, texts, count_tokens: as in `load_source` and `mix`.
     """
     from posttrain.data.sources import load_source
 
     entries = list(field_of(block, "mixture"))
     sources = {}
+    told: dict[str, list[str]] = {}
     for entry in entries:
         name = str(field_of(entry, "name"))
         if name in sources:
             raise _duplicate(name)
         fields = entry if isinstance(entry, Mapping) else entry.model_dump()
-        sources[name] = load_source({**fields, "name": field_of(entry, "configuration")}, system_prompt=system_prompt)
+        given, told[name] = {**fields, "name": field_of(entry, "configuration")}, []
+        sources[name] = load_source(given, system_prompt=system_prompt, texts=texts, notes=told[name])
     seed = field_of(block, "seed")
-    return mix(
+    mixed = mix(
         sources,
         entries,
         mixing=field_of(block, "mixing") or "concat_shuffle",
         seed=SUBSET_SEED if seed is None else seed,
         count_tokens=count_tokens,
     )
+    return replace(mixed, notes=tuple(f"source {name!r}: {note}" for name, notes in told.items() for note in notes))
 
 
 def token_counter(tokenizer: Any, *, column: str, **chat_template_kwargs: Any) -> TokenCount:

@@ -16,12 +16,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.data.files import looks_local, read_dataset
+from posttrain.data.cells import written
+from posttrain.data.files import find_rows, looks_local, unreadable
+from posttrain.data.references import GSM8K, after_mark, cut_references
+from posttrain.data.tables import Table
 from posttrain.data.tasks import TASKS
 from posttrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 COLUMNS = ("prompt", "answer", "solution", "group", "task", "entry")
 # What unlearning and its evaluation read: lists of texts, but for `alternate`, which is one text. Kept as they are.
@@ -31,20 +34,29 @@ _KINDS = ("task", "reasoning_gym", "path")
 _ROLES = ("system", "user", "assistant", "tool")
 
 
-def load_source(source: Any, *, system_prompt: str | None = None) -> Dataset:
+def load_source(
+    source: Any,
+    *,
+    system_prompt: str | None = None,
+    texts: Sequence[str] = (),
+    notes: list[str] | None = None,
+) -> Dataset:
     """Rows of one source with the columns of `COLUMNS`.
 
     Args:
         source: a mapping or an object with attributes; exactly one of `task`, `reasoning_gym` and `path`. The first
             two take `size`, `seed` and `options`; `path` (a Hub id, a .json, .jsonl, .csv or .parquet file, or a
-            folder) takes `name`, `split`, `revision`, `limit`, `columns` (our name -> theirs, dots for nested fields)
-            and `format`.
+            folder) takes `name`, `split`, `revision`, `limit`, `columns` (our name -> theirs, dots for nested fields),
+            `answer_after` and `format`.
         system_prompt: put before every prompt that has no system message; not for format "text".
+        texts: further columns of a file or Hub data set that are read as text, too (see `text_columns`).
+        notes: takes sentences about what was made of the cells.
 
     Returns:
         Dataset. `prompt` is a list of {role, content}, or a string with format "text"; the others of `COLUMNS` are
-        strings, "" where the source has none; further columns of a file or Hub data set come along as they are. From
-        an answer with lines beginning "####" (GSM8K) only what follows the last one is kept.
+        strings as they stand in the source (`posttrain.data.cells` says how numbers are written), "" where it has
+        none; further columns of a file or Hub data set come along with the type that loses nothing. Of an answer only
+        what follows `answer_after` is kept, or the number if all answers are GSM8K's (`posttrain.data.references`).
 
     Raises:
         ConfigError: for a source that contradicts itself or options its generator does not know.
@@ -60,7 +72,7 @@ def load_source(source: Any, *, system_prompt: str | None = None) -> Dataset:
     if as_text and system_prompt is not None:
         raise ConfigError("text has no system message", where="system_prompt", fix="Remove it, or remove format: text")
     if kinds == ["path"]:
-        return _from_path(source, as_text=as_text, system_prompt=system_prompt)
+        return _from_path(source, as_text=as_text, system_prompt=system_prompt, texts=texts, notes=notes)
     from datasets import Dataset
 
     rows = _generated(source, kinds[0])
@@ -110,33 +122,53 @@ def _nearest(word: str, choices: Any) -> str | None:
 # ---- rows that are read ----
 
 
-def _from_path(source: Any, *, as_text: bool, system_prompt: str | None) -> Dataset:
-    path = str(_get(source, "path"))
-    from datasets import Features
+def _from_path(
+    source: Any, *, as_text: bool, system_prompt: str | None, texts: Sequence[str], notes: list[str] | None
+) -> Dataset:
+    from datasets import Dataset, ReadInstruction, concatenate_datasets
 
-    dataset = read_dataset(
-        path, name=_get(source, "name"), split=_get(source, "split", "train"), revision=_get(source, "revision")
-    )
-    limit = _get(source, "limit")
-    if limit is not None:
-        dataset = dataset.select(range(min(limit, len(dataset))))
-    columns = _columns(dict(_get(source, "columns", {})), dataset.column_names, path, as_text)
-    renamed = {ours: dataset.features[theirs] for ours, theirs in columns.items() if ours in ANSWERS}
-    # A user's own reward reads further columns by their names.
-    used = {*COLUMNS, *renamed, *columns.values()}
-    further = [name for name in dataset.column_names if name not in used]
-    return dataset.map(
-        partial(_rows, columns=columns, path=path, as_text=as_text, system_prompt=system_prompt),
-        batched=True,
-        batch_size=256,
-        with_indices=True,
-        remove_columns=[name for name in dataset.column_names if name not in further],
-        features=Features({**{name: dataset.features[name] for name in further}, **renamed, **_features(as_text)}),
-        # datasets names its cache after the function, not after the code that the function calls, and would write it
-        # beside the user's files.
-        load_from_cache_file=False,
-        keep_in_memory=True,
-    )
+    path, limit = str(_get(source, "path")), _get(source, "limit")
+    split = str(_get(source, "split", "train"))
+    stored = find_rows(path, name=_get(source, "name"), split=split, revision=_get(source, "revision"))
+
+    def table() -> Table:
+        return Table(
+            path,
+            choose=lambda present: _columns(dict(_get(source, "columns", {})), present, path, as_text, texts),
+            make=partial(_rows, path=path, as_text=as_text, system_prompt=system_prompt),
+            features=partial(_features, as_text),
+        )
+
+    if isinstance(stored, Dataset):
+        made = table().read_dataset(stored, limit)
+    elif stored.parts is None:
+        made = table().read(stored.batches(), limit)
+    else:
+        wholes = {name: table().read(part.batches()) for name, part in stored.parts.items()}
+        try:
+            parts = ReadInstruction.from_spec(split).to_absolute({name: len(rows) for name, rows in wholes.items()})
+        except (ValueError, AssertionError) as error:
+            raise unreadable(error, path) from error
+        made = concatenate_datasets([wholes[part.splitname].select(range(part.from_, part.to)) for part in parts])
+        made = made if limit is None else made.select(range(min(limit, len(made))))
+    return _cut(made, _get(source, "answer_after"), notes)
+
+
+def _cut(rows: Dataset, mark: str | None, notes: list[str] | None) -> Dataset:
+    """The rows with what `cut_references` leaves of their answers."""
+    import pyarrow.compute as pc
+
+    if not pc.any(pc.match_substring(rows.data.column("answer"), GSM8K if mark is None else mark)).as_py():
+        if mark is not None and notes is not None:
+            notes.append(cut_references(rows["answer"][:], mark)[1] or "")
+        return rows
+    answers, note = cut_references(rows["answer"][:], mark)
+    if note is not None and notes is not None:
+        notes.append(note)
+    if note is None:
+        return rows
+    kind, order = rows.features["answer"], rows.column_names
+    return rows.remove_columns("answer").add_column("answer", answers, feature=kind).select_columns(order)
 
 
 @dataclass(frozen=True)
@@ -148,17 +180,20 @@ class RowMaker:
     path: str
     as_text: bool
     system_prompt: str | None
+    answer_after: str | None = None
 
     @classmethod
-    def of(cls, source: Any, first: Mapping[str, Any], *, system_prompt: str | None = None) -> RowMaker:
+    def of(
+        cls, source: Any, first: Mapping[str, Any], *, system_prompt: str | None = None, texts: Sequence[str] = ()
+    ) -> RowMaker:
         """From a source and its first raw row, whose columns are taken for those of all.
 
         Raises:
             ConfigError, DataError: as in `load_source`.
         """
         path, as_text, present = str(_get(source, "path")), _get(source, "format") == "text", list(first)
-        columns = _columns(dict(_get(source, "columns", {})), present, path, as_text)
-        return cls(columns, tuple(present), path, as_text, system_prompt)
+        columns = _columns(dict(_get(source, "columns", {})), present, path, as_text, texts)
+        return cls(columns, tuple(present), path, as_text, system_prompt, _get(source, "answer_after"))
 
     def row(self, raw: Mapping[str, Any], number: int) -> dict[str, Any]:
         """Row `number`; a column that it lacks counts as empty.
@@ -166,21 +201,36 @@ class RowMaker:
         Raises:
             DataError: it cannot be used.
         """
+        late = [name for name in COLUMNS if name in raw and name not in self.present and name not in self.columns]
+        if late:
+            where, fix = f"{self.path}, row {number}", "Give the first row all columns, with null where it has nothing"
+            raise DataError("the row has a column that the first one lacks", where=where, got=late[0], fix=fix)
         batch = {name: [raw.get(name)] for name in self.present}
         made = _rows(
             batch,
             [number],
             columns=self.columns,
             path=self.path,
+            label=self.path,
             as_text=self.as_text,
             system_prompt=self.system_prompt,
         )
+        if self.answer_after is not None:
+            made["answer"] = [after_mark(made["answer"][0], self.answer_after)]
         used = {*made, *self.columns.values()}
         further = {name: cells[0] for name, cells in batch.items() if name not in used}
         return {**further, **{name: cells[0] for name, cells in made.items()}}
 
 
-def _columns(mapping: dict[str, str], present: list[str], path: str, as_text: bool) -> dict[str, str]:
+def text_columns(method: Any) -> list[str]:
+    """Columns that the settings of a method name as texts."""
+    found = [getattr(method, name, None) for name in ("demonstration_column", "alternate_column")]
+    return [str(name) for name in found if name not in (None, *COLUMNS)]
+
+
+def _columns(
+    mapping: dict[str, str], present: list[str], path: str, as_text: bool, texts: Sequence[str] = ()
+) -> dict[str, str]:
     """Our column -> theirs, for the columns that exist; refuses a mapping to nothing and a missing prompt."""
     for ours, theirs in mapping.items():
         if ours not in COLUMNS + ANSWERS:
@@ -190,7 +240,7 @@ def _columns(mapping: dict[str, str], present: list[str], path: str, as_text: bo
             raise _missing(
                 theirs, path, present, f"columns.{ours} asks for it. {_nearest(theirs, present) or ''}".rstrip(". ")
             )
-    found = {ours: ours for ours in COLUMNS if ours in present} | mapping
+    found = {ours: ours for ours in (*COLUMNS, *texts) if ours in present} | mapping
     if "prompt" not in found and as_text and "text" in present:
         found["prompt"] = "text"
     if "prompt" not in found:
@@ -207,10 +257,11 @@ def _missing(column: str, path: str, present: list[str], fix: str) -> DataError:
 
 def _rows(
     batch: Mapping[str, list[Any]],
-    indices: list[int],
+    indices: Sequence[int],
     *,
     columns: dict[str, str],
     path: str,
+    label: str,
     as_text: bool,
     system_prompt: str | None,
 ) -> dict[str, list[Any]]:
@@ -219,18 +270,23 @@ def _rows(
     # The name alone: the folder says where the run took place, not what the rows are.
     result["task"] = [Path(path).name if looks_local(path) or Path(path).exists() else path] * count
     for ours, theirs in columns.items():
-        if ours in ANSWERS:
-            result[ours] = list(batch[theirs])
-            continue
-        for position, cell in enumerate(_cells(batch, theirs)):
-            where = f"{path}, row {indices[position]}, column {theirs!r}"
-            if ours == "prompt":
-                value = _prompt(cell, as_text, system_prompt, where=where)
-            elif ours == "answer":
-                value = _last_marked(_text(cell, where))
-            else:
-                value = _text(cell, where)
-            result[ours][position] = value
+
+        def place(position: int, name: str = theirs) -> str:
+            return f"{label}, row {indices[position]}, column {name!r}"
+
+        cells = _cells(batch, theirs)
+        if ours == "prompt":
+            before = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+            result[ours] = [
+                (cell if as_text else [*before, {"role": "user", "content": cell}])
+                if type(cell) is str and cell.strip()
+                else _prompt(cell, as_text, system_prompt, where=place(n))
+                for n, cell in enumerate(cells)
+            ]
+        elif ours in ANSWERS:
+            result[ours] = [_texts(cell, place(n), is_list=ours != "alternate") for n, cell in enumerate(cells)]
+        else:
+            result[ours] = [cell if type(cell) is str else _text(cell, place(n)) for n, cell in enumerate(cells)]
     return result
 
 
@@ -247,8 +303,8 @@ def _cells(batch: Mapping[str, list[Any]], column: str) -> list[Any]:
 
 def _prompt(value: Any, as_text: bool, system_prompt: str | None, *, where: str) -> Any:
     """A prompt cell as chat messages, or as text."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(value)
+    if not isinstance(value, str | list):
+        value = written(value)
     if as_text:
         if not isinstance(value, str) or not value.strip():
             raise DataError("the text is empty or no text", where=where, got=value, fix="Drop the row")
@@ -260,7 +316,7 @@ def _prompt(value: Any, as_text: bool, system_prompt: str | None, *, where: str)
     messages = []
     for message in value:
         role = message.get("role") if isinstance(message, Mapping) else None
-        content = message.get("content") if isinstance(message, Mapping) else None
+        content = written(message.get("content")) if isinstance(message, Mapping) else None
         if role not in _ROLES or not isinstance(content, str):
             allowed = f"role ({', '.join(_ROLES)}) and content (text)"
             raise DataError("a message lacks role or content", where=where, got=message, allowed=allowed)
@@ -271,26 +327,37 @@ def _prompt(value: Any, as_text: bool, system_prompt: str | None, *, where: str)
 
 
 def _text(value: Any, where: str) -> str:
-    """A cell as text: numbers are written out, nothing is "", a list of one assistant message is its content."""
+    """A cell as text: scalars as they are written, nothing is "", a list of one assistant message is its content."""
     if value is None:
         return ""
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
         value = value[0].get("content")
-    if isinstance(value, (str, int, float)):
-        return str(value)
-    raise DataError("the cell is neither text nor a number", where=where, got=value, fix="Map another column")
+    text = written(value)
+    if text is None:
+        raise DataError("the cell is neither text nor a number", where=where, got=value, fix="Map another column")
+    return text
 
 
-def _last_marked(answer: str) -> str:
-    """What follows the last "####" that begins a line, else the whole answer."""
-    lines = [line.strip() for line in answer.split("\n") if line.strip().startswith("####")]
-    return lines[-1].removeprefix("####").strip() if lines else answer
+def _texts(value: Any, where: str, *, is_list: bool) -> Any:
+    """A cell of a column of `ANSWERS`; nothing stays nothing."""
+    if value is None:
+        return None
+    if not is_list:
+        return _text(value, where)
+    if not isinstance(value, list):
+        raise DataError(
+            "the cell is no list of texts", where=where, got=value, fix="Write [...], or map another column"
+        )
+    return [None if item is None else _text(item, where) for item in value]
 
 
-def _features(as_text: bool, answers: Sequence[str] = ()) -> Any:
-    from datasets import Features, List, Value
+def _features(as_text: bool, answers: Sequence[str] = (), *, is_open: bool = False) -> Features:
+    """Types of our columns; messages that are `is_open` may have fields of any kind."""
+    from datasets import Features, Json, List, Value
 
     text = Value("string")
-    prompt = text if as_text else [{"role": text, "content": text}]
-    further = {name: text if name == "alternate" else List(text) for name in answers}
+    messages = List(Json()) if is_open else [{"role": text, "content": text}]
+    prompt = text if as_text else messages
+    lists = {name for name in ANSWERS if name != "alternate"}
+    further = {name: List(text) if name in lists else text for name in answers}
     return Features({"prompt": prompt, **dict.fromkeys(COLUMNS[1:], text), **further})

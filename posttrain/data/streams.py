@@ -20,7 +20,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.data.files import UNREADABLE, local_files, read_stream, unreadable
+from posttrain.data.files import PLACE, UNREADABLE, StoredRows, local_files, read_stream, unreadable
 from posttrain.data.mixture import SOURCE_COLUMN, field_of
 from posttrain.errors import DataError
 
@@ -46,13 +46,13 @@ class RowStream:
     Args:
         name: of the source.
         source: mapping or object with `path`; further fields as in `load_source`, of those of a file or Hub data set.
-        system_prompt: as in `load_source`.
+        system_prompt, texts: as in `load_source`.
 
     Raises:
         DataError: no such file or data set, columns that are not there, or no row at all.
     """
 
-    def __init__(self, name: str, source: Any, *, system_prompt: str | None = None):
+    def __init__(self, name: str, source: Any, *, system_prompt: str | None = None, texts: Sequence[str] = ()):
         from posttrain.data.sources import RowMaker
 
         self.name, self._source = name, source
@@ -65,7 +65,7 @@ class RowStream:
         first = next(self._told(iter(self._from_front), 0), None)
         if first is None:
             raise DataError("the stream has no row", where=self._where(), fix="Check split, limit and file")
-        self._maker = RowMaker.of(source, first, system_prompt=system_prompt)
+        self._maker = RowMaker.of(source, first, system_prompt=system_prompt, texts=texts)
         self.columns = list(self._maker.row(first, 0))
 
     def row(self, number: int) -> dict[str, Any]:
@@ -116,6 +116,8 @@ class RowStream:
         """Take back what `state` returned."""
         self._length = state["length"]
         self._marks = [(int(place), mark) for place, mark in state["marks"]]
+        if isinstance(self._from_front, StoredRows):  # marks of another reader, of an earlier version, say nothing
+            self._marks = [(place, mark) for place, mark in self._marks if mark.keys() == PLACE.keys()]
         self._iterator = None
 
     def _seek(self, place: int) -> None:
@@ -172,8 +174,8 @@ class RowStream:
         return f"mixture source {self.name!r} ({field_of(self._source, 'path')})"
 
     def facts(self) -> dict[str, Any]:
-        """What tells another stream from this one without reading it: its fields, first rows, and sizes of files."""
-        fields = ("path", "configuration", "split", "revision", "columns", "limit", "format")
+        """What tells another stream from this one: its fields, first rows, and the hashes of its files."""
+        fields = ("path", "configuration", "split", "revision", "columns", "limit", "format", "answer_after")
         found = {name: value for name in fields if (value := field_of(self._source, name)) is not None}
         if files := local_files(str(found["path"])):
             # The names alone: where files lie does not say what their rows are.
@@ -284,16 +286,16 @@ class RowStreams:
             stream.load(state[stream.name])
 
 
-def load_streams(block: Any, *, system_prompt: str | None = None) -> RowStreams:
+def load_streams(block: Any, *, system_prompt: str | None = None, texts: Sequence[str] = ()) -> RowStreams:
     """The streams that a recipe's `data.train` with `streaming: true` describes.
 
     Args:
         block: mapping or object with `mixture`, entries with `name`, `path` and what else `RowStream` reads.
-        system_prompt: as in `load_source`.
+        system_prompt, texts: as in `load_source`.
     """
     return RowStreams(
         [
-            RowStream(str(field_of(entry, "name")), entry, system_prompt=system_prompt)
+            RowStream(str(field_of(entry, "name")), entry, system_prompt=system_prompt, texts=texts)
             for entry in field_of(block, "mixture")
         ]
     )

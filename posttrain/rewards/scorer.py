@@ -71,7 +71,7 @@ class RewardScorer:
         # Packaged rewards get the columns they name; a user's function gets all, as from TRL.
         self._columns = inspect.signature(load_reward(reward)).parameters if reward in REWARDS else None
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+    def __call__(self, /, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """Score a batch; see the class.
 
         Raises:

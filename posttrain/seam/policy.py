@@ -29,6 +29,7 @@ from posttrain.seam.engine import EngineLink, engine_settings
 from posttrain.seam.greedy import greedy_baseline, refuse_greedy
 from posttrain.seam.group_sampler import prompt_order
 from posttrain.seam.head import add_selective_scoring
+from posttrain.seam.inputs import check_inputs
 from posttrain.seam.mixture_log import MixtureLog, group_column
 from posttrain.seam.policy_checkpoint import PolicyCheckpoint
 from posttrain.seam.policy_config import PolicyConfig, verifier_index
@@ -80,7 +81,7 @@ class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
         optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
         **kwargs: Any,
     ):
-        args = self._checked_args(args, train_dataset)
+        args = self._checked_args(args, train_dataset, kwargs.get("processing_class"))
         refuse_prompt_learning(model, peft_config)
         reference: AbstractContextManager[None] = nullcontext()
         needs_reference = args.beta != 0.0 and peft_config is None and not isinstance(model, PeftModel)
@@ -128,9 +129,8 @@ class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
         return prompt_order(data, self.group_log, self.args, mixing=self.prompt_mixing, **layout)
 
     def prepare_prompts(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The dataset rows of a generation batch as they are to be completed; every rank, right before generation,
-        also in upstream's evaluation. Rows are this rank's, a prompt's row G times. Default: unchanged.
-        """
+        """This rank's rows of a generation batch as they are to be completed, a prompt's row G times; every rank,
+        right before generation, also in upstream's evaluation. Default: unchanged."""
         return rows
 
     def prepare_rollouts(self, rollouts: RolloutBatch) -> RolloutBatch:
@@ -198,7 +198,8 @@ class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
 
     # ---- construction ----
 
-    def _checked_args(self, args: PolicyConfig | None, train_dataset: Any) -> PolicyConfig:
+    def _checked_args(self, args: PolicyConfig | None, train_dataset: Any, processing_class: Any) -> PolicyConfig:
+        check_inputs(train_dataset, processing_class)
         if args is None:
             args = self.config_class(output_dir=self.config_class.__name__.removesuffix("Config"))
         if not isinstance(args, self.config_class):
@@ -218,8 +219,7 @@ class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
                 "fewer prompts than one generation batch needs",
                 where="data.train",
                 got=len(train_dataset),
-                allowed=f"at least {prompts} (generation batch {args.generation_batch_size} / "
-                f"num_generations {args.num_generations})",
+                allowed=f"at least {prompts} ({args.generation_batch_size} rows / {args.num_generations} generations)",
                 fix="Add prompts, or lower trainer.per_device_train_batch_size or trainer.gradient_accumulation_steps",
             )
         return args

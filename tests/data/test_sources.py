@@ -123,7 +123,7 @@ def test_the_fingerprint_is_of_the_content(places):
         ({"path": "{}/a.jsonl", "columns": {"promt": "question"}}, ["got 'promt'", "Perhaps you mean 'prompt'"]),
         ({"path": "{}/a.jsonl", "columns": {"prompt": "question", "answer": "target"}}, []),
         ({"path": "{}/splits", "split": "test"}, ["no such split (got 'test'; allowed: one of: train)"]),
-        ({"path": "{}/a.jsonl", "split": "test"}, ["cannot be read", "test"]),
+        ({"path": "{}/a.jsonl", "split": "test"}, ["no such split (got 'test'; allowed: one of: train)"]),
         ({"path": "nobody/nothing"}, ["nobody/nothing: cannot be read"]),
     ],
 )
