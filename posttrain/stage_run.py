@@ -245,7 +245,8 @@ class Stage:
         return short_enough(self.config, rows, tokenizer, split=split, say=say if is_main_process() else None)
 
     def record(self) -> dict[str, Any]:
-        """The resolved recipe of this stage as `run.json` holds it."""
+        """The resolved recipe of this stage as `run.json` holds it, with the files of the user's own rewards."""
+        from posttrain.config.build import own_reward_files
         from posttrain.evaluation.provenance import without_secrets
         from posttrain.evaluation.records import json_value
 
@@ -253,7 +254,8 @@ class Stage:
             key: {"model": str(model), "run": run_id(model.parent)} if isinstance(model, Path) else None
             for key, model in (("start_from", self.parent), ("reference", self.reference))
         }
-        return without_secrets(json_value({**self.config.values, "stage": self.name, **origin}))
+        values = {**self.config.values, "stage": self.name, **origin, **own_reward_files(self.config)}
+        return without_secrets(json_value(values))
 
     def describe(self, trainer: Any, fingerprints: dict[str, Any], *, resumed: dict[str, Any] | None) -> None:
         """Write `run.json`; called once nothing refuses the run any more.

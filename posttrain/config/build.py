@@ -82,6 +82,18 @@ def reward_scorer(cfg: RunConfig, name: str, *, evaluation: bool = False) -> Any
     return RewardScorer(name, base_dir=Path(cfg.source.file).parent, limits=limits, **accepted)
 
 
+def own_reward_files(cfg: RunConfig) -> dict[str, dict[str, str]]:
+    """Under "reward_files" the SHA-256 of files that the user's own rewards are seen to use; empty without any."""
+    from posttrain.rewards.provenance import reward_files
+
+    names = [entry.name for entry in cfg.rollout.rewards] if cfg.rollout is not None else []
+    tasks = [source.verifier for source in (cfg.data.eval_tasks or {}).values()]
+    further = [cfg.eval.verifier if cfg.eval is not None else None, *tasks]
+    used = [*names, *(name for name in further if name is not None)]
+    found = reward_files(used, Path(cfg.source.file).parent)
+    return {"reward_files": found} if found else {}
+
+
 def reward_limits(cfg: RunConfig, *, evaluation: bool = False) -> Any:
     """The `posttrain.rewards.limits.RewardLimits` of a recipe.
 
