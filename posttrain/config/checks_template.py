@@ -92,6 +92,12 @@ def template_findings(cfg: RunConfig, encoder: PromptEncoder, rows: Rows, *, tra
         rows: one split.
         trained: whether the demonstrations are trained.
     """
+    from posttrain.config.checks_clock import clock_findings
+
+    dated = list(clock_findings(cfg, encoder, rows, trained=trained))
+    yield from dated
+    if any(stops for stops, _ in dated):
+        return
     where = cfg.where("data", rows.split)
     faults: dict[str, tuple[list[int], str]] = {}
     notes: dict[str, tuple[list[int], str]] = {}

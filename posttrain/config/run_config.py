@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PrivateAttr, StringConstraints
 
-from posttrain.config.block import Block, Count, Name, OpenBlock, Seed
+from posttrain.config.block import Block, Count, Day, Name, OpenBlock, Seed
 from posttrain.config.mix_block import MixBlock
 from posttrain.config.rif_block import RifBlock
 from posttrain.config.source import Key, SourceMap
@@ -73,6 +73,9 @@ class ModelBlock(Block):
     attn_implementation: (
         Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] | None
     ) = Field(default=None, description="attention kernel; null = the model's own choice")
+    template_date: Day = Field(
+        default=None, description="date, or date and time, that a chat template reads for the clock: 2026-01-31"
+    )
     trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
     config_overrides: ConfigOverrides | None = Field(default=None, description="changes to the model's configuration")
     lora: LoraBlock | None = Field(default=None, description="train low-rank adapters instead of all weights")

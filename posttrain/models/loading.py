@@ -73,6 +73,8 @@ def resolve_model_path(model: Any, cache_dir: str | Path) -> str:
 def load_tokenizer(model: Any, *, path: str | Path | None = None) -> PreTrainedTokenizerBase:
     """The model's tokenizer, padding on the left as generation needs it; reads no weights.
 
+    From now on its chat template reads the block's `template_date` for the clock, if it is a block of a recipe.
+
     Args:
         model: a `model` block.
         path: files to read instead of those the block names (a model that was made or trained here).
@@ -82,6 +84,10 @@ def load_tokenizer(model: Any, *, path: str | Path | None = None) -> PreTrainedT
         DataError: if it has no end token.
         SupportError: if its files name code to run, or a package is missing.
     """
+    if hasattr(model, "template_date"):
+        from posttrain.models.template_clock import hold_clock
+
+        hold_clock(model.template_date)
     if path is None and _get(model, "path") is None:
         return _made_tokenizer(model)
     name = str(path) if path is not None else resolve_model_path(model, "")

@@ -20,6 +20,7 @@ from posttrain.data.streams import RowStreams
 from posttrain.errors import ConfigError, PosttrainError, SupportError
 from posttrain.losses.reductions import LossCounts, LossOutput, reduce_loss
 from posttrain.losses.supervised import dft_loss, nll_loss
+from posttrain.models.template_clock import guard_clock
 from posttrain.seam.arguments import check_options, option
 from posttrain.seam.head import add_selective_scoring
 from posttrain.seam.hooks import ResumableTrainer
@@ -249,6 +250,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
 
     def _checked(self, args: Any) -> SupervisedConfig:
         """The arguments, or the defaults of the method for None."""
+        guard_clock()
         if args is None:
             args = self.config_class(output_dir=self.config_class.__name__.removesuffix("Config"))
         if not isinstance(args, self.config_class):
