@@ -27,7 +27,7 @@ from posttrain.seam.memory import memory_told
 from posttrain.seam.row_use import CountedRows
 from posttrain.seam.safe_loads import weights_only_loads
 from posttrain.seam.sampling import EpochSampler
-from posttrain.seam.sharding import asked_engine
+from posttrain.seam.sharding import asked_engine, refuse_replaced
 
 _logger = logging.getLogger(__name__)
 
@@ -179,6 +179,12 @@ class ResumableTrainer(ContinuedSettings, CountedRows):
         if self.args.process_index == 0:  # type: ignore[attr-defined]
             manifest.refuse_damaged(Path(resume_from_checkpoint))
         super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """As upstream; stops where accelerate would put another optimizer in its place."""
+        optimizer = super().create_optimizer(model)  # type: ignore[misc]
+        refuse_replaced(optimizer)
+        return optimizer
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[misc]

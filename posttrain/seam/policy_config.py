@@ -15,7 +15,7 @@ from posttrain.errors import ConfigError, SupportError
 from posttrain.losses.upge import UPGE_PRESETS, UPGEConfig
 from posttrain.models.generation_settings import check_generation_kwargs, narrowed
 from posttrain.seam.arguments import check_options, option
-from posttrain.seam.sharding import asked_engine, cpu_group
+from posttrain.seam.sharding import asked_engine, cpu_group, refuse_offload
 
 # GRPO fields whose job the estimator or the seam has taken over. Set to anything but TRL's default they are refused,
 # because accepting and ignoring them would be worse.
@@ -53,7 +53,8 @@ def device_defaults(config: Any) -> dict[str, Any]:
         field -> chosen value, for the run report.
 
     Raises:
-        SupportError: `use_cpu` with a sharding engine, which it would switch off without a word.
+        SupportError: `use_cpu` with a sharding engine, which it would switch off without a word; an offload that the
+            engine does not have, or that would train something else.
     """
     import torch
 
@@ -64,6 +65,7 @@ def device_defaults(config: Any) -> dict[str, Any]:
             got=config.use_cpu,
             fix="Remove it, or train with accelerate_configs/ddp.yaml",
         )
+    refuse_offload(config)
     forced_cpu = config.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1")
     cuda = torch.cuda.is_available() and not forced_cpu
     chosen: dict[str, Any] = {}

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.state import PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor
+from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 from transformers.integrations import deepspeed as zero
@@ -24,6 +26,16 @@ from transformers.integrations import deepspeed as zero
 from posttrain.errors import SupportError
 
 ON_CPU = "POSTTRAIN_FSDP_ON_CPU"
+# What an engine can keep in the memory of the machine instead of the accelerator's.
+OFFLOADS: dict[str, frozenset[str]] = {
+    "zero1": frozenset({"optimizer"}),
+    "zero2": frozenset({"optimizer"}),
+    "zero3": frozenset({"optimizer", "parameters"}),
+    # FSDP2 has one switch for both.
+    "fsdp2": frozenset({"parameters"}),
+}
+# accelerate 1.15 replaces any optimizer by DeepSpeed's Adam on the CPU where the optimizer's state is kept there.
+_ADAMW = ("adamw_torch", "adamw_torch_fused")
 
 
 def asked_engine() -> str | None:
@@ -35,15 +47,126 @@ def asked_engine() -> str | None:
     return None
 
 
-def _stage_of_file() -> int | None:
-    """ZeRO stage of a DeepSpeed file of the user's own; None without one, or where it cannot be read."""
+def _zero_block_of_file() -> dict[str, Any]:
+    """The block zero_optimization of a DeepSpeed file of the user's own; empty without one, or where it is not read."""
     file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
     if not file or file == "none":
-        return None
+        return {}
     try:
-        return int(json.loads(Path(file).read_text())["zero_optimization"]["stage"])
+        block = json.loads(Path(file).read_text())["zero_optimization"]
     except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return block if isinstance(block, dict) else {}
+
+
+def _stage_of_file() -> int | None:
+    """ZeRO stage of a DeepSpeed file of the user's own; None without one, or where it cannot be read."""
+    try:
+        return int(_zero_block_of_file()["stage"])
+    except (ValueError, KeyError, TypeError):
         return None
+
+
+def asked_offload() -> dict[str, str]:
+    """What `accelerate launch` has chosen to be kept off the accelerator: {"optimizer": "cpu"}; also "parameters"."""
+    engine = asked_engine() or ""
+    if engine.startswith("fsdp"):
+        return {"parameters": "cpu"} if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true" else {}
+    if not engine.startswith("zero"):
+        return {}
+    found = {}
+    for part, key in (("optimizer", "OPTIMIZER"), ("parameters", "PARAM")):
+        written = _zero_block_of_file().get(f"offload_{key.lower()}")
+        device = written.get("device") if isinstance(written, dict) else None
+        found[part] = str(device or os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{key}_DEVICE", "none")).lower()
+    return {part: device for part, device in found.items() if device != "none"}
+
+
+def offload_finding(engine: str | None, asked: dict[str, str]) -> SupportError | None:
+    """Why an engine cannot keep these parts off the accelerator; None where it can.
+
+    Args:
+        engine: of `asked_engine`; None = plain data parallelism.
+        asked: of `asked_offload`.
+    """
+    able = OFFLOADS.get(engine or "", frozenset())
+    for part, device in asked.items():
+        if device != "cpu":
+            return SupportError(
+                f"offload of the {part} goes to the CPU's memory alone: nothing has compared the gradients elsewhere",
+                where="accelerate config",
+                got=device,
+                fix="Write cpu or none",
+            )
+        if part not in able:
+            return SupportError(
+                f"{engine or 'data parallelism'} has no offload of the {part}",
+                where="accelerate config",
+                got=part,
+                allowed=", ".join(sorted(able)) or "none",
+                fix="Train with "
+                + " or ".join(f"accelerate_configs/{name}.yaml" for name in ("zero2_offload", "zero3_offload")),
+            )
+    return None
+
+
+def refuse_offload(config: Any) -> None:
+    """Stop at the start where the offload that was asked for would fail later, or train something else.
+
+    Args:
+        config: training arguments.
+
+    Raises:
+        SupportError: the engine has no such offload; the optimizer is not AdamW, which accelerate 1.15 replaces by
+            DeepSpeed's Adam on the CPU without a word; that Adam cannot be compiled here.
+    """
+    engine, asked = asked_engine(), asked_offload()
+    found = offload_finding(engine, asked)
+    if found is not None:
+        raise found
+    if "optimizer" not in asked:
+        return
+    name = str(getattr(config.optim, "value", config.optim))
+    if name not in _ADAMW:
+        raise SupportError(
+            "would be replaced by DeepSpeed's AdamW on the CPU, since the optimizer is offloaded",
+            where="trainer.optim",
+            got=name,
+            allowed=", ".join(_ADAMW),
+            fix="Remove the line, or set offload_optimizer_device to none in the accelerate config",
+        )
+    if (lacking := missing_for_cpu_adam()) is not None:
+        raise SupportError(
+            f"{engine} with an offloaded optimizer needs {lacking}, which is not here",
+            where="accelerate config",
+            fix="Install it, or set offload_optimizer_device to none",
+        )
+
+
+def missing_for_cpu_adam() -> str | None:
+    """What this machine lacks to compile DeepSpeed's Adam on the CPU, at its first use; None if it can."""
+    from torch.utils import cpp_extension
+
+    compiler = cpp_extension.get_cxx_compiler()
+    if shutil.which(compiler) is None:
+        return f"a C++ compiler ({compiler})"
+    return None if cpp_extension.is_ninja_available() else "the program ninja"
+
+
+def refuse_replaced(optimizer: Any) -> None:
+    """The same for an optimizer that was passed as an object or a class.
+
+    Raises:
+        SupportError: it is not torch's AdamW, and it would be replaced.
+    """
+    if "optimizer" in asked_offload() and not isinstance(optimizer, torch.optim.AdamW):
+        raise SupportError(
+            "would be replaced by DeepSpeed's Adam on the CPU, since the optimizer is offloaded",
+            where="optimizers",
+            got=type(optimizer).__name__,
+            allowed="AdamW",
+            fix="Set offload_optimizer_device to none in the accelerate config",
+        )
 
 
 def cpu_group() -> dict[str, str]:
@@ -80,6 +203,11 @@ def _let_fsdp_meet_on_cpu() -> None:
     """For tests on machines without an accelerator: accelerate 1.15 then forms a gloo group, as it does for nccl."""
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+    if "parameters" in asked_offload():
+        # Pinned memory is that of an accelerator; without one torch cannot give any.
+        FullyShardedDataParallelPlugin.set_cpu_offload = lambda self: setattr(
+            self, "cpu_offload", CPUOffloadPolicy(pin_memory=False)
+        )
 
 
 @contextmanager
@@ -136,8 +264,8 @@ def shard_facts(trainer: Any) -> dict[str, Any]:
         trainer: with its model prepared, as it is from the beginning of `train()` on.
 
     Returns:
-        {"engine": "zero3", "parameters_held": 0.5, "optimizer_held": 0.5}; 1.0 means that nothing is spread. Every
-        rank must call this.
+        {"engine": "zero3", "offload": ["optimizer"], "parameters_held": 0.5, "optimizer_held": 0.5}; 1.0 means that
+        nothing is spread. Every rank must call this.
     """
     engine = running_engine(trainer)
     parameters = list(trainer.model.parameters())
@@ -148,7 +276,40 @@ def shard_facts(trainer: Any) -> dict[str, Any]:
         device=trainer.accelerator.device,
     )
     most = trainer.accelerator.gather(held.unsqueeze(0)).max(dim=0).values.tolist()
-    return {"engine": engine, "parameters_held": round(most[0], 4), "optimizer_held": round(most[1], 4)}
+    parts = {"parameters_held": round(most[0], 4), "optimizer_held": round(most[1], 4)}
+    return {"engine": engine, "offload": running_offload(trainer), **parts}
+
+
+def running_offload(trainer: Any) -> list[str]:
+    """What the engine at work keeps off the accelerator: optimizer, parameters, both or nothing."""
+    if trainer.is_deepspeed_enabled:
+        # DeepSpeed 0.19: `cpu_offload` in the stages 1 and 2, the other two in stage 3.
+        inner = trainer.model_wrapped.optimizer
+        is_optimizer = getattr(inner, "cpu_offload", False) or getattr(inner, "offload_optimizer", False)
+        found = {"optimizer": is_optimizer, "parameters": getattr(inner, "offload_param", False)}
+        return [part for part, is_away in found.items() if is_away]
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    return ["parameters"] if isinstance(getattr(plugin, "cpu_offload", None), CPUOffloadPolicy) else []
+
+
+def whole_tensors(trainer: Any) -> dict[str, Tensor]:
+    """Every trained parameter, whole and on the CPU, under any engine; a copy. Every rank must call this."""
+    trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    with whole_weights(trainer.model):
+        return {
+            name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().to("cpu", copy=True).contiguous()
+            for name, p in trained.items()
+        }
+
+
+def spread_small_parameters(trainer: Any) -> None:
+    """Before `train()`: have ZeRO-3 spread every parameter; it keeps those below 100 000 elements whole otherwise.
+
+    A small model, as of a test, would not be spread at all.
+    """
+    if trainer.is_deepspeed_enabled:
+        block = trainer.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+        block["stage3_param_persistence_threshold"] = 0
 
 
 def running_engine(trainer: Any) -> str:
@@ -177,13 +338,16 @@ def refuse_switched_off(accelerator: Any) -> None:
         raise _not_at_work(asked, f"processes set up for {accelerator.distributed_type.value}")
 
 
-def refuse_other_engine(facts: dict[str, Any], *, asked: str | None, world: int) -> None:
+def refuse_other_engine(
+    facts: dict[str, Any], *, asked: str | None, world: int, offload: Iterable[str] = ()
+) -> None:
     """Stop a run that was asked for a sharding engine and does not spread what that engine spreads.
 
     Args:
         facts: of `shard_facts`.
         asked: of `asked_engine`; None asks for nothing.
         world: processes.
+        offload: parts of `asked_offload`.
 
     Raises:
         SupportError: with what was found.
@@ -200,6 +364,10 @@ def refuse_other_engine(facts: dict[str, Any], *, asked: str | None, world: int)
             f"{facts['engine']}; one of {world} processes holds {facts['parameters_held']:.0%} of the parameters and "
             f"{facts['optimizer_held']:.0%} of the optimizer's",
         )
+    if sorted(offload) != sorted(facts.get("offload", offload)):
+        raise _not_at_work(
+            f"offload of {' and '.join(offload) or 'nothing'}", ", ".join(facts["offload"]) or "no offload"
+        )
 
 
 def _not_at_work(asked: str, found: str) -> SupportError:
@@ -207,8 +375,8 @@ def _not_at_work(asked: str, found: str) -> SupportError:
         f"{asked} was asked for, and the model is not trained by it",
         where="accelerate config",
         got=found,
-        fix=f"Start it with `accelerate launch --config_file accelerate_configs/{asked}.yaml`, without "
-        "trainer.use_cpu and ACCELERATE_USE_CPU",
+        fix="Start it with `accelerate launch` and a file of accelerate_configs/, without trainer.use_cpu and "
+        "ACCELERATE_USE_CPU",
     )
 
 
@@ -225,7 +393,8 @@ class EngineCheck(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         facts = shard_facts(self.trainer)
-        refuse_other_engine(facts, asked=asked_engine(), world=self.trainer.accelerator.num_processes)
+        world = self.trainer.accelerator.num_processes
+        refuse_other_engine(facts, asked=asked_engine(), world=world, offload=asked_offload())
         self.report(facts)
 
 
