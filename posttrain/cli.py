@@ -179,18 +179,37 @@ def methods() -> None:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    recipe: Annotated[
+        str | None, typer.Argument(help="Recipe for --gradients; default sft and grpo.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+    gradients: Annotated[
+        bool, typer.Option("--gradients", help="Train a few rows under each engine and compare the updates; minutes.")
+    ] = False,
+    config_file: Annotated[
+        str | None, typer.Option(help="Accelerate config file that --gradients compares; default several engines.")
+    ] = None,
+) -> None:
     """Compare the installed versions with what the seam to TRL assumes; exit code 1 where they differ."""
     from rich.table import Table
 
     from posttrain.seam.contract import doctor as examine
 
+    if not gradients and (recipe is not None or config_file is not None):
+        raise typer.BadParameter("a recipe and --config-file go with --gradients")
     rows = examine()
     table = Table("what", "expected", "found", "", "note")
     for row in rows:
         table.add_row(row.name, row.expected, row.found, "ok" if row.ok else "differs", row.note)
-    console().print(table)
-    if not all(row.ok for row in rows):
+    is_well = all(row.ok for row in rows)
+    if not gradients or not is_well:
+        console().print(table)
+    if gradients and is_well:
+        from posttrain.certificate.command import check_gradients
+
+        is_well = check_gradients(recipe, overrides or [], config_file=config_file, console=console())
+    if not is_well:
         raise typer.Exit(1)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from posttrain.certificate.compare import TOLERANCE, moved, read, worst_difference
-from posttrain.certificate.launching import WORKER, Launched, Recipe, lacking, launch
+from posttrain.certificate.launching import WORKER, Launched, Recipe, lacking, launch, spec_of
 from posttrain.certificate.plan import OFFLOADS, REFERENCE, REFERENCE_SPLIT, Cell, Group, Plan
 from posttrain.errors import SupportError
 
@@ -28,6 +29,17 @@ class Result:
     skipped: str | None = None
     losses: tuple[float, ...] = ()
     seconds: float = 0.0
+
+    def record(self) -> dict[str, Any]:
+        """As JSON; `of` reads it."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> Result:
+        """The result that `record` made."""
+        cell = Cell(record["cell"]["trainer"], tuple(record["cell"]["split"]))
+        rest = {**record, "group": Group(**record["group"]), "cell": cell, "losses": tuple(record["losses"])}
+        return cls(**rest)
 
     @property
     def is_equal(self) -> bool:
@@ -49,6 +61,7 @@ def run_plan(
     recipes: Mapping[str, Recipe],
     folder: Path,
     *,
+    trainers: Iterable[str] | None = None,
     say: Callable[[str], None] = lambda _: None,
     worker: str = WORKER,
     config: Path | None = None,
@@ -59,6 +72,7 @@ def run_plan(
         plan: of `plan.covering` or `plan.whole_table`.
         recipes: of every trainer in it.
         folder: for what the launches leave.
+        trainers: that the reference trains; None = those of the plan.
         say: is told what begins, and figures as they come.
         worker: module of the processes of all groups but the reference.
         config: the user's own accelerate config file for all groups but the reference.
@@ -69,11 +83,11 @@ def run_plan(
     Raises:
         SupportError: the reference itself could not be made.
     """
-    trainers = list(dict.fromkeys(cell.trainer for cells in plan.values() for cell in cells))
+    trainers = list(trainers or dict.fromkeys(cell.trainer for cells in plan.values() for cell in cells))
     wanted = [Cell(trainer, REFERENCE_SPLIT) for trainer in trainers]
     models = folder / "models"
-    say(f"reference: one process, 8 rows in one micro-batch ({', '.join(trainers)})")
-    reference = launch(REFERENCE, wanted, recipes=recipes, models=models, folder=folder / "reference")
+    say("reference: one process, 8 rows in one micro-batch")
+    reference = _reference(wanted, recipes, folder)
     for trainer, fact in zip(trainers, reference.facts, strict=False):
         if fact.get("told"):
             say(f"{trainer}: {fact['told']}")
@@ -97,6 +111,15 @@ def run_plan(
     return results
 
 
+def _reference(wanted: list[Cell], recipes: Mapping[str, Recipe], folder: Path) -> Launched:
+    """What the reference left, from an earlier call where it trained the same cells."""
+    place = folder / "reference"
+    spec, facts = place / "spec.json", place / "facts.json"
+    if facts.exists() and json.loads(spec.read_text()) == spec_of(wanted, recipes, folder / "models"):
+        return Launched(place, wanted, json.loads(facts.read_text()))
+    return launch(REFERENCE, wanted, recipes=recipes, models=folder / "models", folder=place)
+
+
 def judge(group: Group, cell: Cell, done: Launched, reference: Launched) -> Result:
     """The result of one cell."""
     if done.error is not None:
@@ -117,6 +140,13 @@ def judge(group: Group, cell: Cell, done: Launched, reference: Launched) -> Resu
         return Result(group, cell, error="the reference did not move, so nothing was compared", **facts)
     figure, tensor = worst_difference(read(done.file(cell)), expected)
     return Result(group, cell, figure=figure, tensor=tensor, **facts)
+
+
+def counted(results: list[Result]) -> str:
+    """How many updates are equal, differ, failed and were not run, in a sentence without full stop."""
+    outcomes = [result.outcome for result in results]
+    told = [f"{outcomes.count(name)} {name}" for name in ("DIFFERS", "FAILED", "not run") if name in outcomes]
+    return ", ".join([f"{outcomes.count('equal')} of {len(outcomes)} updates equal (relative {TOLERANCE:.0e})", *told])
 
 
 def summary(results: list[Result]) -> str:

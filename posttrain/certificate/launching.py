@@ -74,7 +74,7 @@ def accelerate_config(group: Group) -> dict[str, Any]:
             "fsdp_config": {**_FSDP2, "fsdp_offload_params": "parameters" in away},
         }
     is_third = group.engine == "zero3"
-    block = {"zero_stage": int(group.engine.removeprefix("zero"))}
+    block: dict[str, Any] = {"zero_stage": int(group.engine.removeprefix("zero"))}
     block |= {"offload_optimizer_device": "cpu" if "optimizer" in away else "none"}
     block |= {"offload_param_device": "cpu" if "parameters" in away else "none"}
     block |= {"zero3_init_flag": is_third, "zero3_save_16bit_model": is_third}
@@ -101,6 +101,13 @@ def _accelerators() -> int:
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def spec_of(cells: list[Cell], recipes: Mapping[str, Recipe], models: Path) -> dict[str, Any]:
+    """What the worker reads."""
+    named = {key: recipes[key].record() for key in dict.fromkeys(cell.trainer for cell in cells)}
+    listed = [{"trainer": cell.trainer, "split": list(cell.split)} for cell in cells]
+    return {"recipes": named, "models": str(models), "cells": listed}
 
 
 def launch(
@@ -135,16 +142,16 @@ def launch(
     if (what := lacking(group)) is not None:
         raise SupportError(what, where=group.name)
     folder.mkdir(parents=True, exist_ok=True)
-    spec = {"recipes": {key: recipes[key].record() for key in dict.fromkeys(cell.trainer for cell in cells)}}
-    spec |= {"models": str(models), "cells": [{"trainer": cell.trainer, "split": cell.split} for cell in cells]}  # type: ignore[dict-item]
-    (folder / "spec.json").write_text(json.dumps(spec))
+    (folder / "facts.json").unlink(missing_ok=True)
+    (folder / "spec.json").write_text(json.dumps(spec_of(cells, recipes, models)))
     command = [sys.executable, "-m", worker, str(folder)]
     if group.processes > 1 or group.engine != "ddp" or config is not None:
         file = config or folder / "accelerate.yaml"
         if config is None:
             file.write_text(json.dumps(accelerate_config(group)))  # JSON is YAML
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
-        command += ["--num_processes", str(group.processes), "-m", worker, str(folder)]
+        command += ["--num_processes", str(group.processes), "--num_machines", "1", "--machine_rank", "0"]
+        command += ["--mixed_precision", "no", "-m", worker, str(folder)]
     done = Launched(folder, cells)
     status, told = _wait(command, folder / "log.txt", timeout)
     if (folder / "facts.json").exists():

@@ -1,8 +1,8 @@
 """Which combinations there are, which of them are refused, and a selection in which every pair of factors is met.
 
-Factors: processes, split (rows of a micro-batch over all processes x micro-batches), engine, offload, trainer. Those of
-a launch (engine, offload, processes) are a `Group`; all trainers and splits of a group share one launch, which is what
-costs.
+Factors: processes, split (rows of a micro-batch over all processes x micro-batches), engine, offload, trainer. Those
+of a launch (engine, offload, processes) are a `Group`; all trainers and splits of a group share one launch, which is
+what costs.
 """
 
 from __future__ import annotations

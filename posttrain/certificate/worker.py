@@ -46,7 +46,9 @@ class _FewSteps(TrainerCallback):
         control.should_training_stop = state.global_step >= STEPS
 
 
-def train_cell(run: Any, *, model: Path, folder: Path, split: tuple[int, int], change: Change | None) -> dict[str, Any]:
+def train_cell(
+    run: Any, *, model: Path, folder: Path, split: tuple[int, int], change: Change | None = None
+) -> dict[str, Any]:
     """Train one cell.
 
     Args:

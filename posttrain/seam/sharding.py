@@ -48,7 +48,7 @@ def asked_engine() -> str | None:
 
 
 def _zero_block_of_file() -> dict[str, Any]:
-    """The block zero_optimization of a DeepSpeed file of the user's own; empty without one, or where it is not read."""
+    """The block zero_optimization of the user's own DeepSpeed file; empty without one, or where it is not read."""
     file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
     if not file or file == "none":
         return {}
@@ -69,16 +69,15 @@ def _stage_of_file() -> int | None:
 
 def asked_offload() -> dict[str, str]:
     """What `accelerate launch` has chosen to be kept off the accelerator: {"optimizer": "cpu"}; also "parameters"."""
-    engine = asked_engine() or ""
-    if engine.startswith("fsdp"):
-        return {"parameters": "cpu"} if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true" else {}
-    if not engine.startswith("zero"):
-        return {}
-    found = {}
-    for part, key in (("optimizer", "OPTIMIZER"), ("parameters", "PARAM")):
-        written = _zero_block_of_file().get(f"offload_{key.lower()}")
-        device = written.get("device") if isinstance(written, dict) else None
-        found[part] = str(device or os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{key}_DEVICE", "none")).lower()
+    engine, found = asked_engine() or "", {}
+    # Of a launch without an engine both are read: what it would not honour is refused.
+    if not engine.startswith("fsdp"):
+        for part, key in (("optimizer", "OPTIMIZER"), ("parameters", "PARAM")):
+            written = _zero_block_of_file().get(f"offload_{key.lower()}")
+            device = written.get("device") if isinstance(written, dict) else None
+            found[part] = str(device or os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{key}_DEVICE", "none")).lower()
+    if not engine.startswith("zero") and os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
+        found["parameters"] = "cpu"
     return {part: device for part, device in found.items() if device != "none"}
 
 
@@ -338,9 +337,7 @@ def refuse_switched_off(accelerator: Any) -> None:
         raise _not_at_work(asked, f"processes set up for {accelerator.distributed_type.value}")
 
 
-def refuse_other_engine(
-    facts: dict[str, Any], *, asked: str | None, world: int, offload: Iterable[str] = ()
-) -> None:
+def refuse_other_engine(facts: dict[str, Any], *, asked: str | None, world: int, offload: Iterable[str] = ()) -> None:
     """Stop a run that was asked for a sharding engine and does not spread what that engine spreads.
 
     Args:

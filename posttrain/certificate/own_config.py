@@ -1,0 +1,73 @@
+"""The user's own accelerate config file, as a group of the battery."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from posttrain.certificate.plan import ENGINES, OFFLOADS, Group
+from posttrain.errors import ConfigError, SupportError
+
+_WITHOUT_ENGINE = ("NO", "MULTI_GPU", "MULTI_CPU")
+
+
+def group_of_file(file: Path) -> Group:
+    """Engine and offload that a file names, with two processes where it names several.
+
+    Raises:
+        ConfigError: the file cannot be read, or names something else than an engine of the battery.
+        SupportError: an offload that the engine does not have.
+    """
+    from posttrain.seam.sharding import offload_finding
+
+    values = _read(file)
+    kind = str(values.get("distributed_type", "NO")).upper()
+    zero = _zero_block(values, file)
+    fsdp = values.get("fsdp_config") or {}
+    asked = {part: device for part, device in zero["offload"].items() if device != "none"}
+    if str(fsdp.get("fsdp_offload_params", False)).lower() == "true":
+        asked["parameters"] = "cpu"
+    if kind == "DEEPSPEED":
+        engine = f"zero{zero['stage']}"
+    elif kind == "FSDP":
+        engine = f"fsdp{fsdp.get('fsdp_version', 1)}"
+    else:
+        engine = "ddp" if kind in _WITHOUT_ENGINE else kind.lower()
+    if engine not in ENGINES:
+        raise ConfigError("no trainer supports this engine", where=str(file), got=engine, allowed=", ".join(ENGINES))
+    found = offload_finding(None if engine == "ddp" else engine, asked)
+    if found is not None:
+        raise SupportError(found.what, where=str(file), got=found.got, allowed=found.allowed, fix=found.fix)
+    offload = next(name for name, parts in OFFLOADS.items() if set(parts) == set(asked))
+    return Group(engine, offload, min(2, int(values.get("num_processes", 1))))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    from ruamel.yaml import YAML, YAMLError
+
+    try:
+        values = YAML(typ="safe").load(file)
+    except (OSError, YAMLError) as problem:
+        raise ConfigError("the accelerate config cannot be read", where=str(file), got=str(problem)) from None
+    if not isinstance(values, dict):
+        raise ConfigError("a mapping is expected", where=str(file), got=values)
+    return values
+
+
+def _zero_block(values: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Stage and offload of a config's DeepSpeed part, or of the DeepSpeed file that it names."""
+    block = values.get("deepspeed_config") or {}
+    stage: Any = block.get("zero_stage", 2)
+    devices = {"optimizer": block.get("offload_optimizer_device"), "parameters": block.get("offload_param_device")}
+    if named := block.get("deepspeed_config_file"):
+        try:
+            own = json.loads(Path(named).read_text())["zero_optimization"]
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            raise ConfigError("its DeepSpeed file cannot be read", where=str(file), got=str(problem)) from None
+        stage = own.get("stage", 0)
+        devices = {
+            "optimizer": (own.get("offload_optimizer") or {}).get("device"),
+            "parameters": (own.get("offload_param") or {}).get("device"),
+        }
+    return {"stage": stage, "offload": {part: str(device or "none").lower() for part, device in devices.items()}}
