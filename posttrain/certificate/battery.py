@@ -86,8 +86,7 @@ def run_plan(
     trainers = list(trainers or dict.fromkeys(cell.trainer for cells in plan.values() for cell in cells))
     wanted = [Cell(trainer, REFERENCE_SPLIT) for trainer in trainers]
     models = folder / "models"
-    say("reference: one process, 8 rows in one micro-batch")
-    reference = _reference(wanted, recipes, folder)
+    reference = _reference(wanted, recipes, folder, say)
     for trainer, fact in zip(trainers, reference.facts, strict=False):
         if fact.get("told"):
             say(f"{trainer}: {fact['told']}")
@@ -111,12 +110,15 @@ def run_plan(
     return results
 
 
-def _reference(wanted: list[Cell], recipes: Mapping[str, Recipe], folder: Path) -> Launched:
+def _reference(
+    wanted: list[Cell], recipes: Mapping[str, Recipe], folder: Path, say: Callable[[str], None]
+) -> Launched:
     """What the reference left, from an earlier call where it trained the same cells."""
     place = folder / "reference"
     spec, facts = place / "spec.json", place / "facts.json"
     if facts.exists() and json.loads(spec.read_text()) == spec_of(wanted, recipes, folder / "models"):
         return Launched(place, wanted, json.loads(facts.read_text()))
+    say("reference: one process, 8 rows in one micro-batch")
     return launch(REFERENCE, wanted, recipes=recipes, models=folder / "models", folder=place)
 
 

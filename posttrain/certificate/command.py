@@ -31,7 +31,7 @@ data:
 stages:
   - {name: sft, method: {name: sft}, trainer: {max_steps: 8}}
   - name: grpo
-    method: {name: grpo, preset: grpo}
+    method: {name: grpo, preset: grpo, loss_aggregation: token_mean}
     rollout: {num_generations: 4, max_completion_length: 16, rewards: [exact]}
     trainer: {max_steps: 8}
 """

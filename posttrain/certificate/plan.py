@@ -92,7 +92,6 @@ def covering(trainers: Sequence[str], trained: Sequence[Group]) -> Plan:
     """
     chosen = _fewest_groups(trained)
     missing = {pair for group in trained for cell in _cells(trainers) for pair in _pairs(group, cell)}
-    missing -= {pair for group in trained for pair in _group_pairs(group)}
     plan: Plan = {group: [] for group in chosen}
     while missing:
         group, cell = max(
@@ -104,6 +103,9 @@ def covering(trainers: Sequence[str], trained: Sequence[Group]) -> Plan:
             raise AssertionError(f"pairs that no chosen group has: {sorted(map(str, missing))[:3]}")
         plan[group].append(cell)
         missing -= gained
+    for cells in plan.values():
+        if all(cell.split[1] == 1 for cell in cells):
+            cells.append(Cell(cells[0].trainer, SPLITS[0]))  # a micro-batch can only be lost among several
     return plan
 
 

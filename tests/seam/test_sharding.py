@@ -74,10 +74,25 @@ def test_the_engine_asked_for_goes_on(asked, facts):
     refuse_other_engine(facts, asked=asked, world=2)
 
 
+@pytest.mark.parametrize(
+    ("asked", "found"), [(["optimizer"], []), ([], ["parameters"]), (["parameters"], ["optimizer"])]
+)
+def test_another_offload_than_the_one_asked_for_stops_the_run(asked, found):
+    facts = {"engine": "zero3", "offload": found, "parameters_held": 0.5, "optimizer_held": 0.5}
+    with pytest.raises(SupportError, match="offload of .* was asked for, and the model is not trained by it"):
+        refuse_other_engine(facts, asked="zero3", world=2, offload=asked)
+    refuse_other_engine(facts, asked="zero3", world=2, offload=found)
+
+
 def test_one_process_holds_everything(tiny_dir, tmp_path):
     trainer = build("sft", tiny_dir, tmp_path, max_steps=1)
     trainer.train()
-    assert shard_facts(trainer) == {"engine": "single", "parameters_held": 1.0, "optimizer_held": 1.0}
+    assert shard_facts(trainer) == {
+        "engine": "single",
+        "offload": [],
+        "parameters_held": 1.0,
+        "optimizer_held": 1.0,
+    }
 
 
 def test_a_checkpoint_of_another_engine_is_not_continued(tiny_dir, tmp_path):
