@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.certificate.plan import OFFLOADS, Cell, Group
+from posttrain.certificate.recipes import STEPS, TRAINER
 from posttrain.errors import SupportError
 
 WORKER = "posttrain.certificate.worker"
@@ -107,7 +108,7 @@ def spec_of(cells: list[Cell], recipes: Mapping[str, Recipe], models: Path) -> d
     """What the worker reads."""
     named = {key: recipes[key].record() for key in dict.fromkeys(cell.trainer for cell in cells)}
     listed = [{"trainer": cell.trainer, "split": list(cell.split)} for cell in cells]
-    return {"recipes": named, "models": str(models), "cells": listed}
+    return {"recipes": named, "models": str(models), "cells": listed, "settings": {"steps": STEPS, **TRAINER}}
 
 
 def launch(

@@ -28,7 +28,7 @@ _REPLACED = tuple(
 # Updates that depend smoothly on the gradient: with Adam's usual epsilon of 1e-8 the sign of a gradient that is zero
 # but for rounding would make a whole step. Large steps, so that the rounding of the weights is small beside them.
 TRAINER: dict[str, Any] = {
-    "learning_rate": 0.05,
+    "learning_rate": 0.02,
     "lr_scheduler_type": "constant",
     "optim": "adamw_torch",
     "adam_epsilon": 0.01,
@@ -152,11 +152,16 @@ def tiny_copy(run: RunConfig, folder: Path) -> str | None:
         model = AutoModelForCausalLM.from_config(_stand_in(len(tokenizer)), dtype=torch.float32)
     if model.get_input_embeddings().weight.shape[0] < len(tokenizer):
         model.resize_token_embeddings(len(tokenizer))
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 1:  # of norms: around 1 rounding would be the largest part of what is compared
+                weight *= _NORM_SCALE
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return told
 
 
+_NORM_SCALE = 0.25
 _SMALL = {
     "hidden_size": 32,
     "intermediate_size": 64,
