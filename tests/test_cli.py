@@ -85,6 +85,13 @@ def test_doctor_compares_versions_and_private_names(run):
     assert code == (1 if "differs" in shown else 0)
 
 
+def test_what_only_the_comparison_of_gradients_reads_is_refused_without_it(run, tmp_path: Path):
+    code, _, errors = run("doctor", "recipe.yaml")
+    assert code == 2 and "go with --gradients" in errors
+    code, _, errors = run("doctor", "--gradients", "--config-file", tmp_path / "missing.yaml")
+    assert code == 2 and errors.startswith("error: ") and "the accelerate config cannot be read" in errors
+
+
 def test_a_wrong_recipe_gives_every_mistake_in_a_line_of_its_own(run, tmp_path: Path):
     code, _, errors = run("check", write(tmp_path, changed(GRPO, {"trainer.seed": -1, "model.dtype": "fp32"})))
     assert code == 2

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-# float32 sums in another order; measured differences are below a third of it.
+# float32 sums in another order; measured differences are below half of it.
 TOLERANCE = 1e-5
 # A tensor that hardly moves is measured against this part of the model's mean movement: what it does is rounding.
 _FLOOR = 0.1

@@ -13,7 +13,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from ruamel.yaml import YAML
 
-from posttrain.certificate import launching
+from posttrain.certificate import command, launching
 from posttrain.certificate.launching import accelerate_config, lacking
 from posttrain.certificate.own_config import group_of_file
 from posttrain.certificate.plan import Group, groups
@@ -158,6 +158,14 @@ def test_what_the_machine_lacks_is_told_in_a_line(monkeypatch):
     assert "FSDP needs an accelerator" in lacking(Group("fsdp2", "none", 2))
     monkeypatch.setattr(launching, "_accelerators", lambda: 1)
     assert "2 processes need 2 accelerators, and there is 1" in lacking(Group("ddp", "none", 2))
+
+
+def test_a_file_that_this_machine_cannot_start_ends_the_doctor_with_a_line(monkeypatch):
+    monkeypatch.setattr(
+        command, "lacking", lambda group: "deepspeed is not installed; pip install 'posttrain[deepspeed]'"
+    )
+    with pytest.raises(SupportError, match=r"zero3_offload.yaml: deepspeed is not installed.*posttrain\[deepspeed\]"):
+        command.check_gradients(None, config_file=str(own_file("zero3_offload")), console=None)
 
 
 @pytest.mark.parametrize(

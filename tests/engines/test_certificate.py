@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.certificate.battery import run_plan
-from posttrain.certificate.command import DEFAULT, every_recipe
+from posttrain.certificate.command import DEFAULT, check_gradients, every_recipe
 from posttrain.certificate.compare import TOLERANCE
 from posttrain.certificate.launching import Recipe, accelerate_config
 from posttrain.certificate.plan import Cell, Group, covering, groups
@@ -59,6 +59,16 @@ def test_the_published_bugs_are_seen(group, tmp_path):
             assert result.is_equal
         else:
             assert result.outcome == "DIFFERS" and result.figure > 100 * TOLERANCE
+
+
+def test_the_doctor_prints_one_table_and_ends_well(capsys):
+    from rich.console import Console
+
+    file = ROOT / "accelerate_configs" / "single.yaml"
+    assert check_gradients(None, config_file=str(file), console=Console(width=200))
+    shown = capsys.readouterr().out
+    assert "4 of 4 updates equal (relative 1e-05)" in shown
+    assert [line.split()[7] for line in shown.splitlines() if line.startswith("│")] == ["sft", "sft", "grpo", "grpo"]
 
 
 def test_a_refused_combination_ends_at_the_start_with_one_line(tmp_path):
