@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from typing import Any
 from posttrain.certificate.plan import OFFLOADS, Cell, Group
 from posttrain.certificate.recipes import STEPS, TRAINER
 from posttrain.errors import SupportError
+from posttrain.optional import is_installed, missing
 
 WORKER = "posttrain.certificate.worker"
 # What every file of accelerate_configs/ for several processes holds.
@@ -86,10 +86,10 @@ def lacking(group: Group) -> str | None:
     """What this machine lacks for a group, in a sentence that says what to do; None where it can be started."""
     from posttrain.seam.sharding import ON_CPU, missing_for_cpu_adam
 
-    if group.engine.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
-        return "deepspeed is not installed; pip install 'posttrain[deepspeed]'"
-    if "optimizer" in OFFLOADS[group.offload] and (missing := missing_for_cpu_adam()) is not None:
-        return f"DeepSpeed's Adam on the CPU needs {missing}, which is not here"
+    if group.engine.startswith("zero") and not is_installed("deepspeed"):
+        return str(missing("deepspeed")).rstrip(".")
+    if "optimizer" in OFFLOADS[group.offload] and (what := missing_for_cpu_adam()) is not None:
+        return f"DeepSpeed's Adam on the CPU needs {what}, which is not here"
     accelerators = _accelerators()
     if group.engine == "fsdp2" and not accelerators and os.environ.get(ON_CPU) != "1":
         return f"FSDP needs an accelerator, and there is none here (for a test: {ON_CPU}=1)"

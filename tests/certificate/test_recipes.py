@@ -25,6 +25,7 @@ def test_what_shapes_the_loss_stays_and_the_rest_is_the_batterys(tmp_path):
         "rollout.reward_timeout_seconds": 5.0,
         "rollout.temperature": 0.7,
     }
+    (tmp_path / "model").mkdir()
     run = trained_run(parse(changed(GRPO, changes)))
     found = battery_recipe(run, model=tmp_path / "model", folder=tmp_path / "run", rows=2, splits=4).values
     assert found["method"] == {"name": "grpo", "preset": "dapo"}
