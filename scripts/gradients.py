@@ -26,6 +26,11 @@ from posttrain.registry import trained
 from posttrain.seam.sharding import ON_CPU
 
 ROOT = Path(__file__).resolve().parents[1]
+_SELECTION = (
+    "This is the selection that the tests run: every pair of engine, offload, processes, trainer and split is met at",
+    "least once; what is empty was not run. Without `--covering` the same command fills the whole table.",
+    "",
+)
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "deepspeed", "peft")
 
 
@@ -75,6 +80,7 @@ def page(results: list[Result], refused: list[plans.Group], *, is_covering: bool
         + ", ".join(f"{name} {version(name)}" for name in PACKAGES)
         + ".",
         "",
+        *(_SELECTION if is_covering else ()),
         f"{counted(results)}.",
         "",
         "| engine | offload | processes | " + " | ".join(f"`{key}`" for key in keys) + " |",
