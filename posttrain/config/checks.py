@@ -7,8 +7,7 @@ that needs what an earlier one could not provide is left out. Tokenizer and data
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +16,7 @@ from posttrain.config import (
     checks_data,
     checks_documents,
     checks_engine,
+    checks_facts,
     checks_mixture,
     checks_model,
     checks_rewards,
@@ -31,7 +31,9 @@ from posttrain.config.checks_data import Rows
 from posttrain.config.checks_streams import Say
 from posttrain.config.checks_template import PromptEncoder
 from posttrain.config.length_budget import LengthBudget
+from posttrain.config.model_facts import ModelFacts, describe
 from posttrain.config.preview import preview
+from posttrain.config.quiet import quiet
 from posttrain.config.report import CheckReport
 from posttrain.config.run_config import RunConfig
 from posttrain.config.stages import resolve_stages
@@ -56,7 +58,7 @@ def check(
     """
     report, loaded = CheckReport(), _Loaded()
     runs = [run for _, _, run in resolve_stages(cfg)]
-    with _quiet(), checks_model.offline_if_unreachable(runs):
+    with quiet(), checks_model.offline_if_unreachable(runs):
         checks = [
             (name, _Check(run, loaded, world_size=world_size, show_rows=show_rows, will_train=will_train))
             for name, _, run in resolve_stages(cfg)
@@ -69,30 +71,6 @@ def check(
             stage.arguments()
             report.merge(stage.report, prefix=f"{name}: " if cfg.stages is not None else "")
     return report
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and no chatter of the libraries between the findings."""
-    import datasets
-    from transformers.utils import logging
-
-    level, bars, data_bars = (
-        logging.get_verbosity(),
-        logging.is_progress_bar_enabled(),
-        datasets.is_progress_bar_enabled(),
-    )
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    datasets.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-        if data_bars:
-            datasets.enable_progress_bar()
 
 
 @dataclass
@@ -112,7 +90,7 @@ class _Check:
         self.world_size, self.show_rows, self.will_train = world_size, show_rows, will_train
         self.entry = registry.get(cfg.method.name)
         self.report, self.buildable = CheckReport(), False
-        self.facts: checks_model.ModelFacts | None = None
+        self.facts: ModelFacts | None = None
         self.trained: dict[str, Rows | None] = {}
         self.demonstrated = checks_data.uses_demonstrations(cfg, self.entry)
 
@@ -126,6 +104,9 @@ class _Check:
         self.buildable = not arithmetic and not (self.will_train and self.report.errors)
         tokenizer = self.tokenizer() if self.model() else None
         checks_saving.find(self.cfg, tokenizer, is_known=self.facts is not None, add=self.add, facts=self.report.facts)
+        if tokenizer is not None and self.facts is not None:
+            for stops, finding in checks_facts.token_findings(self.cfg, self.facts, tokenizer):
+                self.add(stops, finding)
         train = self.rows("train")
         held_out = self.rows("eval") if self.cfg.data.eval is not None else None
         named = [name for name in ("validation", "retain") if getattr(self.cfg.data, name) is not None]
@@ -177,6 +158,7 @@ class _Check:
                 self.report.errors.append(error)
             else:
                 self.tokenizer_settings(args)
+                self.model_settings(args)
                 self.data_settings(args)
         told = [str(item.message) for item in caught if item.category is UserWarning]
         self.report.warnings += [ConfigError(text.rstrip("."), where=self.cfg.where("method")) for text in told]
@@ -191,6 +173,13 @@ class _Check:
             weights = () if self.cfg.model.lora is not None else self.facts.weights
             for finding in args.model_findings(self.facts.modules, weights):
                 self.add(True, checks_model.explained(self.cfg, finding))
+
+    def model_settings(self, args: Any) -> None:
+        """What the batches and lengths of the run ask of the architecture."""
+        if self.facts is not None:
+            for findings in (checks_facts.isolation, checks_facts.packed_rows):
+                for stops, finding in findings(self.cfg, self.facts, args):
+                    self.add(stops, checks_model.explained(self.cfg, finding))
 
     def data_settings(self, args: Any) -> None:
         """What the method's settings ask of the rows."""
@@ -214,12 +203,15 @@ class _Check:
         """The model's configuration, without weights; then the folder and the disk. Whether there is a model."""
         size, found = None, True
         try:
-            facts = checks_model.describe(self.cfg)
+            facts = describe(self.cfg)
         except PosttrainError as error:
             found = checks_model.is_unreachable(error)
             self.missing(error)
         else:
-            for stops, finding in checks_model.findings(self.cfg, facts):
+            for stops, finding in (
+                *checks_model.findings(self.cfg, facts),
+                *checks_facts.weight_findings(self.cfg, facts),
+            ):
                 self.add(stops, finding)
             for finding in checks_engine.model_on_cpu(self.cfg, head_size=facts.head_size):
                 self.add(self.will_train, finding)
@@ -302,6 +294,10 @@ class _Check:
             count = budget.row_counter(self.cfg, self.entry.kind == "supervised", encoder, rows)
             for stops, finding in checks_data.long_demonstrations(self.cfg, self.entry, rows, count):
                 self.add(stops, finding)
+        if self.facts is not None:
+            for findings in (checks_facts.unknown_tokens, checks_facts.long_rows):
+                for stops, finding in findings(self.cfg, self.facts, encoder, rows, budget, trained=trained):
+                    self.add(stops, finding)
         if budget.skipped:
             self.report.facts.append(
                 f"{budget.skipped} long {rows.split} texts were not measured; the run measures them"

@@ -7,34 +7,17 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from posttrain.config.model_facts import ModelFacts
 from posttrain.config.rules import is_local, nearest
 from posttrain.config.run_config import BLOCKS, DataSource, RunConfig
 from posttrain.errors import ConfigError, PosttrainError
 
 # AdamW moves a weight by about the learning rate; below this, most of a half-precision weight's updates round to 0.
 _HALF_PRECISION_RATE = 1e-4
-# Bytes a checkpoint holds for each trained weight: the weight and two moments of AdamW, in float32.
-_BYTES_PER_TRAINED = 12
-# Published configurations of the packaged models, so that a check need not unpack weights.
-_PACKAGED: dict[str, dict[str, Any]] = {
-    "smollm2-135m-instruct": {
-        "model_type": "llama",
-        "hidden_size": 576,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "intermediate_size": 1536,
-        "vocab_size": 49152,
-        "max_position_embeddings": 8192,
-        "tie_word_embeddings": True,
-    }
-}
 PROBE_SECONDS = 5.0
 _UNREACHABLE = {
     "ConnectError",
@@ -46,133 +29,10 @@ _UNREACHABLE = {
 }
 
 
-@dataclass(frozen=True)
-class ModelFacts:
-    """What the configuration tells. `linear` are the names of the linear layers; empty if not known."""
-
-    parameters: int
-    max_positions: int | None
-    linear: frozenset[str]
-    checkpoint_bytes: int
-    head_size: int | None = None  # width of an attention head
-    modules: tuple[str, ...] = ()  # names of all, and of the weights
-    weights: tuple[str, ...] = ()
-
-    @property
-    def lines(self) -> list[str]:
-        """For the report."""
-        unit, name = (1e9, "billion") if self.parameters >= 1e9 else (1e6, "million")
-        size = f"{self.parameters / unit:.3g} {name} parameters"
-        return [f"{size}; a checkpoint takes about {self.checkpoint_bytes / 1e6:,.1f} MB"]
-
-
-def describe(cfg: RunConfig) -> ModelFacts:
-    """Facts of the configured model.
-
-    Raises:
-        ConfigError: the configuration cannot be read; `is_unreachable` tells whether only the Hub was out of reach.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from posttrain.seam.sharding import whole_models
-
-    if cfg.model.package is not None:
-        config = AutoConfig.for_model(**_PACKAGED[cfg.model.package])
-    else:
-        config = _tiny_config(cfg) if cfg.model.tiny is not None else _config_of_path(cfg)
-    try:
-        with whole_models(), torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=cfg.model.trust_remote_code)
-    except (ValueError, ImportError, AttributeError, TypeError) as problem:
-        raise ConfigError(
-            f"not a causal language model of this transformers version: {' '.join(str(problem).split())[:160]}",
-            where=cfg.where("model"),
-            got=getattr(config, "model_type", None),
-        ) from problem
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    linear = frozenset(name.rsplit(".", 1)[-1] for name, _ in layers)
-    parameters = sum(weight.numel() for weight in model.parameters())
-    lora = cfg.model.lora
-    trained = parameters
-    if lora is not None:
-        chosen = linear - {"lm_head"} if lora.targets == "all-linear" else set(lora.targets)
-        trained = sum(
-            lora.rank * (module.in_features + module.out_features)
-            for name, module in layers
-            if name.rsplit(".", 1)[-1] in chosen
-        )
-    positions = getattr(config, "max_position_embeddings", None)
-    overrides = cfg.model.config_overrides
-    if overrides is not None and overrides.max_position_embeddings is not None:
-        positions = overrides.max_position_embeddings
-    return ModelFacts(
-        parameters,
-        positions,
-        linear,
-        trained * _BYTES_PER_TRAINED,
-        head_size=_head_size(config),
-        modules=tuple(name for name, _ in model.named_modules()),
-        weights=tuple(name for name, _ in model.named_parameters()),
-    )
-
-
-def _head_size(config: Any) -> int | None:
-    if getattr(config, "head_dim", None):
-        return int(config.head_dim)
-    width, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
-    return width // heads if width and heads else None
-
-
-def _tiny_config(cfg: RunConfig) -> Any:
-    from transformers import AutoConfig
-
-    from posttrain.models.tiny import CHARACTERS, SPECIAL_TOKENS
-
-    sizes = cfg.model.tiny.model_dump() if cfg.model.tiny is not None else {}
-    return AutoConfig.for_model(
-        sizes["architecture"],
-        vocab_size=len(CHARACTERS) + len(SPECIAL_TOKENS),
-        hidden_size=sizes["hidden_size"],
-        num_hidden_layers=sizes["num_layers"],
-        num_attention_heads=sizes["num_heads"],
-        num_key_value_heads=sizes["num_heads"],
-        head_dim=sizes["hidden_size"] // sizes["num_heads"],
-        intermediate_size=sizes["intermediate_size"],
-        max_position_embeddings=sizes["max_position_embeddings"],
-    )
-
-
-def _config_of_path(cfg: RunConfig) -> Any:
-    from transformers import AutoConfig
-
-    from posttrain.models.loading import refuse_code
-
-    path = str(cfg.model.path)
-    where = cfg.where("model", "path")
-    folder = Path(path).expanduser()
-    if is_local(path):
-        if not (folder / "config.json").is_file():
-            fix = "Give a folder saved by save_pretrained"
-            raise ConfigError("the folder holds no config.json", where=where, got=path, fix=fix)
-        if not any(folder.glob("*.safetensors")):
-            raise ConfigError("the folder holds no weights", where=where, got=path, allowed="*.safetensors")
-        path = str(folder)
-    if not cfg.model.trust_remote_code:
-        refuse_code(path, revision=cfg.model.revision)
-    try:
-        return AutoConfig.from_pretrained(
-            path, revision=cfg.model.revision, trust_remote_code=cfg.model.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as problem:
-        reason = " ".join(str(problem).split())[:160]
-        raise ConfigError(f"the model's configuration cannot be read: {reason}", where=where, got=path) from problem
-
-
 def findings(cfg: RunConfig, facts: ModelFacts) -> Iterator[tuple[bool, PosttrainError]]:
     """(whether it stops the run, finding) about precision, adapter targets and lengths."""
     lora = cfg.model.lora
-    yield from ((False, warning) for warning in _rounded_updates(cfg))
+    yield from ((False, warning) for warning in _rounded_updates(cfg, facts.dtype))
     if lora is not None and isinstance(lora.targets, list):
         for index, name in enumerate(lora.targets):
             if name.rsplit(".", 1)[-1] not in facts.linear:
@@ -208,11 +68,9 @@ def findings(cfg: RunConfig, facts: ModelFacts) -> Iterator[tuple[bool, Posttrai
         )
 
 
-def _rounded_updates(cfg: RunConfig) -> Iterator[PosttrainError]:
+def _rounded_updates(cfg: RunConfig, dtype: str) -> Iterator[PosttrainError]:
     """All weights trained in half precision at a rate that their spacing swallows."""
-    from posttrain.models.loading import default_dtype
-
-    dtype, rate = cfg.model.dtype or default_dtype(), cfg.trainer.learning_rate
+    rate = cfg.trainer.learning_rate
     if cfg.model.lora is None and dtype in ("bfloat16", "float16") and rate < _HALF_PRECISION_RATE:
         yield ConfigError(
             f"all weights are trained in {dtype} at learning rate {rate:g}: most updates are smaller than the spacing "

@@ -18,6 +18,7 @@ from torch import Tensor
 from posttrain.data import token_index
 from posttrain.data.token_index import TokenIndex
 from posttrain.errors import DataError
+from posttrain.models.positions import with_positions
 
 Progress = Callable[[int, int], None]
 _SAVE_SECONDS = 5.0
@@ -245,7 +246,8 @@ def _entropies(documents: list[numpy.ndarray], model: Any, top_k: int) -> list[n
     for row, document in enumerate(documents):
         ids[row, : len(document)] = torch.from_numpy(numpy.array(document, dtype=numpy.int64))
         mask[row, : len(document)] = 1
-    logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
+    inputs = with_positions(model, {"input_ids": ids.to(device), "attention_mask": mask.to(device)})
+    logits = model(**inputs, use_cache=False).logits
     found = []
     for row, document in enumerate(documents):
         values = top_k_entropy(logits[row, : len(document) - 1], top_k=top_k)

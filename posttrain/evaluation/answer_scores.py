@@ -21,6 +21,7 @@ from posttrain.errors import DataError
 from posttrain.evaluation.generate import as_found
 from posttrain.evaluation.memorisation import exact_memorisation, extraction_strength, min_k_score
 from posttrain.evaluation.unlearning import mean_logp
+from posttrain.models.positions import with_positions
 
 Progress = Callable[[int, int], None]
 ANSWER_COLUMNS = ("solution", "answer")  # the first that a row has something in
@@ -157,7 +158,8 @@ def _forward(model: Any, answers: Sequence[Encoded], pad: int, device: torch.dev
     for row, item in enumerate(answers):
         ids[row, : len(item)] = torch.tensor(item.prompt + item.answer)
         mask[row, : len(item)] = 1
-    logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits  # (B, S, V)
+    inputs = with_positions(model, {"input_ids": ids.to(device), "attention_mask": mask.to(device)})
+    logits = model(**inputs, use_cache=False).logits  # (B, S, V)
     found = []
     for row, item in enumerate(answers):
         begin = len(item.prompt)

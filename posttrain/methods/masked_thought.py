@@ -19,6 +19,7 @@ from torch import Tensor
 from posttrain.data.token_noise import Replacement, corrupt_target_inputs, noise_rate, row_generator
 from posttrain.errors import ConfigError, DataError, PosttrainError, SupportError
 from posttrain.models.mask_token import WHERE, add_mask_token, find_mask_token, with_rows
+from posttrain.models.positions import with_positions
 from posttrain.seam.arguments import option
 from posttrain.seam.row_numbers import row_spans
 from posttrain.seam.supervised import SupervisedConfig, SupervisedTrainer
@@ -239,6 +240,8 @@ class MaskedThoughtTrainer(SupervisedTrainer):
         if self.args.loss_on_masked == "clean_only":
             batch["labels"] = batch["labels"].masked_fill(is_noised, -100)
         if self.args.block_attention_to_masked:
+            # A hidden token keeps its place, also where it is a row's first.
+            batch |= with_positions(self.model, batch)
             batch["attention_mask"] = batch["attention_mask"].masked_fill(is_noised, 0)
         if factors:
             batch |= {"noised": is_noised, "embedding_factors": torch.cat(factors).to(device)}

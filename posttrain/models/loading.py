@@ -217,9 +217,7 @@ def _load(model: Any, path: str) -> PreTrainedModel:
         keywords |= _four_bit()
     try:
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trusted)
-        for key, value in (_plain(_get(model, "config_overrides")) or {}).items():
-            if value is not None:
-                _override(config, key, value)
+        apply_overrides(config, _get(model, "config_overrides"))
         return AutoModelForCausalLM.from_pretrained(
             path, config=config, revision=revision, trust_remote_code=trusted, **keywords
         )
@@ -287,6 +285,17 @@ def _file(path: str | Path, name: str, revision: str | None) -> Path | None:
     except OSError:
         return None
     return Path(str(found)) if found is not None else None
+
+
+def apply_overrides(config: Any, overrides: Any) -> None:
+    """Write a `config_overrides` block into a model's configuration.
+
+    Raises:
+        ConfigError: a key that the configuration does not have.
+    """
+    for key, value in (_plain(overrides) or {}).items():
+        if value is not None:
+            _override(config, key, value)
 
 
 def _override(config: Any, key: str, value: Any) -> None:

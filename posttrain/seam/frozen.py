@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from posttrain.errors import SupportError
 from posttrain.losses.kl import exact_forward_kl
+from posttrain.models.positions import with_positions
 from posttrain.seam.sharding import is_spread, whole_models, whole_weights
 
 
@@ -43,9 +44,12 @@ def whole_copy(model: Any) -> Any:
     return twin.to(model.device).eval().requires_grad_(False)
 
 
-def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
-    """The part of a batch that a model reads."""
-    return {key: batch[key] for key in ("input_ids", "attention_mask", "position_ids") if key in batch}
+def model_inputs(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
+    """The part of a batch that a model reads, with the rows' positions."""
+    found: dict[str, Any] = {
+        key: batch[key] for key in ("input_ids", "attention_mask", "position_ids") if key in batch
+    }
+    return with_positions(model, found)
 
 
 def next_token_logps(model: nn.Module, batch: dict[str, Any]) -> Tensor:
@@ -53,7 +57,7 @@ def next_token_logps(model: nn.Module, batch: dict[str, Any]) -> Tensor:
 
     A row's (S, V) logits at a time are held in float32. With gradient unless called under `at_rest`.
     """
-    logits = model(**model_inputs(batch), use_cache=False).logits
+    logits = model(**model_inputs(model, batch), use_cache=False).logits
     rows = [
         -F.cross_entropy(row[:-1].float(), labels[1:], ignore_index=-100, reduction="none")
         for row, labels in zip(logits, batch["labels"], strict=True)

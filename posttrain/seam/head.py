@@ -21,6 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from trl.trainer import utils as trl_utils
 
+from posttrain.models.positions import with_positions
+
 _Columns = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -135,8 +137,9 @@ def add_selective_scoring(model: PreTrainedModel, *, logits_budget_bytes: int, e
     Returns:
         The settings, read at every call; a trainer may change them between calls.
 
-    On CUDA nothing changes. Parameters partitioned by ZeRO-3 are freed between forward and backward, so with them
-    TRL's own kernel, which gathers again, scores the selected positions.
+    Rows with a mask are scored at positions of their own, on every device: trl 1.16 counts a batch's columns, padding
+    too. On CUDA nothing else changes. Parameters partitioned by ZeRO-3 are freed between forward and backward, so with
+    them TRL's own kernel, which gathers again, scores the selected positions.
     """
     fused = model.forward
     scoring = Scoring(logits_budget_bytes=logits_budget_bytes, entropy_gradient=entropy_gradient)
@@ -163,8 +166,11 @@ def add_selective_scoring(model: PreTrainedModel, *, logits_budget_bytes: int, e
 
     @functools.wraps(type(model).forward)
     def forward(self, *args, fused_lm_head=False, **kwargs):  # type: ignore[no-untyped-def]
-        if not fused_lm_head or self.device.type == "cuda":
-            return fused(*args, fused_lm_head=fused_lm_head, **kwargs)
+        if not fused_lm_head:
+            return fused(*args, **kwargs)
+        kwargs = with_positions(self, kwargs)
+        if self.device.type == "cuda":
+            return fused(*args, fused_lm_head=True, **kwargs)
         with _exchanged(_Kernel):
             return fused(*args, fused_lm_head=True, **kwargs)
 

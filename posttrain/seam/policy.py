@@ -30,6 +30,7 @@ from posttrain.seam.greedy import greedy_baseline, refuse_greedy
 from posttrain.seam.group_sampler import prompt_order
 from posttrain.seam.head import add_selective_scoring
 from posttrain.seam.inputs import check_inputs
+from posttrain.seam.isolation import refuse_mixed_rows
 from posttrain.seam.mixture_log import MixtureLog, group_column
 from posttrain.seam.policy_checkpoint import PolicyCheckpoint
 from posttrain.seam.policy_config import PolicyConfig, verifier_index
@@ -54,8 +55,8 @@ class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
     over ranks and micro-batches, in exact resume, and in the savings named in the module header.
 
     Hooks for methods: `train_order` once per `train()`; `prepare_prompts` and `prepare_rollouts` once per generation
-    batch on every rank; `loss_weights` once per optimizer step on every rank (contains collectives); `policy_loss`
-    once per micro-batch; `completion_budget` before each generation batch; `on_grad_norm` once per optimizer step.
+    batch on every rank; `loss_weights` once per step on every rank (contains collectives); `policy_loss` once per
+    micro-batch; `completion_budget` before each generation batch; `on_grad_norm` once per step.
 
     Checkpoints hold the rollouts in flight, so that a run may stop at any optimizer step.
 
@@ -108,6 +109,7 @@ class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
         self.optimizer_cls_and_kwargs = self._only_optimizer(optimizer_cls_and_kwargs)
         if args.upge.advantage_estimator == "remax":
             refuse_greedy(self)
+        refuse_mixed_rows(self.accelerator.unwrap_model(self.model), args)
         self.verifier_index = verifier_index(list(self.reward_func_names), args.verifier)
         self._window: list[dict[str, Any]] = []
         self._rollout_rows: list[dict[str, Any]] = []
@@ -226,9 +228,7 @@ class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
 
     def _only_optimizer(self, made_by: tuple[Any, dict[str, Any]] | None) -> tuple[Any, dict[str, Any]] | None:
         if made_by is not None and self.optimizer is not None:
-            raise ConfigError(
-                "two optimizers", where="optimizers", fix="Pass it or optimizer_cls_and_kwargs, not both"
-            )
+            raise ConfigError("two optimizers", where="optimizers", fix="Pass one of it and optimizer_cls_and_kwargs")
         return made_by
 
     # ---- rollouts ----

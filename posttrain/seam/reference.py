@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from posttrain.losses.kl import exact_kl
+from posttrain.models.positions import with_positions
 from posttrain.seam.batches import trainable_mask
 
 
@@ -48,5 +49,6 @@ def reference_kl(trainer: Any, batch: dict[str, Any]) -> float:
 
 def _log_probs(model: Any, ids: Tensor, attended: Tensor, width: int) -> Tensor:
     """(B, T, V) log-probabilities of every token at the completion's places."""
-    logits = model(input_ids=ids, attention_mask=attended, use_cache=False).logits
+    inputs = with_positions(model, {"input_ids": ids, "attention_mask": attended})
+    logits = model(**inputs, use_cache=False).logits
     return logits[:, -width - 1 : -1].float().log_softmax(dim=-1)

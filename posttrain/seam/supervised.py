@@ -24,6 +24,7 @@ from posttrain.models.template_clock import guard_clock
 from posttrain.seam.arguments import check_options, option
 from posttrain.seam.head import add_selective_scoring
 from posttrain.seam.hooks import ResumableTrainer
+from posttrain.seam.isolation import refuse_mixed_rows
 from posttrain.seam.mixture_log import GROUP_IDS, MixtureLog, group_column, group_numbers
 from posttrain.seam.policy_config import device_defaults
 from posttrain.seam.row_numbers import ROW_INDEX, NumberedCollator, blank_rows, drop_numbers, numbered
@@ -195,6 +196,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         if self.numbers_rows and self.train_dataset is not None:
             self.train_dataset = numbered(self.train_dataset) if streams is None else streams
             self.data_collator = NumberedCollator(self.data_collator)
+        refuse_mixed_rows(self.model, args)
         base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         self._scoring = add_selective_scoring(
             base, logits_budget_bytes=args.logits_budget_bytes, entropy_gradient=False

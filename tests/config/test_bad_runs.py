@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from posttrain.config.checks import check
-from posttrain.config.checks_model import describe, findings
+from posttrain.config.checks_model import findings
 from posttrain.config.loader import load
+from posttrain.config.model_facts import describe
 from posttrain.errors import ConfigError, DataError, SupportError
 from tests.config.recipes import BASES, GOOD_ROW, REMOVE, changed, checked, numbered, rows_file, told, write
 

@@ -13,6 +13,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from posttrain.errors import ConfigError, DataError, SupportError
+from posttrain.seam.frozen import model_inputs
 from posttrain.seam.mixture_log import GROUP_IDS, group_numbers
 
 
@@ -172,7 +173,6 @@ def _refuse_broken(trainer: Any, group: int, values: np.ndarray) -> None:
 
 def _nll(model: Any, batch: dict[str, Any]) -> Tensor:
     """(B, S-1) negative log-likelihood of the next token, 0 where it is no target."""
-    inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "position_ids") if key in batch}
-    logits = model(**inputs, use_cache=False).logits[:, :-1].float()
+    logits = model(**model_inputs(model, batch), use_cache=False).logits[:, :-1].float()
     targets = batch["labels"][:, 1:]
     return torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none")

@@ -153,7 +153,8 @@ class Reference:
         chosen = {key: batch[key][rows] for key in ("input_ids", "attention_mask")}
         model, before = self._model()
         with at_rest(model), before, self.trainer.accelerator.autocast():
-            whole_base(model).get_decoder()(**model_inputs(chosen), use_cache=False)
+            decoder = whole_base(model).get_decoder()
+            decoder(**model_inputs(decoder, chosen), use_cache=False)
         return (self._frozen_taps or self.taps)[place].take()
 
     def head(self) -> nn.Module:
