@@ -79,6 +79,7 @@ def describe(cfg: RunConfig) -> ModelFacts:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from posttrain.models.loading import apply_overrides
+    from posttrain.seam.known_tokens import token_rows
     from posttrain.seam.sharding import whole_models
 
     if cfg.model.package is not None:
@@ -111,7 +112,7 @@ def describe(cfg: RunConfig) -> ModelFacts:
         weights=tuple(name for name, _ in model.named_parameters()),
         config=config,
         attention=cfg.model.attn_implementation or getattr(model.config, "_attn_implementation", None),
-        token_rows=_token_rows(model),
+        token_rows=token_rows(model),
         is_learned=_has_position_table(model),
         dtype=_loaded_dtype(cfg, config, stored),
         shapes={name: tuple(weight.shape) for name, weight in model.named_parameters()},
@@ -161,11 +162,6 @@ def _positions(config: Any) -> int | None:
         if isinstance(value, int) and value > 0:
             return value
     return None
-
-
-def _token_rows(model: Any) -> int:
-    rows = [layer.weight.shape[0] for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer]
-    return int(min(rows))
 
 
 def _has_position_table(model: Any) -> bool:

@@ -145,6 +145,27 @@ def refuse_mixed_rows(model: Any, args: Any) -> None:
         warnings.warn(str(finding), UserWarning, stacklevel=3)
 
 
+def score_as_sampled(model: Any, args: Any) -> None:
+    """Prepare the model of a policy trainer: `refuse_mixed_rows`, and no randomness of its own in training.
+
+    Rollouts come from a model at rest. Dropout and router noise would score them as another one's.
+    Left as it is: dropout of adapters, which the recipe sets itself.
+    """
+    refuse_mixed_rows(model, args)
+    without_noise(model)
+
+
+def without_noise(model: torch.nn.Module) -> None:
+    """Set every dropout and every router noise of the modules to 0, those of adapters excepted."""
+    for name, module in model.named_modules():
+        if "lora_" in name:
+            continue
+        is_dropout = "Dropout" in type(module).__name__
+        for key, value in list(vars(module).items()):
+            if isinstance(value, float) and ("drop" in key or "jitter" in key or (is_dropout and key == "p")):
+                setattr(module, key, 0.0)
+
+
 @dataclass(frozen=True)
 class _Unhashed:
     """What a measurement needs beside its key; equal to every other."""
@@ -278,14 +299,21 @@ def _padded(rows: list[Tensor], *, side: str, fill: int) -> Tensor:
 
 
 def _left(rows: _Rows) -> Difference:
-    """As the policy trainers lay out rollouts."""
+    """As the policy trainers lay out rollouts, in training."""
     given = _padded(rows.prompts, side="left", fill=rows.pad)
     ids = torch.cat([given, _padded(rows.completions, side="right", fill=rows.pad)], dim=1)
     ones = [torch.ones_like(prompt) for prompt in rows.prompts], [torch.ones_like(row) for row in rows.completions]
     mask = torch.cat([_padded(ones[0], side="left", fill=0), _padded(ones[1], side="right", fill=0)], dim=1)
     labels = ids.masked_fill(mask == 0, -100)
     labels[:, : given.size(1)] = -100
-    logps = _scored(rows, {"input_ids": ids, "attention_mask": mask, "labels": labels})[:, given.size(1) - 1 :]
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    _ = rows.alone  # at rest
+    without_noise(rows.model.train())
+    try:
+        with torch.random.fork_rng(devices=[]):
+            logps = _scored(rows, batch)[:, given.size(1) - 1 :]
+    finally:
+        rows.model.eval()
     return _compared(rows, [row[: len(tokens)] for row, tokens in zip(logps, rows.completions, strict=True)])
 
 

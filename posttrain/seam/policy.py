@@ -31,6 +31,7 @@ from posttrain.seam.group_sampler import prompt_order
 from posttrain.seam.head import add_selective_scoring
 from posttrain.seam.inputs import check_inputs
 from posttrain.seam.isolation import refuse_mixed_rows
+from posttrain.seam.isolation import score_as_sampled
 from posttrain.seam.mixture_log import MixtureLog, group_column
 from posttrain.seam.policy_checkpoint import PolicyCheckpoint
 from posttrain.seam.policy_config import PolicyConfig, verifier_index
@@ -109,7 +110,7 @@ class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
         self.optimizer_cls_and_kwargs = self._only_optimizer(optimizer_cls_and_kwargs)
         if args.upge.advantage_estimator == "remax":
             refuse_greedy(self)
-        refuse_mixed_rows(self.accelerator.unwrap_model(self.model), args)
+        score_as_sampled(self.accelerator.unwrap_model(self.model), args)
         self.verifier_index = verifier_index(list(self.reward_func_names), args.verifier)
         self._window: list[dict[str, Any]] = []
         self._rollout_rows: list[dict[str, Any]] = []
