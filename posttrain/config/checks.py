@@ -177,7 +177,7 @@ class _Check:
     def model_settings(self, args: Any) -> None:
         """What the batches and lengths of the run ask of the architecture."""
         if self.facts is not None:
-            for findings in (checks_facts.isolation, checks_facts.packed_rows):
+            for findings in (checks_facts.isolation, checks_facts.length_settings):
                 for stops, finding in findings(self.cfg, self.facts, args):
                     self.add(stops, checks_model.explained(self.cfg, finding))
 

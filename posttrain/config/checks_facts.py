@@ -6,6 +6,7 @@ Values are the resolved ones: what the model, the tokenizer and the method's con
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -20,6 +21,7 @@ from posttrain.errors import ConfigError, DataError, PosttrainError
 Finding = tuple[bool, PosttrainError]
 # Tokens that a template may write around each message, on top of what it wrote around the first row's text.
 _AROUND = 64
+_FEW = 8  # positions, so that some of the measured rows are longer
 
 
 def isolation(cfg: RunConfig, facts: ModelFacts, args: Any) -> Iterator[Finding]:
@@ -32,13 +34,45 @@ def isolation(cfg: RunConfig, facts: ModelFacts, args: Any) -> Iterator[Finding]
     if cfg.data.eval is not None or cfg.data.eval_tasks:
         forms = (*forms, *(() if "generated" in forms else ("generated",)))
     make = functools.partial(AutoModelForCausalLM.from_config, trust_remote_code=cfg.model.trust_remote_code)
-    yield from isolation_findings(facts.config, forms, attention=facts.attention, make=make)
+    config = straddled(facts.config, _longest(cfg, facts, args))
+    if config is facts.config:
+        yield from isolation_findings(config, forms, attention=facts.attention, make=make)
+    else:
+        yield from isolation_findings(facts.config, ("alone", "causal"), attention=facts.attention, make=make)
+        for stops, found in isolation_findings(config, forms[2:], attention=facts.attention, make=make):
+            first = facts.config.rope_parameters["original_max_position_embeddings"]
+            fix = f"Keep rows within {first} tokens: beyond them a batch's longest row decides how all are turned"
+            yield stops, type(found)(found.what, where=found.where, fix=fix)
     if getattr(args, "packing", False) and args.packing_strategy == "wrapped":
         what = "a wrapped row holds ends of other rows, and its tokens see those before them"
         yield (
             False,
             ConfigError(what, where=cfg.where("trainer", "packing_strategy"), got="wrapped", fix="Set it to bfd"),
         )
+
+
+def straddled(config: Any, longest: int | None) -> Any:
+    """The configuration, with its first range of positions cut to few where the run's rows can leave it.
+
+    transformers 5.17: rope_type longrope turns all rows of a batch otherwise once one of them leaves that range. A
+    measurement on short rows shows it only where the range is shorter still.
+    """
+    rope = getattr(config, "rope_parameters", None)
+    if not isinstance(rope, dict) or rope.get("rope_type") != "longrope" or longest is None:
+        return config
+    if longest <= (rope.get("original_max_position_embeddings") or longest):
+        return config
+    config = copy.deepcopy(config)
+    config.rope_parameters = {**rope, "original_max_position_embeddings": _FEW}
+    config.original_max_position_embeddings = _FEW
+    return config
+
+
+def _longest(cfg: RunConfig, facts: ModelFacts, args: Any) -> int | None:
+    """Tokens that a row of the run may have; None without a limit."""
+    if cfg.rollout is not None:
+        return int(cfg.data.max_prompt_length + cfg.rollout.max_completion_length)
+    return facts.max_positions if args.max_length is None else int(args.max_length)
 
 
 # ---- tokens ----
@@ -138,8 +172,21 @@ def long_rows(
     )
 
 
-def packed_rows(cfg: RunConfig, facts: ModelFacts, args: Any) -> Iterator[Finding]:
-    """Rows that packing makes longer than the model has positions; only `wrapped` numbers positions through them."""
+def length_settings(cfg: RunConfig, facts: ModelFacts, args: Any) -> Iterator[Finding]:
+    """Lengths that settings make, beyond the model's positions: of packed rows, where `wrapped` alone numbers
+    positions through them, and of what vLLM is to read.
+    """
+    engine = args.vllm_max_model_length if getattr(args, "use_vllm", False) else None
+    if engine is not None and facts.max_positions is not None and engine > facts.max_positions:
+        yield (
+            True,
+            ConfigError(
+                f"vLLM cannot read further than the model's {facts.max_positions} positions",
+                where=cfg.where("rollout", "vllm_max_model_length"),
+                got=engine,
+                allowed=f"at most {facts.max_positions}",
+            ),
+        )
     if not getattr(args, "packing", False) or facts.max_positions is None or args.max_length is None:
         return
     if args.packing_strategy == "wrapped" and args.max_length > facts.max_positions:
@@ -210,8 +257,25 @@ def weight_findings(cfg: RunConfig, facts: ModelFacts) -> Iterator[Finding]:
         what = f"the weight files lack {len(missing)} of the model's {len(facts.shapes)} weights, first {missing[0]}"
         fix = "They would be random: restore the files, or use the config.json that belongs to them"
         yield True, ConfigError(what, where=where, fix=fix)
-    if cfg.model.dtype == "auto" and facts.dtype != facts.stored_dtype and facts.stored_dtype == "float32":
+    yield from _dtype_findings(cfg, facts)
+
+
+def _dtype_findings(cfg: RunConfig, facts: ModelFacts) -> Iterator[Finding]:
+    """What does not go with the type that `dtype: auto` loads."""
+    if cfg.model.dtype != "auto":
+        return
+    where = cfg.where("model", "dtype")
+    if cfg.trainer.fields.get("fp16") and facts.dtype in ("bfloat16", "float16"):
+        what = f"dtype auto loads {facts.dtype}, and fp16 scales gradients of float32 weights"
+        yield True, ConfigError(what, where=where, got="auto", fix="Set it to float32, or use trainer.bf16")
+    if facts.dtype == "float32" and str(cfg.model.attn_implementation).startswith("flash"):
+        what = "dtype auto loads float32, and flash attention computes in half precision alone"
+        yield (
+            True,
+            ConfigError(what, where=where, got="auto", fix="Set it to bfloat16, or use attn_implementation sdpa"),
+        )
+    if facts.dtype != facts.stored_dtype and facts.stored_dtype == "float32":
         what = (
             f"dtype auto follows config.json to {facts.dtype}, and the weights are float32 on disk: they are rounded"
         )
-        yield False, ConfigError(what, where=cfg.where("model", "dtype"), got="auto", fix="Set it to float32")
+        yield False, ConfigError(what, where=where, got="auto", fix="Set it to float32")

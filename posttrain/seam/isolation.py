@@ -146,23 +146,23 @@ def refuse_mixed_rows(model: Any, args: Any) -> None:
 
 
 def score_as_sampled(model: Any, args: Any) -> None:
-    """Prepare the model of a policy trainer: `refuse_mixed_rows`, and no randomness of its own in training.
+    """Prepare the model of a policy trainer: `refuse_mixed_rows`, and no dropout.
 
-    Rollouts come from a model at rest. Dropout and router noise would score them as another one's.
+    Rollouts come from a model at rest; dropout would score them as those of another one, at random.
     Left as it is: dropout of adapters, which the recipe sets itself.
     """
     refuse_mixed_rows(model, args)
-    without_noise(model)
+    without_dropout(model)
 
 
-def without_noise(model: torch.nn.Module) -> None:
-    """Set every dropout and every router noise of the modules to 0, those of adapters excepted."""
+def without_dropout(model: torch.nn.Module) -> None:
+    """Set every dropout of the modules to 0, those of adapters excepted."""
     for name, module in model.named_modules():
         if "lora_" in name:
             continue
         is_dropout = "Dropout" in type(module).__name__
         for key, value in list(vars(module).items()):
-            if isinstance(value, float) and ("drop" in key or "jitter" in key or (is_dropout and key == "p")):
+            if isinstance(value, float) and ("drop" in key or (is_dropout and key == "p")):
                 setattr(module, key, 0.0)
 
 
@@ -308,7 +308,7 @@ def _left(rows: _Rows) -> Difference:
     labels[:, : given.size(1)] = -100
     batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
     _ = rows.alone  # at rest
-    without_noise(rows.model.train())
+    without_dropout(rows.model.train())
     try:
         with torch.random.fork_rng(devices=[]):
             logps = _scored(rows, batch)[:, given.size(1) - 1 :]

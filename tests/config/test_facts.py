@@ -153,3 +153,13 @@ def test_dtype_auto_is_what_it_loads(tmp_path: Path):
     changes = {"model": {"path": str(place), "dtype": "auto"}, "trainer.learning_rate": 1e-5}
     message = told(checked(tmp_path, "sft", changes), ConfigError, warning=True)
     assert "all weights are trained in bfloat16 at learning rate 1e-05" in message
+
+
+def test_rows_that_can_leave_the_first_range_of_longrope_are_refused(tmp_path: Path):
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 16}
+    ranges = {"original_max_position_embeddings": 64, "max_position_embeddings": 512}
+    model = of_kind(tmp_path, "phi3", num_hidden_layers=1, rope_parameters=rope, **sizes, **ranges)
+    message = told(checked(tmp_path, "sft", {"model": model, "trainer.max_length": 100, **NO_EVAL}), SupportError)
+    assert "a padded row is scored differently" in message and "Keep rows within 64 tokens" in message
+    assert checked(tmp_path, "sft", {"model": model, "trainer.max_length": 64, **NO_EVAL}).ok

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from posttrain.errors import DataError, SupportError
 from posttrain.models.copies import small_copy
 from posttrain.models.tiny import character_tokenizer
-from posttrain.seam.isolation import isolation_findings, measure, without_noise
+from posttrain.seam.isolation import isolation_findings, measure, without_dropout
 from posttrain.seam.policy import PolicyConfig, PolicyTrainer
 from posttrain.seam.supervised import SupervisedConfig, SupervisedTrainer
 
@@ -61,7 +61,7 @@ def tiny(kind: str, **sizes: int):
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=100, **sizes), dtype=torch.float32)
 
 
-def test_a_policy_is_scored_without_the_noise_of_training():
+def test_a_policy_is_scored_without_dropout():
     model = tiny("gpt2", n_embd=32, n_layer=2, n_head=2, n_positions=64)
     args = PolicyConfig("unused", per_device_train_batch_size=2, num_generations=2, use_cpu=True, report_to="none")
     rows = Dataset.from_list([{"prompt": "x"}] * 4)
@@ -76,7 +76,7 @@ def test_a_policy_is_scored_without_the_noise_of_training():
 
 def test_dropout_of_adapters_stays():
     model = torch.nn.ModuleDict({"lora_dropout": torch.nn.Dropout(0.1), "inner": torch.nn.Dropout(0.2)})
-    without_noise(model)
+    without_dropout(model)
     assert (model["lora_dropout"].p, model["inner"].p) == (0.1, 0.0)
 
 
