@@ -115,14 +115,12 @@ class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
         self._window: list[dict[str, Any]] = []
         self._rollout_rows: list[dict[str, Any]] = []
         self._window_loss: list[Tensor] = []
-        entropy_gradient = args.entropy_coef != 0.0
+        has_bonus = args.entropy_coef != 0.0
         for scored in (self.model, self.ref_model):
             if scored is not None:
                 base = self.accelerator.unwrap_model(scored)
                 base = base.get_base_model() if isinstance(base, PeftModel) else base
-                add_selective_scoring(
-                    base, logits_budget_bytes=args.logits_budget_bytes, entropy_gradient=entropy_gradient
-                )
+                add_selective_scoring(base, logits_budget_bytes=args.logits_budget_bytes, entropy_gradient=has_bonus)
 
     # ---- hooks for methods ----
 
