@@ -30,7 +30,6 @@ from posttrain.seam.greedy import greedy_baseline, refuse_greedy
 from posttrain.seam.group_sampler import prompt_order
 from posttrain.seam.head import add_selective_scoring
 from posttrain.seam.inputs import check_inputs
-from posttrain.seam.isolation import refuse_mixed_rows
 from posttrain.seam.isolation import score_as_sampled
 from posttrain.seam.mixture_log import MixtureLog, group_column
 from posttrain.seam.policy_checkpoint import PolicyCheckpoint
