@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import PosttrainError
-from posttrain.evaluating import template_sha256, template_variables, verifier_name, verifier_sha256
+from posttrain.evaluating import (
+    recorded_variables,
+    template_sha256,
+    template_variables,
+    verifier_name,
+    verifier_sha256,
+)
 from posttrain.saved_models import SavedModel
 
 
@@ -164,7 +170,7 @@ class EvalRecord:
         before = {f"eval.{name}": recorded.get(name) for name in settings_record(self.settings)}
         asked |= {"verifier": verifier_name(self.config), "chat_template_kwargs": template_variables(self.config)}
         before |= {"verifier": recorded_verifier(config)}
-        before["chat_template_kwargs"] = (config.get("rollout") or {}).get("chat_template_kwargs") or {}
+        before["chat_template_kwargs"] = recorded_variables(config)
         asked["method.success_threshold"] = getattr(self.config.method, "success_threshold", 1.0)
         before["method.success_threshold"] = (config.get("method") or {}).get("success_threshold", 1.0)
         world = world_layout(self.accelerator)

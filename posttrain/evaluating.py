@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from posttrain.data.rendering import SPECIAL_TOKENS
 from posttrain.errors import ConfigError
 
 # A supervised method has no length of completions to take over.
@@ -100,8 +101,20 @@ def evaluation_settings(config: Any) -> dict[str, Any]:
 
 
 def template_variables(config: Any) -> dict[str, Any]:
-    """Variables of the chat template that the trainer uses; a run without rollouts has none."""
-    return dict(getattr(config.rollout, "chat_template_kwargs", None) or {})
+    """Variables of the chat template that training and evaluation use; those of rollout or trainer come first."""
+    data = config.data
+    found = dict(data.chat_template_kwargs or {})
+    for block in (config.trainer, config.rollout):
+        found |= getattr(block, "chat_template_kwargs", None) or {}
+    return found if data.special_tokens_in_text == "text" else {**found, SPECIAL_TOKENS: data.special_tokens_in_text}
+
+
+def recorded_variables(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of a recorded recipe."""
+    blocks = [config.get(name) or {} for name in ("data", "trainer", "rollout")]
+    found = {key: value for block in blocks for key, value in (block.get("chat_template_kwargs") or {}).items()}
+    read = blocks[0].get(SPECIAL_TOKENS, "text")
+    return found if read == "text" else {**found, SPECIAL_TOKENS: read}
 
 
 def template_sha256(tokenizer: Any) -> str | None:

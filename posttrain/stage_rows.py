@@ -55,7 +55,7 @@ def short_enough(config: Any, rows: Any, tokenizer: Any, *, split: str, say: Say
         tokenizer: with the template of the run.
         split: name for the message. say: is told how many rows were left out.
     """
-    from posttrain.data.demonstrations import encode_prompt
+    from posttrain.data.rendering import encode_prompt, template_inputs
     from posttrain.data.streams import RowStreams
     from posttrain.evaluating import template_variables
 
@@ -63,7 +63,11 @@ def short_enough(config: Any, rows: Any, tokenizer: Any, *, split: str, say: Say
         rows.max_prompt_length = config.data.max_prompt_length
         return rows
     variables, limit = template_variables(config), config.data.max_prompt_length
-    kept = [i for i, row in enumerate(rows) if len(encode_prompt(tokenizer, row["prompt"], **variables)) <= limit]
+    kept = [
+        i
+        for i, row in enumerate(rows)
+        if len(encode_prompt(tokenizer, row["prompt"], **template_inputs(row, variables))) <= limit
+    ]
     if len(kept) == len(rows):
         return rows
     if say is not None:

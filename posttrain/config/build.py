@@ -40,12 +40,16 @@ def build_args(cfg: RunConfig, *, output_dir: str | Path, changes: dict[str, Any
 
 def keywords(cfg: RunConfig, specs: dict[str, FieldSpec]) -> dict[str, Any]:
     """Keyword arguments of the config class, by field name; `output_dir` is left out."""
+    from posttrain.evaluating import template_variables
+
     keys: dict[str, Any] = {}
     for name, block in (("method", cfg.method), ("trainer", cfg.trainer), ("rollout", cfg.rollout)):
         if block is not None:
             keys |= {
                 key: check_value(specs[key], value, where=cfg.where(name, key)) for key, value in block.fields.items()
             }
+    if variables := template_variables(cfg):
+        keys["chat_template_kwargs"] = variables
     if cfg.rollout is not None:
         keys["use_vllm"] = cfg.rollout.engine == "vllm"
         keys["vllm_mode"] = cfg.rollout.mode or "colocate"

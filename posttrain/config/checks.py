@@ -19,6 +19,7 @@ from posttrain.config import (
     checks_facts,
     checks_mixture,
     checks_model,
+    checks_rendering,
     checks_rewards,
     checks_run,
     checks_saving,
@@ -66,6 +67,9 @@ def check(
         for _, stage in checks:
             stage.run()
             checks_streams.read_all(stage.cfg, stage.trained["train"], stage.tokenizer(), stage.report, say=all_rows)
+        origins = {name: start for name, start, _ in resolve_stages(cfg)}
+        encoders = {name: (stage.cfg, stage.encoder) for name, stage in checks if stage.encoder is not None}
+        report.warnings += checks_rendering.stage_findings(encoders, origins)
         # Last, because the config class joins the process group: from then on transformers writes on rank 0 only.
         for name, stage in checks:
             stage.arguments()
@@ -92,6 +96,7 @@ class _Check:
         self.report, self.buildable = CheckReport(), False
         self.facts: ModelFacts | None = None
         self.trained: dict[str, Rows | None] = {}
+        self.encoder: PromptEncoder | None = None
         self.demonstrated = checks_data.uses_demonstrations(cfg, self.entry)
 
     def run(self) -> None:
@@ -275,8 +280,7 @@ class _Check:
 
     def texts(self, rows: Rows, tokenizer: Any) -> bool:
         """Template, lengths and previews of one split. Whether its texts can be read at all."""
-        kwargs = self.cfg.rollout.fields.get("chat_template_kwargs") if self.cfg.rollout is not None else None
-        encoder = PromptEncoder(tokenizer, kwargs, column=self.column(rows.split))
+        encoder = PromptEncoder.of(self.cfg, tokenizer, rows, column=self.column(rows.split))
         trained = self.demonstrated and rows.split != "eval"
         before = len(self.report.errors)
         for stops, finding in checks_template.tokenizer_findings(self.cfg, tokenizer, rows):
@@ -285,6 +289,8 @@ class _Check:
             return False
         for stops, finding in checks_template.template_findings(self.cfg, encoder, rows, trained=trained):
             self.add(stops, finding)
+        for finding in checks_rendering.rendering_findings(self.cfg, encoder, trained=trained):
+            self.add(False, finding)
         if len(self.report.errors) > before:
             return False
         budget = LengthBudget()
@@ -303,27 +309,10 @@ class _Check:
                 f"{budget.skipped} long {rows.split} texts were not measured; the run measures them"
             )
         if rows.split == "train":
-            self.preview(rows, encoder, trained)
+            self.report.previews += checks_rendering.previews(self.cfg, encoder, trained=trained, count=self.show_rows)
+            self.report.facts += checks_rendering.reward_facts(self.cfg, tokenizer)
+            self.encoder = encoder
         return True
-
-    def preview(self, rows: Rows, encoder: PromptEncoder, trained: bool) -> None:
-        kept = [index for index in range(len(rows)) if index not in rows.dropped]
-        limit = getattr(self.cfg.rollout, "max_completion_length", None) if self.cfg.rollout is not None else None
-        sampled = f"a completion of up to {limit} tokens is sampled and trained up to its stop token"
-        for index in kept[: self.show_rows]:
-            text = rows.solutions[index] if trained else None
-            title = f"train row {index} ({self.cfg.method.name})"
-            if isinstance(text, str) and text.strip():
-                note = (
-                    ""
-                    if self.cfg.rollout is None
-                    else f"demonstration, trained where the gate opens; elsewhere {sampled}"
-                )
-                prompt_ids, ids = encoder.row(rows.prompts[index], text)
-                self.report.previews.append(preview(title, encoder.tokenizer, prompt_ids, ids, note=note))
-            else:
-                prompt_ids = encoder.prompt(rows.prompts[index])
-                self.report.previews.append(preview(title, encoder.tokenizer, prompt_ids, [], note=sampled))
 
     def asked(self, rows: Rows, held_out: Rows | None, tokenizer: Any) -> Rows | None:
         """Rows as the rewards will see them; None if there are none, or a method cannot ask about its documents."""

@@ -197,7 +197,7 @@ def supervised_step_findings(cfg: RunConfig, rows: Rows, *, world_size: int) -> 
 
 
 def long_prompts(
-    cfg: RunConfig, rows: Rows, count: Callable[[Any], int | None]
+    cfg: RunConfig, rows: Rows, count: Callable[[int], int | None]
 ) -> Iterator[tuple[bool, PosttrainError]]:
     """(whether it stops the run, finding) about prompts over the limit; with overlong_prompts: drop they are noted in
     `rows.dropped`.
@@ -205,10 +205,10 @@ def long_prompts(
     Args:
         cfg: the run.
         rows: one split.
-        count: tokens of a prompt, or None if it is surely within the limit.
+        count: tokens of a row's prompt, or None if it is surely within the limit.
     """
     limit = cfg.data.max_prompt_length
-    counts = [count(prompt) for prompt in rows.prompts]
+    counts = [count(index) for index in range(len(rows))]
     found = [index for index, length in enumerate(counts) if length is not None and length > limit]
     if not found:
         return

@@ -6,6 +6,8 @@ that drops the question, a demonstration that looks unlike what the model genera
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,43 +18,60 @@ from posttrain.errors import DataError, PosttrainError
 # Rows looked at token by token: the traps come from the template, or from the way a data set was made.
 SAMPLE = 64
 _THINK = "<think>"
+_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
+_SHOWN = 12  # tokens of a difference
 Finding = tuple[bool, PosttrainError]
 
 
 class PromptEncoder:
-    """Tokens of prompts and demonstrations, exactly as training makes them."""
+    """Tokens of prompts and demonstrations of one split, exactly as training makes them."""
 
     def __init__(
-        self, tokenizer: Any, chat_template_kwargs: dict[str, Any] | None = None, *, column: str = "solution"
+        self,
+        tokenizer: Any,
+        rows: Rows,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        *,
+        column: str = "solution",
     ):
-        self.tokenizer, self.kwargs, self.column = tokenizer, chat_template_kwargs or {}, column
+        from posttrain.data.rendering import ROW_INPUTS
 
-    def prompt(self, prompt: Any) -> list[int]:
+        self.tokenizer, self.rows, self.kwargs, self.column = tokenizer, rows, chat_template_kwargs or {}, column
+        self._own = {name: list(rows.dataset[name]) for name in ROW_INPUTS if name in rows.columns}
+
+    @classmethod
+    def of(cls, cfg: RunConfig, tokenizer: Any, rows: Rows, *, column: str) -> PromptEncoder:
+        """With the variables of the recipe."""
+        from posttrain.evaluating import template_variables
+
+        return cls(tokenizer, rows, template_variables(cfg), column=column)
+
+    def inputs(self, index: int) -> dict[str, Any]:
+        """Variables of the template for a row."""
+        from posttrain.data.rendering import template_inputs
+
+        return template_inputs({name: cells[index] for name, cells in self._own.items()}, self.kwargs)
+
+    def prompt(self, index: int) -> list[int]:
         """Ids that generation starts from."""
-        from posttrain.data.demonstrations import encode_prompt
+        from posttrain.data.rendering import encode_prompt
 
-        return encode_prompt(self.tokenizer, prompt, **self.kwargs)
+        return encode_prompt(self.tokenizer, self.rows.prompts[index], **self.inputs(index))
 
-    def demonstration(self, text: str, prompt_ids: list[int]) -> list[int]:
-        """Ids that are trained, stop token included."""
-        from posttrain.data.demonstrations import encode_demonstration
-
-        return encode_demonstration(self.tokenizer, text, prompt_ids=prompt_ids)
-
-    def row(self, prompt: Any, text: str) -> tuple[list[int], list[int]]:
-        """Ids that are given, and ids that are trained."""
+    def row(self, index: int) -> tuple[list[int], list[int]]:
+        """Ids that are given, and ids that are trained, stop token included."""
         from posttrain.data.demonstrations import encode_row
 
-        return encode_row(self.tokenizer, prompt, text, column=self.column, **self.kwargs)
+        prompt, text = self.rows.prompts[index], self.rows.solutions[index]
+        return encode_row(self.tokenizer, prompt, text, column=self.column, **self.inputs(index))
 
-    def rendered(self, prompt: list[dict[str, str]], solution: str | None = None) -> str:
-        """Text of the chat: up to the generation prompt, or with the assistant's answer in it."""
+    def rendered(self, index: int, solution: str | None = None) -> Any:
+        """The chat, `Rendered`: up to the generation prompt, or with the assistant's answer in it."""
+        from posttrain.data.rendering import render_prompt
+
+        prompt = self.rows.prompts[index]
         turns = prompt if solution is None else [*prompt, {"role": "assistant", "content": solution}]
-        return str(
-            self.tokenizer.apply_chat_template(
-                turns, add_generation_prompt=solution is None, tokenize=False, **self.kwargs
-            )
-        )
+        return render_prompt(self.tokenizer, turns, add_generation_prompt=solution is None, **self.inputs(index))
 
 
 def tokenizer_findings(cfg: RunConfig, tokenizer: Any, rows: Rows) -> Iterator[Finding]:
@@ -99,110 +118,147 @@ def template_findings(cfg: RunConfig, encoder: PromptEncoder, rows: Rows, *, tra
     if any(stops for stops, _ in dated):
         return
     where = cfg.where("data", rows.split)
-    faults: dict[str, tuple[list[int], str]] = {}
-    notes: dict[str, tuple[list[int], str]] = {}
+    # By what is told and what to do, without the example in brackets: that of the first row is shown.
+    faults: dict[tuple[str, str], tuple[list[int], str]] = {}
+    notes: dict[tuple[str, str], tuple[list[int], str]] = {}
     looked = min(SAMPLE, len(rows))
     for index in range(looked):
         # A document is its own demonstration: what is wrong with it is told of the prompt.
         solution = rows.solutions[index] if trained and encoder.column != "prompt" else None
         solution = solution if isinstance(solution, str) and solution.strip() else None
-        for stops, told, fix in _row_faults(encoder, rows.prompts[index], solution):
-            (faults if stops else notes).setdefault(told, ([], fix))[0].append(index)
+        for stops, told, fix in _row_faults(encoder, index, solution):
+            kind = (told.partition(" (")[0], fix)
+            (faults if stops else notes).setdefault(kind, ([], told))[0].append(index)
     for stops, found in ((True, faults), (False, notes)):
-        for told, (indices, fix) in found.items():
+        for (_, fix), (indices, told) in found.items():
             text = f"{told} ({len(indices)} of the first {looked} rows: {rows_text(indices)})"
             yield stops, DataError(text, where=where, fix=fix)
 
 
-def _row_faults(encoder: PromptEncoder, prompt: Any, solution: str | None) -> Iterator[tuple[bool, str, str]]:
+def _row_faults(encoder: PromptEncoder, index: int, solution: str | None) -> Iterator[tuple[bool, str, str]]:
     """(whether it stops the run, what, fix) for one row."""
     from jinja2 import TemplateError
 
-    tokenizer = encoder.tokenizer
+    tokenizer, prompt = encoder.tokenizer, encoder.rows.prompts[index]
     try:
-        ids = encoder.prompt(prompt)
-        text = prompt if isinstance(prompt, str) else encoder.rendered(prompt)
+        ids = encoder.prompt(index)
+        rendered = encoder.rendered(index)
+    except DataError as problem:
+        yield True, problem.what, problem.fix or "Remove the row"
+        return
     except (TemplateError, TypeError, ValueError, KeyError) as problem:
         reason = " ".join(str(problem).split())[:120]
         yield True, f"the chat template refuses the prompt: {reason}", "Check the roles of the messages"
         return
-    if not ids:
-        yield True, "the prompt has no tokens", "Check the chat template"
-        return
     bos = tokenizer.bos_token_id
     if bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
         yield True, f"two BOS tokens ({tokenizer.bos_token}) open the prompt", "Take it out of the text of the prompts"
-    lost = [part for part in _parts(prompt) if part.strip() and part.strip() not in text]
+    text = rendered.markers.spelled(rendered.text)
+    lost = [part for part in _parts(prompt) if part not in text and json.dumps(part)[1:-1] not in text]
     if lost:
-        yield True, f"the chat template drops text of the prompt ({lost[0].strip()[:40]!r})", "Use another template"
-    if _decoded_differs(tokenizer, prompt_text(prompt)):
-        yield False, "characters of the prompt do not survive the tokenizer", "Replace them, or use another tokenizer"
+        yield True, f"the chat template drops text of the prompt ({lost[0][:40]!r})", "Use another template"
+    yield from _lost_characters(tokenizer, prompt_text(prompt), "prompt")
     if solution is not None:
-        yield from _demonstration_faults(encoder, prompt, ids, solution)
+        yield from _demonstration_faults(encoder, index, solution)
 
 
 def _parts(prompt: Any) -> list[str]:
-    return [] if isinstance(prompt, str) else [str(message.get("content") or "") for message in prompt]
+    """Texts that the rendered prompt must hold; of an earlier turn of the assistant, what follows its thought."""
+    if isinstance(prompt, str):
+        return []
+    texts = [
+        str(message.get("content") or "").rpartition("</think>")[2]
+        if message.get("role") == "assistant"
+        else str(message.get("content") or "")
+        for message in prompt
+    ]
+    return [text.strip() for text in texts if text.strip()]
 
 
-def _decoded_differs(tokenizer: Any, text: str) -> bool:
+def _lost_characters(tokenizer: Any, text: str, name: str) -> Iterator[tuple[bool, str, str]]:
+    """Characters that the tokenizer replaces, and blanks that it does not see."""
+    fix = "Replace them, or use another tokenizer"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return "".join(tokenizer.decode(ids).split()) != "".join(text.split())
+    if "".join(tokenizer.decode(ids).split()) != "".join(text.split()):
+        yield False, f"characters of the {name} do not survive the tokenizer", fix
+    plain = " ".join(text.split())
+    if plain != text.strip() and ids == tokenizer(plain, add_special_tokens=False)["input_ids"]:
+        yield False, f"line breaks and repeated blanks of the {name} are not seen by the tokenizer", fix
 
 
-def _demonstration_faults(
-    encoder: PromptEncoder, prompt: Any, prompt_ids: list[int], solution: str
-) -> Iterator[tuple[bool, str, str]]:
-    tokenizer = encoder.tokenizer
+def _demonstration_faults(encoder: PromptEncoder, index: int, solution: str) -> Iterator[tuple[bool, str, str]]:
+    from posttrain.data.demonstrations import encode_joined
+
+    tokenizer, prompt = encoder.tokenizer, encoder.rows.prompts[index]
     eos = tokenizer.eos_token_id
     if eos is None:
         return
-    ids = encoder.demonstration(solution, prompt_ids)
-    if ids[-1] != eos:
-        yield True, "the stop token of the demonstration is not trained", "Set the tokenizer's eos_token"
+    given, ids, begins = encode_joined(tokenizer, prompt, solution, **encoder.inputs(index))
     if len(ids) < 2:
         yield True, "no token of the demonstration is trained but the stop token", "Check the demonstration's text"
     if eos in ids[:-1]:
         fix = f"Remove {tokenizer.eos_token!r} from the demonstrations; it is added at their end"
         yield True, f"the stop token {tokenizer.eos_token!r} stands inside the demonstration", fix
-    around = tokenizer.decode([*prompt_ids[-16:], *ids[:16]])
+    if not begins:
+        yield (
+            False,
+            "the tokenizer joins the end of the prompt and the beginning of the demonstration into other tokens; what "
+            "is trained is the demonstration behind the prompt's own tokens, from which generation starts",
+            "End the prompts where a token ends, as before a blank, and begin the demonstrations with it",
+        )
+    around = tokenizer.decode([*given[-16:], *ids[:16]])
     if "".join(around.split()).count(_THINK) > 1:
         fix = "Remove the tag from the demonstrations; the template opens it"
         yield True, "the think tag is opened twice, by the template and by the demonstration", fix
-    if _decoded_differs(tokenizer, solution):
-        fix = "Replace them, or use another tokenizer"
-        yield False, "characters of the demonstration do not survive the tokenizer", fix
+    yield from _lost_characters(tokenizer, solution, "demonstration")
     if not isinstance(prompt, str):
-        yield from _turn_faults(encoder, prompt, prompt_ids, ids, solution)
+        yield from _turn_faults(encoder, index, given, ids, solution)
 
 
 def _turn_faults(
-    encoder: PromptEncoder, prompt: list[dict[str, str]], prompt_ids: list[int], ids: list[int], solution: str
+    encoder: PromptEncoder, index: int, given: list[int], ids: list[int], solution: str
 ) -> Iterator[tuple[bool, str, str]]:
-    """The assistant's turn as the template writes it, against the turn that is trained."""
+    """The tokens of the assistant's turn as the template writes it, against those that are trained."""
     from jinja2 import TemplateError
 
-    tokenizer = encoder.tokenizer
+    tokenizer, trained = encoder.tokenizer, [*given, *ids]
     try:
-        start, full = encoder.rendered(prompt), encoder.rendered(prompt, solution)
+        full = encoder.rendered(index, solution).ids(tokenizer)
     except (TemplateError, TypeError, ValueError, KeyError):
         yield False, "the chat template refuses an assistant message", "Only matters for several turns"
         return
-    if not full.startswith(start):
+    place = next(
+        (i for i, (a, b) in enumerate(zip(trained, full, strict=False)) if a != b), min(len(trained), len(full))
+    )
+    if place == len(trained) or _only_forgets(tokenizer.decode(trained), tokenizer.decode(full)):
+        return
+    theirs, ours = (tokenizer.decode(found[place : place + _SHOWN]) for found in (full, trained))
+    if place < len(given):
         yield (
             False,
             "the generation prompt is not how the template begins the assistant's turn, so an answer reads "
-            "differently once it is history",
+            f"differently once it is history (it has {theirs!r} there, and the generation prompt {ours!r})",
             "Training and evaluation here are of one turn and agree; a chat of several turns would not",
         )
         return
-    turn = full[len(start) :]
-    trained = tokenizer.decode(ids)
-    if not turn.startswith(trained) and "".join(turn.split()) != "".join(trained.split()):
-        shown = turn[turn.find(solution) + len(solution) :][:40] if solution in turn else turn[:40]
+    told = "the template writes the assistant's turn differently from what is trained"
+    if place == len(trained) - 1:
         yield (
             False,
-            f"the template writes the assistant's turn differently from what is trained (it has {shown!r} where "
-            f"training ends with {tokenizer.eos_token!r})",
+            f"{told} (it has {theirs!r} where training ends with {tokenizer.eos_token!r})",
             "Set the tokenizer's eos_token to the token that ends a turn, unless a base model is meant to stop so",
         )
+        return
+    same = theirs == ours
+    theirs, ours = (found[place : place + _SHOWN] for found in (full, trained)) if same else (theirs, ours)
+    yield (
+        False,
+        f"{told} (it has {'the tokens ' * same}{theirs!r} where training has {ours!r})",
+        "Write the demonstrations as the template does, or set data.chat_template_kwargs so that it asks for them so",
+    )
+
+
+def _only_forgets(trained: str, full: str) -> bool:
+    """Whether the template leaves out a thought that is trained, as many do with earlier turns, and nothing else."""
+    without = _THOUGHT.sub("", trained)
+    return without != trained and "".join(full.split()).startswith("".join(without.split()))

@@ -26,8 +26,8 @@ class LengthBudget:
     def prompt_counter(self, encoder: PromptEncoder) -> Any:
         """Tokens of a prompt, or None once the time is spent."""
 
-        def count(prompt: Any) -> int | None:
-            return None if self.spent() else len(encoder.prompt(prompt))
+        def count(index: int) -> int | None:
+            return None if self.spent() else len(encoder.prompt(index))
 
         return count
 
@@ -40,7 +40,7 @@ class LengthBudget:
             # A token covers at least one byte, and the stop token comes on top.
             if limit is None or (not supervised and len(text.encode()) + 1 <= limit) or self.spent():
                 return None
-            given, learnt = encoder.row(rows.prompts[index], text)
+            given, learnt = encoder.row(index)
             return len(given), len(learnt)
 
         return count

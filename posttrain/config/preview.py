@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.text import Text
 
+_IDS = 32  # shown of a row
+
 
 @dataclass(frozen=True)
 class Preview:
-    """One row: its title, its tokens as text, and for each token whether it is trained. `note` follows the tokens."""
+    """One row: its title, its tokens as text, and for each token whether it is trained. `note` follows the tokens;
+    `ids` are those of the trained ones.
+    """
 
     title: str
     tokens: tuple[str, ...]
     trained: tuple[bool, ...]
     note: str = ""
+    ids: tuple[int, ...] = ()
 
     def plain(self) -> str:
         """Without colour: every trained token in square brackets, line breaks shown as a sign before the break."""
         body = "".join(
-            f"[{_visible(token)}]" if trained else _visible(token)
+            f"[{_visible(token, trained=True)}]" if trained else _visible(token)
             for token, trained in zip(self.tokens, self.trained, strict=True)
         )
         return f"{self.header()}\n{body}{self._note()}"
@@ -37,13 +42,14 @@ class Preview:
         for token, trained in zip(self.tokens, self.trained, strict=True):
             count += trained
             style = ("black on green3" if count % 2 else "black on pale_green1") if trained else "dim"
-            text.append(_visible(token), style=style)
+            text.append(_visible(token, trained=trained), style=style)
         text.append(self._note(), style="italic cyan")
         return text
 
     def header(self) -> str:
-        """Title with the counts."""
-        return f"-- {self.title}: {len(self.tokens)} tokens, {sum(self.trained)} trained --"
+        """Title with the counts, and the first trained ids."""
+        shown = f"\ntrained ids: {' '.join(map(str, self.ids[:_IDS]))}{' ...' * (len(self.ids) > _IDS)}"
+        return f"-- {self.title}: {len(self.tokens)} tokens, {sum(self.trained)} trained --{shown * bool(self.ids)}"
 
     def _note(self) -> str:
         return f"\n{self.note}" if self.note else ""
@@ -62,10 +68,20 @@ def preview(
         note: line below the row, e.g. that completions will be sampled here.
     """
     ids = [*prompt_ids, *trained_ids]
-    tokens = tuple(str(tokenizer.decode([token])) for token in ids)  # type: ignore[attr-defined]
+    tokens = tuple(_piece(tokenizer, token) for token in ids)
     trained = (False,) * len(prompt_ids) + (True,) * len(trained_ids)
-    return Preview(title, tokens, trained, note)
+    return Preview(title, tokens, trained, note, tuple(trained_ids))
 
 
-def _visible(token: str) -> str:
-    return token.replace("\n", "\u23ce\n")
+def _piece(tokenizer: Any, token: int) -> str:
+    """Text of one token with the blanks that it holds, which decoders drop at the start of a text."""
+    text, spelled = str(tokenizer.decode([token])), str(tokenizer.convert_ids_to_tokens(token))
+    if "\u2581" in spelled:
+        return spelled.replace("\u2581", " ")
+    return text if text and text != "\ufffd" else spelled
+
+
+def _visible(token: str, *, trained: bool = False) -> str:
+    """Line breaks as a sign before the break; in a trained token, blanks as a sign."""
+    shown = token.replace(" ", "\u2423").replace("\t", "\u21e5") if trained else token
+    return shown.replace("\n", "\u23ce\n")

@@ -190,6 +190,16 @@ class DataBlock(Block):
         "in training, and by eval --suite unlearning (forget, retain, holdout, real_authors, world_facts)",
     )
     system_prompt: str | None = Field(default=None, description="system message put before every prompt")
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None,
+        description="variables of the chat template for every stage, rollout and evaluation; what rollout or trainer "
+        "says under this name comes before it",
+    )
+    special_tokens_in_text: Literal["text", "token"] = Field(
+        default="text",
+        description="what a control token is that the data spells (<|im_end|> in a question): text, or the token, as "
+        "prompts need it that were rendered beforehand",
+    )
     max_prompt_length: Count = Field(default=512, description="most tokens of a prompt after the chat template")
     overlong_prompts: Literal["error", "drop"] = Field(default="error", description="what happens to longer prompts")
     max_empty_solution_fraction: Annotated[float, Field(ge=0, le=1)] = Field(

@@ -5,54 +5,38 @@ model.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from posttrain.data.markers import Markers, markers_of
+from posttrain.data.rendering import encode_document, encode_prompt, render_prompt, template_inputs
 from posttrain.errors import DataError
 
-_OPEN_THINK = "<think>"
+__all__ = ["encode_demonstration", "encode_example", "encode_pair", "encode_prompt", "encode_row", "encode_rows"]
+
+# Tags that open a thought; a prompt may end in one.
+_OPEN = re.compile(r"<think(?:ing)?>|<seed:think>|\[THINK\]|<\|begin_of_thought\|>")
+# Characters that a text is put behind where its prompt's own do not serve.
+_ANCHORS = ("\n", "|", "a", "0", ".")
 # As `demonstration_column` it says: the prompt is a document, and all its tokens are learnt.
 DOCUMENT_COLUMN = "prompt"
 
 _logger = logging.getLogger(__name__)
 
 
-def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, str]], **chat_template_kwargs: Any
-) -> list[int]:
-    """Token ids that generation starts from: chat messages through the template, text as it is.
-
-    Args:
-        tokenizer: with a chat template if the prompt is messages.
-        prompt: messages or text.
-        chat_template_kwargs: variables of the template, as given to the trainer.
-
-    Raises:
-        DataError: messages but no chat template, or a prompt without any token.
-    """
-    if isinstance(prompt, str):
-        ids = tokenizer(prompt)["input_ids"]
-    else:
-        if tokenizer.chat_template is None:
-            raise DataError(
-                "the prompts are chat messages but the tokenizer has no chat template",
-                fix="Use an instruct model's tokenizer, or text prompts (data format: text)",
-            )
-        ids = tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **chat_template_kwargs
-        )["input_ids"]
-    if not len(ids):
-        raise DataError("a prompt has no tokens", got=prompt, fix="Remove the row")
-    return list(ids)
-
-
 def encode_demonstration(
-    tokenizer: PreTrainedTokenizerBase, solution: str, *, prompt_ids: Sequence[int] = ()
+    tokenizer: PreTrainedTokenizerBase,
+    solution: str,
+    *,
+    prompt_ids: Sequence[int] = (),
+    special_tokens_in_text: str = "text",
+    **_: Any,
 ) -> list[int]:
-    """Token ids of a demonstration as the model would have generated it, end token included.
+    """Token ids of a demonstration behind a prompt of which only the ids are known; see `encode_pair`.
 
     Args:
         tokenizer: must have an end token.
@@ -66,16 +50,64 @@ def encode_demonstration(
     Raises:
         DataError: the tokenizer has no end token.
     """
+    tail = tokenizer.decode(list(prompt_ids)[-16:]) if prompt_ids and _OPEN.match(solution.lstrip()) else ""
+    text, markers = _written(tokenizer, solution, behind=tail), markers_of(tokenizer)
+    if special_tokens_in_text == "text":
+        text = str(markers.hide(text))
+    return [*_continued(tokenizer, text, markers), tokenizer.eos_token_id]
+
+
+def encode_pair(
+    tokenizer: PreTrainedTokenizerBase, prompt: Any, solution: str, **chat_template_kwargs: Any
+) -> tuple[list[int], list[int]]:
+    """Tokens of a prompt, and of the demonstration as the model would have generated it behind them.
+
+    Both together are the tokens of prompt and demonstration as one text, and the end token. Where a tokenizer joins
+    the last characters of the prompt with the first of the demonstration into one token, that is not so, since
+    generation starts from the prompt's own tokens: the demonstration is then cut as text that follows a boundary.
+
+    Args: as in `encode_prompt` and `encode_demonstration`.
+    """
+    given, learnt, _ = encode_joined(tokenizer, prompt, solution, **chat_template_kwargs)
+    return given, learnt
+
+
+def encode_joined(
+    tokenizer: PreTrainedTokenizerBase, prompt: Any, solution: str, **chat_template_kwargs: Any
+) -> tuple[list[int], list[int], bool]:
+    """`encode_pair`, and whether the tokens of the whole text begin with those of the prompt."""
+    rendered = render_prompt(tokenizer, prompt, **chat_template_kwargs)
+    given = rendered.ids(tokenizer)
+    if not given:
+        raise DataError("a prompt has no tokens", got=prompt, fix="Remove the row")
+    text = rendered.hide(_written(tokenizer, solution, behind=rendered.text))
+    whole = rendered.ids(tokenizer, text)
+    begins = whole[: len(given)] == given
+    learnt = whole[len(given) :] if begins else _continued(tokenizer, text, rendered.markers)
+    return given, [*learnt, tokenizer.eos_token_id], begins
+
+
+def _written(tokenizer: PreTrainedTokenizerBase, solution: str, *, behind: str) -> str:
+    """A demonstration's text without end tokens at its end, and without a think tag that the prompt has opened."""
     if tokenizer.eos_token_id is None:
         raise DataError("the tokenizer has no end token, so a demonstration cannot end", fix="Set tokenizer.eos_token")
-    if prompt_ids and solution.lstrip().startswith(_OPEN_THINK):
-        tail = tokenizer.decode(list(prompt_ids)[-16:]).rstrip()
-        if tail.endswith(_OPEN_THINK):
-            solution = solution.lstrip().removeprefix(_OPEN_THINK).lstrip("\n")
-    ids = list(tokenizer(solution, add_special_tokens=False)["input_ids"])
-    while ids and ids[-1] == tokenizer.eos_token_id:
-        ids.pop()
-    return [*ids, tokenizer.eos_token_id]
+    end = str(tokenizer.eos_token)
+    while end.strip() and solution.rstrip().endswith(end):
+        solution = solution.rstrip().removesuffix(end)
+    opened = _OPEN.match(solution.lstrip())
+    if opened is not None and behind.rstrip().endswith(opened[0]):
+        solution = solution.lstrip().removeprefix(opened[0]).lstrip("\n")
+    return solution
+
+
+def _continued(tokenizer: PreTrainedTokenizerBase, text: str, markers: Markers) -> list[int]:
+    """Ids of a hidden text where it follows another: behind a character that does not join with it."""
+    for anchor in _ANCHORS:
+        before = markers.encode(tokenizer, anchor)
+        whole = markers.encode(tokenizer, anchor + text)
+        if before and whole[: len(before)] == before:
+            return whole[len(before) :]
+    return markers.encode(tokenizer, text)
 
 
 def encode_row(
@@ -84,16 +116,17 @@ def encode_row(
     """Tokens that are given and tokens that are learnt, of one supervised row.
 
     With `column` `DOCUMENT_COLUMN` the tokens are those of the text as it is, as in the next-token loss of
-    mid-training: the first is given, all others are learnt, and no end token is added.
+    mid-training: the first is given, all others are learnt, and no end token is added but by the tokenizer itself.
 
     Args:
         prompt, text: cells of the row. column: that `text` is from.
     """
     if column == DOCUMENT_COLUMN:
-        ids = encode_prompt(tokenizer, text)
+        ids = encode_document(tokenizer, text, **chat_template_kwargs)
+        if not ids:
+            raise DataError("a prompt has no tokens", got=prompt, fix="Remove the row")
         return ids[:1], ids[1:]
-    given = encode_prompt(tokenizer, prompt, **chat_template_kwargs)
-    return given, encode_demonstration(tokenizer, text, prompt_ids=given)
+    return encode_pair(tokenizer, prompt, text, **chat_template_kwargs)
 
 
 def encode_example(
@@ -103,6 +136,7 @@ def encode_example(
     column: str,
     max_length: int | None,
     where: str,
+    variables: Mapping[str, Any] | None = None,
 ) -> dict[str, list[int]]:
     """`input_ids` and `labels` (-100 on the prompt) of one row; arguments as in `encode_rows`.
 
@@ -120,7 +154,9 @@ def encode_example(
         raise DataError(
             "empty demonstration", where=f"{where}, column {column!r}", got=row[column], fix="Drop the row"
         )
-    prompt, completion = encode_row(tokenizer, row["prompt"], row[column], column=column)
+    prompt, completion = encode_row(
+        tokenizer, row["prompt"], row[column], column=column, **template_inputs(row, variables)
+    )
     if max_length is not None and len(prompt) + len(completion) > max_length:
         raise DataError(
             "prompt and demonstration are longer than a row may be",
@@ -139,6 +175,7 @@ def encode_rows(
     column: str,
     max_length: int | None,
     keep: tuple[str, ...] = (),
+    variables: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """A dataset of `input_ids` and `labels` (-100 on the prompt) for supervised training.
 
@@ -147,6 +184,7 @@ def encode_rows(
         column: demonstration text; `DOCUMENT_COLUMN` to learn the prompts, which must then be text.
         max_length: most tokens of a row; None = any.
         keep: columns carried along unchanged.
+        variables: of the chat template, see `encode_prompt`; a row's own come before them, see `template_inputs`.
 
     Raises:
         DataError: an empty demonstration, or a row longer than `max_length` (a cut one would train a text that never
@@ -154,7 +192,8 @@ def encode_rows(
     """
 
     def encode(row: dict[str, Any], index: int) -> dict[str, list[int]]:
-        return encode_example(row, tokenizer, column=column, max_length=max_length, where=f"train row {index}")
+        where = f"train row {index}"
+        return encode_example(row, tokenizer, column=column, max_length=max_length, where=where, variables=variables)
 
     drop = [name for name in dataset.column_names if name not in keep]
     encoded = dataset.map(encode, with_indices=True, remove_columns=drop, desc=None, load_from_cache_file=False)

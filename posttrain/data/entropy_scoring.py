@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from posttrain.data import token_index
+from posttrain.data.rendering import encode_document
 from posttrain.data.token_index import TokenIndex
 from posttrain.errors import DataError
 from posttrain.models.positions import with_positions
@@ -62,7 +63,7 @@ def encode_documents(texts: Sequence[Any], tokenizer: Any) -> tuple[list[int], l
                 got=text,
                 fix="Give plain text: data.train.format: text, with the column named under data.train.columns.prompt",
             )
-        ids = list(tokenizer(text)["input_ids"])
+        ids = encode_document(tokenizer, text)
         if len(ids) < 2:
             short += 1
             continue

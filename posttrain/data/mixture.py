@@ -244,7 +244,7 @@ def build_mixture(
         block: mapping or object with `mixture` (entries with the fields of `Part` and of a source), `mixing`, `seed`.
         system_prompt, texts, count_tokens: as in `load_source` and `mix`.
     """
-    from posttrain.data.sources import load_source
+    from posttrain.data.sources import load_source, with_one_kind_of_messages
 
     entries = list(field_of(block, "mixture"))
     sources = {}
@@ -258,7 +258,7 @@ def build_mixture(
         sources[name] = load_source(given, system_prompt=system_prompt, texts=texts, notes=told[name])
     seed = field_of(block, "seed")
     mixed = mix(
-        sources,
+        with_one_kind_of_messages(sources),
         entries,
         mixing=field_of(block, "mixing") or "concat_shuffle",
         seed=SUBSET_SEED if seed is None else seed,
@@ -270,12 +270,13 @@ def build_mixture(
 def token_counter(tokenizer: Any, *, column: str, **chat_template_kwargs: Any) -> TokenCount:
     """Counts a row's tokens: those of the prompt, and of the demonstration in `column` if the row has one."""
     from posttrain.data.demonstrations import encode_prompt, encode_row
+    from posttrain.data.rendering import template_inputs
 
     def count(row: Mapping[str, Any]) -> int:
-        text = row.get(column)
+        text, inputs = row.get(column), template_inputs(row, chat_template_kwargs)
         if not isinstance(text, str) or not text.strip():
-            return len(encode_prompt(tokenizer, row["prompt"], **chat_template_kwargs))
-        given, learnt = encode_row(tokenizer, row["prompt"], text, column=column, **chat_template_kwargs)
+            return len(encode_prompt(tokenizer, row["prompt"], **inputs))
+        given, learnt = encode_row(tokenizer, row["prompt"], text, column=column, **inputs)
         return len(given) + len(learnt)
 
     return count

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.data.cells import written
 from posttrain.data.files import find_rows, looks_local, unreadable
 from posttrain.data.references import GSM8K, after_mark, cut_references
+from posttrain.data.rendering import without_none
 from posttrain.data.tables import Table
 from posttrain.data.tasks import TASKS
 from posttrain.errors import ConfigError, DataError
@@ -31,7 +32,7 @@ COLUMNS = ("prompt", "answer", "solution", "group", "task", "entry")
 ANSWERS = ("paraphrased_prompts", "paraphrases", "perturbed", "alternate")
 _PROMPT_SYNONYMS = ("prompts", "question", "problem", "instruction", "query", "input", "messages")
 _KINDS = ("task", "reasoning_gym", "path")
-_ROLES = ("system", "user", "assistant", "tool")
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython", "observation")
 
 
 def load_source(
@@ -53,10 +54,12 @@ def load_source(
         notes: takes sentences about what was made of the cells.
 
     Returns:
-        Dataset. `prompt` is a list of {role, content}, or a string with format "text"; the others of `COLUMNS` are
-        strings as they stand in the source (`posttrain.data.cells` says how numbers are written), "" where it has
-        none; further columns of a file or Hub data set come along with the type that loses nothing. Of an answer only
-        what follows `answer_after` is kept, or the number if all answers are GSM8K's (`posttrain.data.references`).
+        Dataset. `prompt` is a list of {role, content} and what further fields the messages have (`tool_calls`,
+        `reasoning_content`, ...; those that are None are left out), or a string with format "text"; the others of
+        `COLUMNS` are strings as they stand in the source (`posttrain.data.cells` says how numbers are written), ""
+        where it has none; further columns of a file or Hub data set come along with the type that loses nothing. Of an
+        answer only what follows `answer_after` is kept, or the number if all answers are GSM8K's
+        (`posttrain.data.references`).
 
     Raises:
         ConfigError: for a source that contradicts itself or options its generator does not know.
@@ -315,15 +318,26 @@ def _prompt(value: Any, as_text: bool, system_prompt: str | None, *, where: str)
         raise DataError("the prompt is empty or neither text nor messages", where=where, got=value, fix="Drop the row")
     messages = []
     for message in value:
-        role = message.get("role") if isinstance(message, Mapping) else None
-        content = written(message.get("content")) if isinstance(message, Mapping) else None
-        if role not in _ROLES or not isinstance(content, str):
+        found = without_none(message) if isinstance(message, Mapping) else {}
+        # A turn that thinks or calls tools only has no text.
+        content = written(found.get("content", "" if len(found) > 1 else None))
+        if found.get("role") not in _ROLES or not isinstance(content, str):
             allowed = f"role ({', '.join(_ROLES)}) and content (text)"
             raise DataError("a message lacks role or content", where=where, got=message, allowed=allowed)
-        messages.append({"role": role, "content": content})
+        messages.append({**found, "content": content})
     if system_prompt is not None and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system_prompt})
     return messages
+
+
+def with_one_kind_of_messages(sources: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    """The data sets with their messages as one type, where those of any have more fields than role and content."""
+    from datasets import Json, List
+
+    wanted, kinds = List(Json()), [rows.features.get("prompt") for rows in sources.values()]
+    if wanted not in kinds or any(hasattr(kind, "dtype") for kind in kinds):
+        return dict(sources)
+    return {name: rows.cast_column("prompt", wanted) for name, rows in sources.items()}
 
 
 def _text(value: Any, where: str) -> str:
@@ -331,7 +345,15 @@ def _text(value: Any, where: str) -> str:
     if value is None:
         return ""
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
-        value = value[0].get("content")
+        message = without_none(value[0])
+        if lost := sorted(set(message) - {"role", "content"}):
+            raise DataError(
+                "a demonstration is text, and this message has more",
+                where=where,
+                got=", ".join(lost),
+                fix="Write its fields into the text as the chat template would, or take them out",
+            )
+        value = message.get("content")
     text = written(value)
     if text is None:
         raise DataError("the cell is neither text nor a number", where=where, got=value, fix="Map another column")

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from posttrain.data.demonstrations import encode_demonstration, encode_prompt
+from posttrain.data.demonstrations import encode_pair
+from posttrain.data.rendering import template_inputs
 from posttrain.errors import DataError
 from posttrain.evaluation.generate import as_found
 from posttrain.evaluation.memorisation import exact_memorisation, extraction_strength, min_k_score
@@ -93,13 +94,12 @@ def encode_rows(
         raise DataError("there are no rows", where=name, fix="Give the set rows, or leave it out")
     found = []
     for index, row in enumerate(dataset):
-        where = f"{name} row {index}"
+        where, inputs = f"{name} row {index}", template_inputs(row, chat_template_kwargs)
 
-        def pair(prompt: Any, text: Any, *, where: str = where) -> Encoded:
+        def pair(prompt: Any, text: Any, *, where: str = where, inputs: Mapping[str, Any] = inputs) -> Encoded:
             if not isinstance(text, str) or not text.strip():
                 raise DataError("the answer is empty or no text", where=where, got=text, fix="Drop the row")
-            given = encode_prompt(tokenizer, prompt, **chat_template_kwargs)
-            return Encoded(given, encode_demonstration(tokenizer, text, prompt_ids=given))
+            return Encoded(*encode_pair(tokenizer, prompt, text, **inputs))
 
         prompt, answer = row["prompt"], answer_of(row)
         texts, questions = _texts(row, "paraphrases", where), _texts(row, "paraphrased_prompts", where)

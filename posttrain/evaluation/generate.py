@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
-from posttrain.data.demonstrations import encode_prompt
+from posttrain.data.rendering import completion_text, encode_prompt, template_inputs
 from posttrain.errors import ConfigError, DataError, RewardError
 from posttrain.evaluation.results import EvalResult, EvalSettings, Sample, summarise, summarise_groups
 from posttrain.models.generation_settings import plain_generation
@@ -152,8 +152,10 @@ def _checked_prompts(
         raise DataError("no rows to evaluate", where="eval data", fix="Give data.eval rows, or remove the eval block")
     shuffled = random.Random(settings.seed).sample(range(len(dataset)), len(dataset))
     order = shuffled[: settings.num_prompts]
+    rows = ((index, dataset[index]) for index in order)
     return order, {
-        index: encode_prompt(tokenizer, dataset[index]["prompt"], **chat_template_kwargs) for index in order
+        index: encode_prompt(tokenizer, row["prompt"], **template_inputs(row, chat_template_kwargs))
+        for index, row in rows
     }
 
 
@@ -187,7 +189,7 @@ def _generate(model: Any, tokenizer: Any, prompts: dict[int, list[int]], setting
     samples = []
     for (index, number), ids in zip(keys, output, strict=True):
         end = next((place + 1 for place, token in enumerate(ids) if token in stops), None)
-        text = tokenizer.decode(ids[:end], skip_special_tokens=True)
+        text = completion_text(tokenizer, ids[:end], {*stops, pad})
         samples.append(
             {
                 "index": index,

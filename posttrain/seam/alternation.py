@@ -18,7 +18,7 @@ import torch
 from accelerate.utils import broadcast
 from torch import Tensor
 
-from posttrain.data.demonstrations import encode_prompt
+from posttrain.data.rendering import encode_prompt, template_inputs
 from posttrain.errors import DataError, SupportError
 from posttrain.losses.reductions import token_weights
 from posttrain.seam.arguments import option
@@ -147,7 +147,7 @@ class AlternatingTrainer(DemonstrationTrainer):
         return found
 
     def _prompt(self, row: Mapping[str, Any]) -> list[int]:
-        return encode_prompt(self.tokenizer, row["prompt"], **(self.args.chat_template_kwargs or {}))
+        return encode_prompt(self.tokenizer, row["prompt"], **template_inputs(row, self.chat_template_kwargs))
 
     def _completion(self, row: Mapping[str, Any]) -> list[int] | None:
         return self.encoded_demonstration(row, prompt_ids=self._prompt(row))

@@ -15,7 +15,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from posttrain.data.demonstrations import encode_demonstration
+from posttrain.data.demonstrations import encode_demonstration, encode_pair
+from posttrain.data.rendering import template_inputs
 from posttrain.errors import DataError, SupportError
 from posttrain.losses.upge import group_advantages
 from posttrain.losses.upge_config import UPGEConfig
@@ -127,7 +128,10 @@ class DemonstrationTrainer(LikelihoodRowsTrainer):
         text = row.get(self.args.demonstration_column)
         if not isinstance(text, str) or not text.strip():
             return None
-        ids = encode_demonstration(self.tokenizer, text, prompt_ids=prompt_ids)
+        inputs = template_inputs(row, self.chat_template_kwargs)
+        given, ids = encode_pair(self.tokenizer, row["prompt"], text, **inputs)
+        if given != prompt_ids:  # the prompt was rendered elsewhere, as with tools that are functions
+            ids = encode_demonstration(self.tokenizer, text, prompt_ids=prompt_ids, **inputs)
         limit = self.args.max_completion_length
         if len(ids) <= limit:
             return ids

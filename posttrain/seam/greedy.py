@@ -73,15 +73,14 @@ def greedy_baseline(trainer: PolicyTrainer, inputs: list[dict[str, Any]], tensor
 
 
 def _completions(trainer: PolicyTrainer, prompts: list[Any], prompt_ids: list[Any], ids: list[Any]) -> list[Any]:
-    """What rewards read, made of the tokens as trl 1.16's `_generate` makes it of the rollouts."""
-    if isinstance(prompts[0], str):
-        return list(trainer.processing_class.batch_decode(ids, skip_special_tokens=True))
+    """What rewards read, made of the tokens as it is made of the rollouts."""
     tokenizer = trainer._tokenizer
+    if isinstance(prompts[0], str):
+        return trainer.read_completions(ids, [""] * len(ids))
     if any(getattr(tokenizer, name, None) is not None for name in ("response_template", "response_schema")):
         pairs = zip(prompt_ids, ids, strict=True)
         return [[parse_response(tokenizer, made, prefix=prompt, tools=trainer.tools)] for prompt, made in pairs]
-    texts = trainer.processing_class.batch_decode(ids, skip_special_tokens=True)
-    return [[{"role": "assistant", "content": text}] for text in texts]
+    return trainer.read_completions(ids, [[]] * len(ids))
 
 
 def completed_rows(size: int, *, rank: int, world: int, num_generations: int) -> tuple[list[int], list[int]]:

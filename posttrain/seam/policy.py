@@ -18,7 +18,6 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
-from trl import GRPOTrainer
 
 from posttrain.errors import ConfigError, SupportError
 from posttrain.losses.kl import k3_kl
@@ -34,6 +33,7 @@ from posttrain.seam.isolation import score_as_sampled
 from posttrain.seam.mixture_log import MixtureLog, group_column
 from posttrain.seam.policy_checkpoint import PolicyCheckpoint
 from posttrain.seam.policy_config import PolicyConfig, verifier_index
+from posttrain.seam.rendered_rollouts import RenderedRollouts
 from posttrain.seam.reward_outcomes import RewardRecorder, leave_out, refuse_out_of_range
 from posttrain.seam.rollout_metrics import log_lengths, log_rollouts, log_update
 from posttrain.seam.sampling import EpochRepeatSampler
@@ -48,7 +48,7 @@ _VISION_KEYS = (
 ).split()
 
 
-class PolicyTrainer(PolicyCheckpoint, GRPOTrainer):
+class PolicyTrainer(PolicyCheckpoint, RenderedRollouts):
     """GRPO training with the unified policy gradient estimator; base of every method that learns from rollouts.
 
     Differs from `trl.GRPOTrainer` in the loss (any `UPGEConfig`), in normalisers that count the whole optimizer step

@@ -17,13 +17,21 @@ class EncodedStreams:
 
     Args:
         rows: the streams. tokenizer: encodes. column: of the demonstration, or `DOCUMENT_COLUMN`.
-        max_length: most tokens of a row; None = any.
+        max_length: most tokens of a row; None = any. variables: of the chat template.
 
     Raises:
         ConfigError, DataError: no tokenizer, no such column.
     """
 
-    def __init__(self, rows: RowStreams, tokenizer: Any, *, column: str, max_length: int | None):
+    def __init__(
+        self,
+        rows: RowStreams,
+        tokenizer: Any,
+        *,
+        column: str,
+        max_length: int | None,
+        variables: dict[str, Any] | None = None,
+    ):
         if tokenizer is None:
             raise ConfigError("the tokenizer is needed to encode rows", where="processing_class", got=None)
         if column not in rows.column_names:
@@ -34,6 +42,7 @@ class EncodedStreams:
                 allowed=f"columns: {', '.join(rows.column_names)}",
             )
         self.rows, self.tokenizer, self.column, self.max_length = rows, tokenizer, column, max_length
+        self.variables = variables
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Token ids and labels of a row.
@@ -45,7 +54,14 @@ class EncodedStreams:
 
     def encoded(self, row: dict[str, Any], *, where: str) -> dict[str, Any]:
         """The same of a row that is at hand; `where` names it."""
-        encoded = encode_example(row, self.tokenizer, column=self.column, max_length=self.max_length, where=where)
+        encoded = encode_example(
+            row,
+            self.tokenizer,
+            column=self.column,
+            max_length=self.max_length,
+            where=where,
+            variables=self.variables,
+        )
         limit = self.rows.max_prompt_length
         given = len(encoded["input_ids"]) if self.column == DOCUMENT_COLUMN else encoded["labels"].count(-100)
         if limit is not None and given > limit:

@@ -58,6 +58,9 @@ class SupervisedConfig(SFTConfig):
         ge=1024,
         block="trainer",
     )
+    chat_template_kwargs: dict[str, Any] | None = option(
+        None, help="Variables of the chat template, as for the policy methods.", block="trainer"
+    )
     # trl 1.16: "chunked_nll"-like choices move between releases; these two are written on log-probs here.
     loss_type: Literal["nll", "dft"] = option("nll", help="Per-token loss.", block="trainer")
     # trl 1.16: True. None is resolved by device, see `device_defaults`.
@@ -275,7 +278,13 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         if not isinstance(dataset, RowStreams):
             return None
         refuse_for_streams(args, draws_groups=self.draws_groups)
-        return EncodedStreams(dataset, processing_class, column=args.demonstration_column, max_length=args.max_length)
+        return EncodedStreams(
+            dataset,
+            processing_class,
+            column=args.demonstration_column,
+            max_length=args.max_length,
+            variables=args.chat_template_kwargs,
+        )
 
     def _encoded(self, dataset: Any, processing_class: Any, args: SupervisedConfig, *, is_cut: bool = True) -> Any:
         """Rows of `prompt` and demonstration as token ids and labels; other datasets unchanged."""
@@ -297,6 +306,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
             column=column,
             max_length=None if cuts else args.max_length,
             keep=(*self.extra_columns, *group),
+            variables=args.chat_template_kwargs,
         )
 
     def _prepare_dataset(

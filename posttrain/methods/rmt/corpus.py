@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from posttrain.data import token_index
-from posttrain.data.demonstrations import encode_prompt
 from posttrain.data.entropy_scoring import score_corpus, store_entropies
 from posttrain.data.next_token_reasoning import (
     ContinuationRows,
@@ -22,6 +21,7 @@ from posttrain.data.next_token_reasoning import (
     round_trip_fraction,
     tier_counts,
 )
+from posttrain.data.rendering import encode_prompt
 from posttrain.data.token_curriculum import TierDraws
 from posttrain.data.token_index import TokenIndex
 from posttrain.errors import DataError, SupportError
@@ -180,14 +180,19 @@ def rows_of(
 
 
 def refuse_long_questions(
-    questions: ContinuationRows, targets: Targets, *, positions: int | None, longest: int
+    questions: ContinuationRows,
+    targets: Targets,
+    *,
+    positions: int | None,
+    longest: int,
+    variables: Mapping[str, Any] | None = None,
 ) -> None:
     """DataError if the longest question and a completion do not fit the model's positions."""
     index = questions.index
     starts = index.starts[numpy.searchsorted(index.starts, targets.positions, side="right") - 1]
     place = int((targets.positions - starts).argmax())
     row = questions.row(int(targets.positions[place]), budget=longest)
-    size = len(encode_prompt(questions.tokenizer, row["prompt"]))
+    size = len(encode_prompt(questions.tokenizer, row["prompt"], **(variables or {})))
     if positions is not None and size + longest > positions:
         raise DataError(
             "the longest question and its completion do not fit the model",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from posttrain.data.next_token_reasoning import TIERS
+from posttrain.data.rendering import completion_text
 from posttrain.data.token_curriculum import TierDraws
 from posttrain.errors import ConfigError, DataError
 from posttrain.losses.advantages import group_advantages
@@ -79,7 +80,13 @@ class RMTTrainer(LikelihoodRowsTrainer):
             index, targets, args=args, tokenizer=processing_class, budget_template=args.budget_prompt
         )
         positions = getattr(model.config, "max_position_embeddings", None)
-        corpus.refuse_long_questions(self.questions, targets, positions=positions, longest=args.max_completion_length)
+        corpus.refuse_long_questions(
+            self.questions,
+            targets,
+            positions=positions,
+            longest=args.max_completion_length,
+            variables=args.chat_template_kwargs,
+        )
         super().__init__(
             model,
             reward_funcs,
@@ -177,7 +184,7 @@ class RMTTrainer(LikelihoodRowsTrainer):
                 if known
                 else 0.0
             )
-            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+            text = completion_text(self.tokenizer, ids, {*self.eos_token_ids, self.tokenizer.pad_token_id})
             readable.append(predicted_text(text, self.args.answer_extraction) is not None)
         return lengths, bonuses, readable
 

@@ -17,6 +17,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from posttrain.data.demonstrations import encode_row, encode_rows
+from posttrain.data.rendering import template_inputs
 from posttrain.errors import ConfigError, DataError
 from posttrain.methods.unlearning_paths.config import IDK_RESPONSES, UnlearnConfig
 from posttrain.seam.mixture_log import GROUP_IDS
@@ -163,7 +164,8 @@ def other_answers(args: UnlearnConfig, tokenizer: Any, forget: Any) -> list[tupl
         return found
     for place, row in enumerate(forget):
         text = row[args.alternate_column] if args.unlearn_loss == "dpo" else _idk(args, place)
-        given, learnt = encode_row(tokenizer, row["prompt"], text, column=args.alternate_column)
+        inputs = template_inputs(row, args.chat_template_kwargs)
+        given, learnt = encode_row(tokenizer, row["prompt"], text, column=args.alternate_column, **inputs)
         if args.max_length is not None and len(given) + len(learnt) > args.max_length:
             raise DataError(
                 "prompt and the answer to be given instead are longer than a row may be",
@@ -182,7 +184,13 @@ def _idk(args: UnlearnConfig, place: int) -> str:
 
 
 def _encoded(rows: Dataset, tokenizer: Any, args: UnlearnConfig) -> list[tuple[list[int], list[int]]]:
-    found = encode_rows(rows, tokenizer, column=args.demonstration_column, max_length=args.max_length)
+    found = encode_rows(
+        rows,
+        tokenizer,
+        column=args.demonstration_column,
+        max_length=args.max_length,
+        variables=args.chat_template_kwargs,
+    )
     return list(zip(found["input_ids"], found["labels"], strict=True))
 
 

@@ -1,0 +1,228 @@
+"""Checks of how rows become tokens: control tokens in the data, fields that no template reads, stages that differ."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from posttrain import registry
+from posttrain.config.checks_data import rows_text
+from posttrain.config.checks_template import SAMPLE, PromptEncoder
+from posttrain.config.preview import Preview, preview
+from posttrain.config.run_config import RunConfig
+from posttrain.errors import DataError, PosttrainError
+
+_SECONDS = 10.0  # spent on looking for control tokens in rows
+_TRIED = 8  # rows in which a field is taken away
+
+
+def rendering_findings(cfg: RunConfig, encoder: PromptEncoder, *, trained: bool) -> Iterator[PosttrainError]:
+    """What is told about the texts of one split, none of which stops a run."""
+    yield from _typed(cfg, encoder, trained=trained)
+    if encoder.tokenizer.chat_template:
+        yield from _unread(cfg, encoder)
+
+
+# ---- control tokens in the data ----
+
+
+def _typed(cfg: RunConfig, encoder: PromptEncoder, *, trained: bool) -> Iterator[PosttrainError]:
+    from posttrain.data.markers import markers_of
+
+    if cfg.data.special_tokens_in_text == "token":
+        return
+    markers, rows, end = markers_of(encoder.tokenizer), encoder.rows, time.monotonic() + _SECONDS
+    found: dict[int, set[str]] = {}
+    looked = 0
+    for index, prompt in enumerate(rows.prompts):
+        if time.monotonic() > end:
+            break
+        looked += 1
+        messages = [{"role": "assistant", "content": prompt}] if isinstance(prompt, str) else prompt
+        hidden = [markers.hide(message, role=str(message.get("role"))) for message in messages]
+        if trained and encoder.column != "prompt" and isinstance(text := rows.solutions[index], str):
+            while text.rstrip().endswith(str(encoder.tokenizer.eos_token)):
+                text = text.rstrip().removesuffix(str(encoder.tokenizer.eos_token))
+            hidden.append(markers.hide(text))
+        if typed := markers.found(hidden):
+            found[index] = typed
+    if not found:
+        return
+    names = ", ".join(sorted(set().union(*found.values())))
+    yield DataError(
+        f"control tokens are spelled in the text of {len(found)} of {looked} rows ({rows_text(found)}), and are read "
+        "as text",
+        where=cfg.where("data", rows.split),
+        got=names,
+        fix="If they are meant as tokens, as in prompts that were rendered beforehand, set "
+        "data.special_tokens_in_text: token",
+    )
+
+
+# ---- fields that no template reads ----
+
+
+def _unread(cfg: RunConfig, encoder: PromptEncoder) -> Iterator[PosttrainError]:
+    """Fields of messages, and inputs of rows, whose absence changes no rendered prompt."""
+    from posttrain.data.rendering import ROW_INPUTS
+
+    rows, where = encoder.rows, cfg.where("data", encoder.rows.split)
+    chats = [index for index, prompt in enumerate(rows.prompts) if not isinstance(prompt, str)]
+    fields: dict[str, list[int]] = {}
+    for index in chats:
+        names = {name for message in rows.prompts[index] for name, value in message.items() if value is not None}
+        for name in names - {"role", "content"}:
+            fields.setdefault(name, []).append(index)
+    inputs: dict[str, list[int]] = {}
+    if any(name in rows.columns for name in ROW_INPUTS):
+        for index in chats:
+            for name in set(encoder.inputs(index)) - {"special_tokens_in_text"}:
+                inputs.setdefault(name, []).append(index)
+    elif chats:
+        inputs = {name: chats for name in encoder.kwargs if name != "special_tokens_in_text"}
+    template = json.dumps(encoder.tokenizer.chat_template, ensure_ascii=False)
+    for kind, found, without in (
+        ("field", fields, _without_field),
+        ("variable", inputs, _without_input),
+    ):
+        for name, indices in found.items():
+            if re.search(rf"\b{re.escape(name)}\b", template) or _changes(encoder, name, indices[:_TRIED], without):
+                continue
+            what = "field of the messages" if kind == "field" else "input of the rows or of the recipe"
+            yield DataError(
+                f"the chat template does not read this {what}, which {len(indices)} of {len(rows)} rows have",
+                where=where,
+                got=name,
+                fix="Use a tokenizer whose template reads it, or take it out",
+            )
+
+
+Without = Callable[[Any, dict[str, Any], str], tuple[Any, dict[str, Any]]]
+
+
+def _without_field(prompt: Any, inputs: dict[str, Any], name: str) -> tuple[Any, dict[str, Any]]:
+    return [{key: value for key, value in message.items() if key != name} for message in prompt], inputs
+
+
+def _without_input(prompt: Any, inputs: dict[str, Any], name: str) -> tuple[Any, dict[str, Any]]:
+    return prompt, {key: value for key, value in inputs.items() if key != name}
+
+
+def _changes(encoder: PromptEncoder, name: str, indices: list[int], without: Without) -> bool:
+    """Whether any of the prompts reads differently without it; a template that fails without it does read it."""
+    from jinja2 import TemplateError
+
+    from posttrain.data.rendering import render_prompt
+
+    for index in indices:
+        prompt, inputs = without(encoder.rows.prompts[index], encoder.inputs(index), name)
+        try:
+            if render_prompt(encoder.tokenizer, prompt, **inputs).text != encoder.rendered(index).text:
+                return True
+        except (TemplateError, TypeError, ValueError, KeyError):
+            return True
+    return False
+
+
+# ---- stages ----
+
+
+def stage_findings(
+    stages: Mapping[str, tuple[RunConfig, PromptEncoder]], origins: Mapping[str, str | None]
+) -> Iterator[PosttrainError]:
+    """Stages that read the same prompt as other tokens than the stage whose model they go on with.
+
+    Args:
+        stages: configuration and encoder of the training rows, by name in order.
+        origins: name of the stage whose model each starts from.
+    """
+    for name, (cfg, encoder) in stages.items():
+        earlier = origins.get(name)
+        while earlier is not None and (earlier not in stages or not _is_chat(*stages[earlier])):
+            earlier = origins.get(earlier)
+        if earlier is None or not _is_chat(cfg, encoder):
+            continue
+        before, other = stages[earlier]
+        if before.data.system_prompt != cfg.data.system_prompt:
+            yield DataError(
+                f"stage {name!r} puts another system message before its prompts than stage {earlier!r}, whose model "
+                "it goes on with",
+                where=cfg.where("data", "system_prompt"),
+                got=cfg.data.system_prompt,
+                allowed=repr(before.data.system_prompt),
+            )
+        yield from _other_variables(name, cfg, encoder, earlier, other)
+
+
+def _is_chat(cfg: RunConfig, encoder: PromptEncoder) -> bool:
+    reads = registry.get(cfg.method.name).reads
+    return reads == "prompts" and any(not isinstance(prompt, str) for prompt in encoder.rows.prompts[:SAMPLE])
+
+
+def _other_variables(
+    name: str, cfg: RunConfig, encoder: PromptEncoder, earlier: str, other: PromptEncoder
+) -> Iterator[PosttrainError]:
+    """A prompt that reads otherwise with the template variables of an earlier stage."""
+    if encoder.kwargs == other.kwargs:
+        return
+    from posttrain.data.rendering import encode_prompt
+
+    differing, shown = 0, ("", "")
+    looked = min(SAMPLE, len(encoder.rows))
+    for index in range(looked):
+        mine, own = encoder.prompt(index), encoder.inputs(index)
+        shared = {
+            key: value for key, value in own.items() if key not in encoder.kwargs or value != encoder.kwargs[key]
+        }
+        theirs = encode_prompt(encoder.tokenizer, encoder.rows.prompts[index], **{**other.kwargs, **shared})
+        if mine == theirs:
+            continue
+        differing += 1
+        place = next((i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), None)
+        place = min(len(mine), len(theirs)) if place is None else place
+        decoded = [encoder.tokenizer.decode(ids[max(0, place - 4) : place + 12]) for ids in (theirs, mine)]
+        shown = (decoded[0], decoded[1])
+    if differing:
+        yield DataError(
+            f"stage {name!r} reads {differing} of {looked} prompts as other tokens than stage {earlier!r}, whose "
+            f"model it goes on with: {shown[1]!r} in place of {shown[0]!r}",
+            where=cfg.where("data", "chat_template_kwargs"),
+            got=encoder.kwargs,
+            allowed=f"{other.kwargs}, as stage {earlier!r} has it",
+            fix="Set data.chat_template_kwargs once for all stages, unless that is meant",
+        )
+
+
+# ---- what is shown ----
+
+
+def reward_facts(cfg: RunConfig, tokenizer: Any) -> list[str]:
+    """What rewards are given of the special tokens of a completion; nothing for a method without rollouts."""
+    if cfg.rollout is None:
+        return []
+    ends = {tokenizer.eos_token, tokenizer.pad_token} - {None}
+    shown = [str(token) for token in tokenizer.all_special_tokens if token not in ends]
+    written = f", such as {', '.join(shown[:3])}," if shown else ""
+    return [
+        f"rewards read special tokens within a completion{written} as text; those that end or pad it "
+        f"({', '.join(sorted(ends))}) are cut off"
+    ]
+
+
+def previews(cfg: RunConfig, encoder: PromptEncoder, *, trained: bool, count: int) -> Iterator[Preview]:
+    """The first rows as they are trained."""
+    rows, tokenizer = encoder.rows, encoder.tokenizer
+    kept = [index for index in range(len(rows)) if index not in rows.dropped]
+    limit = getattr(cfg.rollout, "max_completion_length", None) if cfg.rollout is not None else None
+    sampled = f"a completion of up to {limit} tokens is sampled and trained up to its stop token"
+    for index in kept[:count]:
+        text = rows.solutions[index] if trained else None
+        title = f"train row {index} ({cfg.method.name})"
+        if isinstance(text, str) and text.strip():
+            gated = f"demonstration, trained where the gate opens; elsewhere {sampled}"
+            yield preview(title, tokenizer, *encoder.row(index), note="" if cfg.rollout is None else gated)
+        else:
+            yield preview(title, tokenizer, encoder.prompt(index), [], note=sampled)
