@@ -19,9 +19,8 @@ from posttrain.errors import DataError
 
 # Private characters of Unicode's last plane: one stands for a marker in the data, one for the token itself.
 _TYPED, _TOKEN, _LAST = 0x108000, 0x10C000, 0x10FFFD
-# Tags that a model writes within its turn, and that prompts ask for: they are tokens wherever they stand.
+# Tags that a model writes within its turn, and that prompts ask for.
 _THOUGHT = re.compile(r"think|thought|reason|scratchpad|reflect|answer|solution", re.IGNORECASE)
-# Tags of tools: tokens where the model or the author of the prompt writes, text where a user or a tool does.
 _TOOL = re.compile(r"tool|function|call|param|python_tag", re.IGNORECASE)
 _FROM_OUTSIDE = ("user", "tool", "function", "ipython", "observation", "environment")
 
@@ -39,43 +38,53 @@ def markers_of(tokenizer: Any) -> Markers:
     return known[1]
 
 
-def _is_marker(text: str, *, is_special: bool, template: str) -> bool:
-    """Whether text of the data must not become this token. A token that is spelled like a word or a blank may."""
+def _looks_like_control(text: str) -> bool:
+    """Whether text of the data may not become this token; what is spelled like a word or a blank may."""
     spelled = text.strip()
-    looks = len(spelled) > 2 and not spelled.replace(" ", "").isalnum() and any(map(str.isalnum, spelled))
-    return looks and (is_special or spelled in template) and not _THOUGHT.search(spelled)
+    return len(spelled) > 2 and not spelled.replace(" ", "").isalnum() and any(map(str.isalnum, spelled))
 
 
 @dataclass(frozen=True)
 class Markers:
-    """Control tokens of one tokenizer: `tokens[i]` with id `ids[i]`; `ends` open, close or pad a sequence."""
+    """Control tokens of one tokenizer: `tokens[i]` with id `ids[i]`.
+
+    Those in `inner` are tags of thought and tools, which are tokens in the model's own words; those in `tags` are tags
+    of thought that are tokens in everybody's.
+    """
 
     tokens: tuple[str, ...]
     ids: tuple[int, ...]
-    ends: frozenset[str]
+    inner: frozenset[str]
+    tags: frozenset[str]
     backend: Any
 
     @classmethod
     def of(cls, tokenizer: Any) -> Markers:
-        """Special tokens, and added ones that the template spells, without the tags of thought."""
+        """Special tokens, and added ones that the template spells."""
         template = json.dumps(tokenizer.chat_template, ensure_ascii=False) if tokenizer.chat_template else ""
         special = set(tokenizer.all_special_tokens)
-        found = {}
+        found, inner, tags = {}, set(), set()
         for number, token in tokenizer.added_tokens_decoder.items():
-            if _is_marker(token.content, is_special=token.special or token.content in special, template=template):
-                found[token.content] = number
+            name, is_special = token.content, token.special or token.content in special
+            if not _looks_like_control(name) or not (is_special or name.strip() in template):
+                continue
+            found[name] = number
+            if name not in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token):
+                inner |= {name} if _THOUGHT.search(name) or _TOOL.search(name) else set()
+                tags |= {name} if _THOUGHT.search(name) and not is_special else set()
         # Where one begins like another, the longer is looked for first.
         ordered = sorted(found, key=len, reverse=True)
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        ends = frozenset({tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token} - {None})
-        return cls(tuple(ordered), tuple(found[token] for token in ordered), ends, backend)
+        return cls(tuple(ordered), tuple(found[name] for name in ordered), frozenset(inner), frozenset(tags), backend)
 
     @cached_property
     def _patterns(self) -> tuple[re.Pattern[str], re.Pattern[str]]:
         """What is looked for in the model's own words, and in those of others."""
         reserved = f"[{chr(_TYPED)}-{chr(_LAST)}]"
-        own = [re.escape(token) for token in self.tokens if token in self.ends or not _TOOL.search(token)]
-        return re.compile("|".join([*own, reserved])), re.compile("|".join([*map(re.escape, self.tokens), reserved]))
+        own, outside = (
+            [re.escape(token) for token in self.tokens if token not in kept] for kept in (self.inner, self.tags)
+        )
+        return re.compile("|".join([*own, reserved])), re.compile("|".join([*outside, reserved]))
 
     @cached_property
     def _places(self) -> dict[str, int]:
