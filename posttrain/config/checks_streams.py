@@ -37,11 +37,14 @@ def stream_findings(cfg: RunConfig, streams: Any, tokenizer: Any, *, say: Say) -
     Args:
         cfg: the run. streams: `RowStreams`. tokenizer: of the run. say: as in `read_all`.
     """
+    from posttrain.evaluating import template_variables
     from posttrain.seam.stream_rows import EncodedStreams
 
     streams.max_prompt_length = cfg.data.max_prompt_length
     column = str(cfg.method.demonstration_column)
-    encoder = EncodedStreams(streams, tokenizer, column=column, max_length=cfg.trainer.max_length)
+    encoder = EncodedStreams(
+        streams, tokenizer, column=column, max_length=cfg.trainer.max_length, variables=template_variables(cfg)
+    )
     for group, stream in enumerate(streams.streams):
         faults: dict[int, DataError] = {}
         place, told = -1, time.monotonic()

@@ -9,14 +9,22 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Features, Json
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.data.markers import Markers, markers_of
-from posttrain.data.rendering import encode_document, encode_prompt, render_prompt, template_inputs
+from posttrain.data.rendering import SPECIAL_TOKENS, encode_document, encode_prompt, render_prompt, template_inputs
 from posttrain.errors import DataError
 
-__all__ = ["encode_demonstration", "encode_example", "encode_pair", "encode_prompt", "encode_row", "encode_rows"]
+__all__ = [
+    "encode_demonstration",
+    "encode_example",
+    "encode_pair",
+    "encode_prompt",
+    "encode_row",
+    "encode_rows",
+    "with_variables",
+]
 
 # Tags that open a thought; a prompt may end in one.
 _OPEN = re.compile(r"<think(?:ing)?>|<seed:think>|\[THINK\]|<\|begin_of_thought\|>")
@@ -166,6 +174,23 @@ def encode_example(
             fix="Raise trainer.max_length or drop the row",
         )
     return {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
+
+
+def with_variables(dataset: Any, variables: Mapping[str, Any] | None) -> Any:
+    """Chats in TRL's formats with the variables of the template in the column that TRL reads; others as they are.
+
+    What a row says itself comes first.
+    """
+    if not variables or not isinstance(dataset, Dataset) or not {"messages", "prompt"} & set(dataset.column_names):
+        return dataset
+    own = {name: value for name, value in variables.items() if name != SPECIAL_TOKENS}
+
+    def merged(row: dict[str, Any]) -> dict[str, Any]:
+        return {"chat_template_kwargs": {**own, **template_inputs({**row, "tools": None, "documents": None})}}
+
+    # Of no fixed type: columns of a struct would fill rows up with None, which a template takes for a value.
+    features = Features({**dataset.features, "chat_template_kwargs": Json()})
+    return dataset.map(merged, features=features, desc=None, load_from_cache_file=False)
 
 
 def encode_rows(

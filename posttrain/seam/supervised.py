@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
-from posttrain.data.demonstrations import DOCUMENT_COLUMN, encode_rows
+from posttrain.data.demonstrations import DOCUMENT_COLUMN, encode_rows, with_variables
 from posttrain.data.streams import RowStreams
 from posttrain.errors import ConfigError, PosttrainError, SupportError
 from posttrain.losses.reductions import LossCounts, LossOutput, reduce_loss
@@ -278,19 +278,14 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         if not isinstance(dataset, RowStreams):
             return None
         refuse_for_streams(args, draws_groups=self.draws_groups)
-        return EncodedStreams(
-            dataset,
-            processing_class,
-            column=args.demonstration_column,
-            max_length=args.max_length,
-            variables=args.chat_template_kwargs,
-        )
+        column, length, variables = args.demonstration_column, args.max_length, args.chat_template_kwargs
+        return EncodedStreams(dataset, processing_class, column=column, max_length=length, variables=variables)
 
     def _encoded(self, dataset: Any, processing_class: Any, args: SupervisedConfig, *, is_cut: bool = True) -> Any:
-        """Rows of `prompt` and demonstration as token ids and labels; other datasets unchanged."""
+        """Rows of `prompt` and demonstration as token ids and labels; those of TRL's formats with their variables."""
         column = args.demonstration_column
         if not isinstance(dataset, Dataset) or not {"prompt", column} <= set(dataset.column_names):
-            return dataset
+            return with_variables(dataset, args.chat_template_kwargs)
         if processing_class is None:
             raise ConfigError(
                 "the tokenizer is needed to encode demonstrations", where="processing_class", got=None, fix="Pass it"

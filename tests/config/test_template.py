@@ -59,12 +59,14 @@ def checked(
     *,
     row: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
+    changes: dict[str, Any] | None = None,
     **tokenizer: Any,
 ) -> CheckReport:
     rows = [{**ROW, "prompt": f"{i}+3=?", "answer": str(i + 3), "solution": f"Answer: {i + 3}"} for i in range(8)]
     rows = [{**each, **(row or {})} for each in rows]
     (folder / "rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
     changes = {
+        **(changes or {}),
         "model": {"path": str(model_with(folder, **tokenizer))},
         "data.train": {"path": str(folder / "rows.jsonl"), **(data or {})},
     }
@@ -96,13 +98,6 @@ def test_a_sound_template_has_no_findings(tmp_path: Path, family: str):
             "the chat template drops text of the prompt ('0+3=?')",
         ),
         ({}, {}, {"chat_template": "{{ bos_token }}" + FAMILIES["header"]}, "two BOS tokens (<bos>) open the prompt"),
-        ({"prompt": "<bos><bos>2+3=?"}, {"format": "text"}, {}, "two BOS tokens (<bos>) open the prompt"),
-        (
-            {"solution": "2 and 3<|im_end|>\nAnswer: 5"},
-            {},
-            {},
-            "the stop token '<|im_end|>' stands inside the demonstration (8 of the first 8 rows",
-        ),
         (
             {"solution": "Step 1.<think> Step 2.\nAnswer: 5"},
             {},
@@ -118,6 +113,27 @@ def test_a_template_trap_is_an_error(
     found = [str(error) for error in report.errors if words in str(error)]
     assert len(found) == 1, report.lines()
     assert "recipe.yaml" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "data", "words"),
+    [
+        ({"prompt": "<bos><bos>2+3=?"}, {"format": "text"}, "two BOS tokens (<bos>) open the prompt"),
+        (
+            {"solution": "2 and 3<|im_end|>\nAnswer: 5"},
+            {},
+            "the stop token '<|im_end|>' stands inside the demonstration (8 of the first 8 rows",
+        ),
+    ],
+)
+def test_control_tokens_in_the_data_are_text_unless_they_are_asked_for(
+    tmp_path: Path, row: dict[str, Any], data: dict[str, Any], words: str
+):
+    report = checked(tmp_path, row=row, data=data)
+    assert not report.errors, report.lines()
+    assert sum("control tokens are spelled in the text of 8 of 8 rows" in str(each) for each in report.warnings) == 1
+    asked = checked(tmp_path, row=row, data=data, changes={"data.special_tokens_in_text": "token"})
+    assert sum(words in str(error) for error in asked.errors) == 1, asked.lines()
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,8 @@ def test_likeliest_tokens_are_those_of_greedy_decoding(model, tiny_tokenizer):
     text = tiny_tokenizer.decode(ids)
     if tiny_tokenizer(text, add_special_tokens=False)["input_ids"] != ids.tolist() or not text.strip():
         pytest.skip("the random model's text does not survive being written and read")
-    rows = encode_rows(tiny_tokenizer, [{"prompt": prompt, "solution": text}], name="own")
+    own = [{"prompt": prompt, "solution": text}]
+    rows = encode_rows(tiny_tokenizer, own, name="own", special_tokens_in_text="token")
     (numbers,) = score_rows(model, rows, pad=tiny_tokenizer.pad_token_id)
     assert (numbers["extraction_strength"], numbers["exact_memorisation"]) == (1.0, 1.0)
 

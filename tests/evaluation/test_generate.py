@@ -66,7 +66,8 @@ def test_greedy_completions_equal_a_loop_without_padding_or_cache(model, tiny_to
         text = f"<|im_start|>user\n{row['prompt'][0]['content']}<|im_end|><|im_start|>assistant\n"
         ids = tiny_tokenizer(text, add_special_tokens=False)["input_ids"]
         expected = greedy_by_hand(model, ids, 12, stops)
-        assert sample["completion"] == tiny_tokenizer.decode(expected, skip_special_tokens=True)
+        written = expected[:-1] if expected[-1] in stops else expected
+        assert sample["completion"] == tiny_tokenizer.decode(written)
         assert sample["length"] == len(expected)
         assert sample["correct"] == bool(re.search(r"\d", sample["completion"]))
 
