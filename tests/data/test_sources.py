@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import datasets
 import pytest
 
-from posttrain.data.sources import COLUMNS, load_source
+from posttrain.data.sources import COLUMNS, load_source, with_one_kind_of_messages
 from posttrain.errors import ConfigError, DataError
 from posttrain.evaluation.provenance import data_fingerprint
 
@@ -76,6 +76,27 @@ def test_message_prompts_keep_their_own_system_message_and_nested_fields_can_be_
     rows = load_source({"path": str(tmp_path / "m.jsonl"), "columns": columns}, system_prompt="ours")
     assert rows[0]["prompt"] == own
     assert rows[0]["answer"] == "7.5"
+
+
+def test_fields_of_messages_and_inputs_of_rows_are_kept_as_they_were_written(tmp_path):
+    """One row calls with a text, the other with a number: neither takes over the other's fields or types."""
+    calls = [[{"name": "look", "arguments": {"place": "a"}}], [{"name": "add", "arguments": {"left": 1}}]]
+    turns = [{"role": "assistant", "content": None, "tool_calls": call, "thinking": "so"} for call in calls]
+    prompts = [[{"role": "user", "content": "hi"}, turn, {"role": "developer", "content": "x"}] for turn in turns]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    rows = load_source({"path": str(tmp_path / "m.jsonl")})
+    assert [row["prompt"][1] for row in rows] == [{**turn, "content": ""} for turn in turns]
+    assert rows[0]["prompt"][0] == {"role": "user", "content": "hi"}
+    plain = load_source({"task": "arithmetic", "size": 2, "seed": 1})
+    joined = with_one_kind_of_messages({"a": rows, "b": plain})
+    assert joined["a"].features["prompt"] == joined["b"].features["prompt"]
+    assert joined["b"][:] == plain[:]
+
+
+def test_a_message_with_neither_text_nor_anything_else_is_refused(tmp_path):
+    (tmp_path / "m.jsonl").write_text(json.dumps({"prompt": [{"role": "user", "content": None}]}))
+    with pytest.raises(DataError, match="a message lacks role or content"):
+        load_source({"path": str(tmp_path / "m.jsonl")})
 
 
 def test_packaged_tasks_come_with_all_columns_filled():
