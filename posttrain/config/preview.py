@@ -29,7 +29,7 @@ class Preview:
             f"[{_visible(token, trained=True)}]" if trained else _visible(token)
             for token, trained in zip(self.tokens, self.trained, strict=True)
         )
-        return f"{self.header()}\n{body}{self._note()}"
+        return f"{self._head()}{body}{self._note()}"
 
     def render(self, *, colour: bool) -> Text:
         """For a rich console. Trained tokens are green, with alternating shade to show where each begins and ends."""
@@ -37,7 +37,7 @@ class Preview:
 
         if not colour:
             return Text(self.plain())
-        text = Text(f"{self.header()}\n", style="bold")
+        text = Text(self._head(), style="bold")
         count = 0
         for token, trained in zip(self.tokens, self.trained, strict=True):
             count += trained
@@ -47,9 +47,13 @@ class Preview:
         return text
 
     def header(self) -> str:
-        """Title with the counts, and the first trained ids."""
-        shown = f"\ntrained ids: {' '.join(map(str, self.ids[:_IDS]))}{' ...' * (len(self.ids) > _IDS)}"
-        return f"-- {self.title}: {len(self.tokens)} tokens, {sum(self.trained)} trained --{shown * bool(self.ids)}"
+        """Title with the counts."""
+        return f"-- {self.title}: {len(self.tokens)} tokens, {sum(self.trained)} trained --"
+
+    def _head(self) -> str:
+        """Header, and the first trained ids."""
+        shown = f"trained ids: {' '.join(map(str, self.ids[:_IDS]))}{' ...' * (len(self.ids) > _IDS)}\n"
+        return f"{self.header()}\n{shown * bool(self.ids)}"
 
     def _note(self) -> str:
         return f"\n{self.note}" if self.note else ""
