@@ -289,8 +289,10 @@ class _Check:
             return False
         for stops, finding in checks_template.template_findings(self.cfg, encoder, rows, trained=trained):
             self.add(stops, finding)
-        for finding in checks_rendering.rendering_findings(self.cfg, encoder, trained=trained):
-            self.add(False, finding)
+        if len(self.report.errors) > before:
+            return False
+        for stops, finding in checks_rendering.rendering_findings(self.cfg, encoder, trained=trained):
+            self.add(stops, finding)
         if len(self.report.errors) > before:
             return False
         budget = LengthBudget()

@@ -19,11 +19,36 @@ _SECONDS = 10.0  # spent on looking for control tokens in rows
 _TRIED = 8  # rows in which a field is taken away
 
 
-def rendering_findings(cfg: RunConfig, encoder: PromptEncoder, *, trained: bool) -> Iterator[PosttrainError]:
-    """What is told about the texts of one split, none of which stops a run."""
-    yield from _typed(cfg, encoder, trained=trained)
+def rendering_findings(
+    cfg: RunConfig, encoder: PromptEncoder, *, trained: bool
+) -> Iterator[tuple[bool, PosttrainError]]:
+    """(whether it stops the run, finding) about the texts of one split."""
+    unusable = list(_unusable_inputs(cfg, encoder))
+    yield from ((True, finding) for finding in unusable)
+    if unusable:
+        return
+    yield from ((False, finding) for finding in _typed(cfg, encoder, trained=trained))
     if encoder.tokenizer.chat_template:
-        yield from _unread(cfg, encoder)
+        yield from ((False, finding) for finding in _unread(cfg, encoder))
+
+
+def _unusable_inputs(cfg: RunConfig, encoder: PromptEncoder) -> Iterator[PosttrainError]:
+    """Rows whose own inputs no template can take; the first of them is shown."""
+    faults: list[tuple[int, DataError]] = []
+    for index in range(len(encoder.rows)) if encoder.has_inputs else ():
+        try:
+            encoder.inputs(index)
+        except DataError as error:
+            faults.append((index, error))
+    if faults:
+        first, found = faults[0][1], [index for index, _ in faults]
+        yield DataError(
+            f"{first.where}: {first.what} in {len(found)} of {len(encoder.rows)} rows ({rows_text(found)})",
+            where=cfg.where("data", encoder.rows.split),
+            got=first.got,
+            allowed=first.allowed,
+            fix=first.fix,
+        )
 
 
 # ---- control tokens in the data ----
@@ -67,8 +92,6 @@ def _typed(cfg: RunConfig, encoder: PromptEncoder, *, trained: bool) -> Iterator
 
 def _unread(cfg: RunConfig, encoder: PromptEncoder) -> Iterator[PosttrainError]:
     """Fields of messages, and inputs of rows, whose absence changes no rendered prompt."""
-    from posttrain.data.rendering import ROW_INPUTS
-
     rows, where = encoder.rows, cfg.where("data", encoder.rows.split)
     chats = [index for index, prompt in enumerate(rows.prompts) if not isinstance(prompt, str)]
     fields: dict[str, list[int]] = {}
@@ -77,7 +100,7 @@ def _unread(cfg: RunConfig, encoder: PromptEncoder) -> Iterator[PosttrainError]:
         for name in names - {"role", "content"}:
             fields.setdefault(name, []).append(index)
     inputs: dict[str, list[int]] = {}
-    if any(name in rows.columns for name in ROW_INPUTS):
+    if encoder.has_inputs:
         for index in chats:
             for name in set(encoder.inputs(index)) - {"special_tokens_in_text"}:
                 inputs.setdefault(name, []).append(index)

@@ -46,11 +46,17 @@ class PromptEncoder:
 
         return cls(tokenizer, rows, template_variables(cfg), column=column)
 
+    @property
+    def has_inputs(self) -> bool:
+        """Whether the rows have variables of the template of their own."""
+        return bool(self._own)
+
     def inputs(self, index: int) -> dict[str, Any]:
         """Variables of the template for a row."""
         from posttrain.data.rendering import template_inputs
 
-        return template_inputs({name: cells[index] for name, cells in self._own.items()}, self.kwargs)
+        own = {name: cells[index] for name, cells in self._own.items()}
+        return template_inputs({**own, "prompt": self.rows.prompts[index]}, self.kwargs)
 
     def prompt(self, index: int) -> list[int]:
         """Ids that generation starts from."""
@@ -144,7 +150,8 @@ def _row_faults(encoder: PromptEncoder, index: int, solution: str | None) -> Ite
         ids = encoder.prompt(index)
         rendered = encoder.rendered(index)
     except DataError as problem:
-        yield True, problem.what, problem.fix or "Remove the row"
+        place = f"{problem.where}: " if problem.where else ""
+        yield True, f"{place}{problem.what}", problem.fix or "Remove the row"
         return
     except (TemplateError, TypeError, ValueError, KeyError) as problem:
         reason = " ".join(str(problem).split())[:120]

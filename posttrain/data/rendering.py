@@ -23,7 +23,10 @@ ROW_INPUTS = ("tools", "documents", "chat_template_kwargs")
 # Among the variables of the template: "text" reads control tokens that the data spells as text, "token" as tokens.
 SPECIAL_TOKENS = "special_tokens_in_text"
 # Set here, so that a recipe or a row cannot.
-_OURS = ("conversation", "messages", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict")
+_OURS = (
+    *("conversation", "messages", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict"),
+    *("return_tensors", "return_assistant_tokens_mask", "tokenizer_kwargs", "padding", "truncation", "max_length"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ def template_inputs(row: Mapping[str, Any], variables: Mapping[str, Any] | None 
         DataError: they are of another kind.
     """
     found = dict(variables or {})
+    if isinstance(row.get("prompt"), str):  # no template reads it
+        return found
     for name in ROW_INPUTS:
         if (value := _plain(row.get(name), name)) is None:
             continue
@@ -74,18 +79,25 @@ def _plain(value: Any, name: str) -> Any:
             value = json.loads(value) if value.strip() else None
         except ValueError:
             kind = "a mapping" if name == "chat_template_kwargs" else "a list"
-            raise DataError("the text is not JSON", where=f"column {name!r}", got=value, allowed=kind) from None
+            raise _unusable(name, value, f"{kind}, or JSON of one") from None
     if not value:
         return None
     wanted = Mapping if name == "chat_template_kwargs" else list
     if not isinstance(value, wanted):
         allowed = "a mapping" if wanted is Mapping else "a list, or JSON of one"
-        raise DataError("the template cannot take this", where=f"column {name!r}", got=value, allowed=allowed)
+        raise _unusable(name, value, allowed)
     if isinstance(value, list):
         value = [
             json.loads(item) if isinstance(item, str) and item.lstrip().startswith("{") else item for item in value
         ]
+    if name == "tools" and not all(isinstance(item, Mapping) for item in value):
+        raise _unusable(name, value, "a list of schemas, which are mappings")
     return without_none(value)
+
+
+def _unusable(name: str, value: Any, allowed: str) -> DataError:
+    fix = "Rename the column if it is not meant for the chat template"
+    return DataError("the template cannot take this", where=f"column {name!r}", got=value, allowed=allowed, fix=fix)
 
 
 def without_none(value: Any) -> Any:

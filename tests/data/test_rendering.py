@@ -154,7 +154,8 @@ def test_inputs_of_a_row_come_as_lists_or_json_and_before_those_of_the_run(tools
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"tools": "no json"}, "column 'tools': the text is not JSON"),
+        ({"tools": "no json"}, "column 'tools': the template cannot take this (got 'no json'; allowed: a list"),
+        ({"tools": ["calculator"]}, "allowed: a list of schemas, which are mappings). Rename the column"),
         ({"tools": {"a": 1}}, "column 'tools': the template cannot take this"),
         ({"chat_template_kwargs": {"chat_template": "x"}}, "a row may not set this (got 'chat_template')"),
     ],
@@ -163,6 +164,10 @@ def test_inputs_of_a_row_that_cannot_be_used_are_refused(row, words):
     with pytest.raises(DataError) as refused:
         template_inputs(row)
     assert words in str(refused.value)
+
+
+def test_a_text_prompt_has_no_inputs_of_a_template():
+    assert template_inputs({"prompt": "a", "tools": "x"}, {"mode": "us"}) == {"mode": "us"}
 
 
 def test_what_decides_the_rendering_here_is_no_variable():
