@@ -59,14 +59,14 @@ def _dated(encoder: PromptEncoder, rows: Rows, *, trained: bool) -> list[int]:
     from posttrain.models.template_clock import noted_clock
 
     found = []
-    for index, prompt in enumerate(rows.prompts):
+    for index in range(len(rows)):
         text = rows.solutions[index] if trained else None
         with noted_clock() as noted:
             try:
                 if isinstance(text, str) and text.strip():
-                    encoder.row(prompt, text)
+                    encoder.row(index)
                 else:
-                    encoder.prompt(prompt)
+                    encoder.prompt(index)
             except (TemplateError, TypeError, ValueError, KeyError, PosttrainError):
                 pass  # told by the checks of the template
             if noted:
