@@ -23,6 +23,7 @@ __all__ = [
     "encode_prompt",
     "encode_row",
     "encode_rows",
+    "template_inputs",
     "with_variables",
 ]
 

@@ -269,8 +269,7 @@ def build_mixture(
 
 def token_counter(tokenizer: Any, *, column: str, **chat_template_kwargs: Any) -> TokenCount:
     """Counts a row's tokens: those of the prompt, and of the demonstration in `column` if the row has one."""
-    from posttrain.data.demonstrations import encode_prompt, encode_row
-    from posttrain.data.rendering import template_inputs
+    from posttrain.data.demonstrations import encode_prompt, encode_row, template_inputs
 
     def count(row: Mapping[str, Any]) -> int:
         text, inputs = row.get(column), template_inputs(row, chat_template_kwargs)

@@ -58,9 +58,7 @@ class SupervisedConfig(SFTConfig):
         ge=1024,
         block="trainer",
     )
-    chat_template_kwargs: dict[str, Any] | None = option(
-        None, help="Variables of the chat template, as for the policy methods.", block="trainer"
-    )
+    chat_template_kwargs: dict[str, Any] | None = option(None, help="Variables of the template.", block="trainer")
     # trl 1.16: "chunked_nll"-like choices move between releases; these two are written on log-probs here.
     loss_type: Literal["nll", "dft"] = option("nll", help="Per-token loss.", block="trainer")
     # trl 1.16: True. None is resolved by device, see `device_defaults`.
