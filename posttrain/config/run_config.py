@@ -191,14 +191,10 @@ class DataBlock(Block):
     )
     system_prompt: str | None = Field(default=None, description="system message put before every prompt")
     chat_template_kwargs: dict[str, Any] | None = Field(
-        default=None,
-        description="variables of the chat template for every stage, rollout and evaluation; what rollout or trainer "
-        "says under this name comes before it",
+        default=None, description="variables of the chat template; those of rollout or trainer come before them"
     )
     special_tokens_in_text: Literal["text", "token"] = Field(
-        default="text",
-        description="what a control token is that the data spells (<|im_end|> in a question): text, or the token, as "
-        "prompts need it that were rendered beforehand",
+        default="text", description="what a control token is that the data spells, as <|im_end|> in a question"
     )
     max_prompt_length: Count = Field(default=512, description="most tokens of a prompt after the chat template")
     overlong_prompts: Literal["error", "drop"] = Field(default="error", description="what happens to longer prompts")
