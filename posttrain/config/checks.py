@@ -33,7 +33,6 @@ from posttrain.config.checks_streams import Say
 from posttrain.config.checks_template import PromptEncoder
 from posttrain.config.length_budget import LengthBudget
 from posttrain.config.model_facts import ModelFacts, describe
-from posttrain.config.preview import preview
 from posttrain.config.quiet import quiet
 from posttrain.config.report import CheckReport
 from posttrain.config.run_config import RunConfig
