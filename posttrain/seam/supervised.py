@@ -82,9 +82,8 @@ class SupervisedConfig(SFTConfig):
             )
         for name in ("label_smoothing_factor", "use_liger_kernel", "auto_find_batch_size"):
             if getattr(self, name):
-                raise SupportError(
-                    "not supported by the supervised methods", where=f"trainer.{name}", fix="Remove the line"
-                )
+                what = "not supported by the supervised methods"
+                raise SupportError(what, where=f"trainer.{name}", fix="Remove the line")
         self.device_defaults = device_defaults(self)
         super().__post_init__()
 
@@ -201,9 +200,8 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         refuse_mixed_rows(self.model, args)
         refuse_unknown_tokens(self.model, self.train_dataset)
         base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        self._scoring = add_selective_scoring(
-            base, logits_budget_bytes=args.logits_budget_bytes, entropy_gradient=False
-        )
+        budget = args.logits_budget_bytes
+        self._scoring = add_selective_scoring(base, logits_budget_bytes=budget, entropy_gradient=False)
 
     # ---- hooks for methods ----
 
@@ -285,9 +283,8 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         if not isinstance(dataset, Dataset) or not {"prompt", column} <= set(dataset.column_names):
             return with_variables(dataset, args.chat_template_kwargs)
         if processing_class is None:
-            raise ConfigError(
-                "the tokenizer is needed to encode demonstrations", where="processing_class", got=None, fix="Pass it"
-            )
+            what = "the tokenizer is needed to encode demonstrations"
+            raise ConfigError(what, where="processing_class", got=None, fix="Pass it")
         # These two cut long documents into rows and lose no token; other rows, and those of validation, must fit.
         cuts = (
             is_cut and column == DOCUMENT_COLUMN and args.packing and args.packing_strategy in ("wrapped", "bfd_split")
