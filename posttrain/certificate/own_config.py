@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +55,30 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _zero_block(values: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Stage and offload of a config's DeepSpeed part, or of the DeepSpeed file that it names."""
+    """Stage and offload of a config's DeepSpeed part, or of the DeepSpeed file that it names.
+
+    Raises:
+        ConfigError: the file cannot be read, or fixes what the battery takes from its own runs, as a recipe would.
+    """
+    from posttrain.seam.engine_file import overriding, read_engine_file
+
     block = values.get("deepspeed_config") or {}
     stage: Any = block.get("zero_stage", 2)
     devices = {"optimizer": block.get("offload_optimizer_device"), "parameters": block.get("offload_param_device")}
     if named := block.get("deepspeed_config_file"):
-        try:
-            own = json.loads(Path(named).read_text())["zero_optimization"]
-        except (OSError, ValueError, KeyError, TypeError) as problem:
-            raise ConfigError("its DeepSpeed file cannot be read", where=str(file), got=str(problem)) from None
+        whole = read_engine_file(named)
+        for key, value, fix in overriding(whole, None):
+            raise ConfigError("this would override a recipe", where=f"{named}, {key}", got=value, fix=fix)
+        own = whole.get("zero_optimization")
+        if not isinstance(own, dict):
+            raise ConfigError("the DeepSpeed file has no zero_optimization", where=str(named), got=own)
         stage = own.get("stage", 0)
         devices = {
             "optimizer": (own.get("offload_optimizer") or {}).get("device"),
             "parameters": (own.get("offload_param") or {}).get("device"),
         }
+    for key in ("gradient_accumulation_steps", "gradient_clipping"):
+        if block.get(key, "auto") != "auto":
+            where = f"{file}, deepspeed_config.{key}"
+            raise ConfigError("this would override a recipe", where=where, got=block[key], fix="Remove the line")
     return {"stage": stage, "offload": {part: str(device or "none").lower() for part, device in devices.items()}}

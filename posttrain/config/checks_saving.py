@@ -79,18 +79,14 @@ def _wrong_tokens(cfg: RunConfig, config: Any) -> Iterator[Finding]:
 
 def dry_save(cfg: RunConfig, tokenizer: Any) -> Iterator[Finding]:
     """Save configuration, tokenizer and adapter configuration into a temporary folder, as the end of the run will."""
-    from transformers import AutoConfig
-
-    from posttrain.models.loading import peft_config
+    from posttrain.models.loading import load_config, peft_config
     from posttrain.models.saving import reason, refusal
 
     where = cfg.where("model", "path")
     if cfg.model.path is not None:
         folder = Path(str(cfg.model.path)).expanduser()
         source = str(folder) if folder.is_dir() else str(cfg.model.path)
-        config = AutoConfig.from_pretrained(
-            source, revision=cfg.model.revision, trust_remote_code=cfg.model.trust_remote_code
-        )
+        config = load_config(source, revision=cfg.model.revision, trusted=cfg.model.trust_remote_code)
         if (why := refusal(config)) is not None:
             what = f"transformers would not write this config.json ({why}); it is written back as it is"
             yield False, ConfigError(what, where=where, fix="Correct it where the model is used")

@@ -93,7 +93,7 @@ def describe(cfg: RunConfig) -> ModelFacts:
     except Exception as problem:  # noqa: BLE001 - a model's own code may raise anything on sizes that do not fit
         raise ConfigError(
             "not a causal language model of this transformers version: "
-            f"{' '.join(str(problem).split())[:160] or type(problem).__name__}",
+            f"{type(problem).__name__}: {' '.join(str(problem).split())[:160]}",
             where=cfg.where("model"),
             got=getattr(config, "model_type", None),
         ) from problem
@@ -209,9 +209,7 @@ def _tiny_config(cfg: RunConfig) -> Any:
 
 
 def _config_of_path(cfg: RunConfig) -> Any:
-    from transformers import AutoConfig
-
-    from posttrain.models.loading import refuse_code
+    from posttrain.models.loading import load_config, refuse_code
 
     path = str(cfg.model.path)
     where = cfg.where("model", "path")
@@ -225,10 +223,4 @@ def _config_of_path(cfg: RunConfig) -> Any:
         path = str(folder)
     if not cfg.model.trust_remote_code:
         refuse_code(path, revision=cfg.model.revision)
-    try:
-        return AutoConfig.from_pretrained(
-            path, revision=cfg.model.revision, trust_remote_code=cfg.model.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as problem:
-        reason = " ".join(str(problem).split())[:160]
-        raise ConfigError(f"the model's configuration cannot be read: {reason}", where=where, got=path) from problem
+    return load_config(path, revision=cfg.model.revision, trusted=cfg.model.trust_remote_code)

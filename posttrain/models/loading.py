@@ -99,7 +99,7 @@ def load_tokenizer(model: Any, *, path: str | Path | None = None) -> PreTrainedT
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=revision, trust_remote_code=trusted, padding_side="left"
         )
-    except (OSError, ValueError, KeyError, ImportError) as problem:
+    except Exception as problem:  # noqa: BLE001 - what a file of a tokenizer holds may be anything
         raise ConfigError(
             f"no tokenizer could be loaded: {_reason(problem)}", where="model.path", got=name
         ) from problem
@@ -158,7 +158,12 @@ def refuse_code(name: str, *, revision: str | None = None) -> None:
             continue  # not there, or out of reach: loading will say so
         if found is None:
             continue
-        for key in _code_keys(json.loads(Path(str(found)).read_text(encoding="utf-8"))):
+        try:
+            values = json.loads(Path(str(found)).read_text(encoding="utf-8"))
+        except ValueError as problem:
+            what = f"{file} is no JSON: {_reason(problem)}"
+            raise ConfigError(what, where="model.path", got=name, fix="Copy the file again") from problem
+        for key in _code_keys(values):
             raise SupportError(
                 f"{file} names code to run, under the key {key!r}",
                 where="model.path",
@@ -215,9 +220,9 @@ def _load(model: Any, path: str) -> PreTrainedModel:
         keywords["attn_implementation"] = attention
     if _get(model, "load_in_4bit"):
         keywords |= _four_bit()
+    config = load_config(path, revision=revision, trusted=trusted)
+    apply_overrides(config, _get(model, "config_overrides"))
     try:
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trusted)
-        apply_overrides(config, _get(model, "config_overrides"))
         return AutoModelForCausalLM.from_pretrained(
             path, config=config, revision=revision, trust_remote_code=trusted, **keywords
         )
@@ -225,6 +230,19 @@ def _load(model: Any, path: str) -> PreTrainedModel:
         what = f"the model could not be loaded: {_reason(problem)}"
         fix = "Weights are read from safetensors files only"
         raise ConfigError(what, where="model", got=path, fix=fix) from problem
+
+
+def load_config(path: str, *, revision: str | None = None, trusted: bool = False) -> Any:
+    """The configuration of a folder or Hub id.
+
+    Raises:
+        ConfigError: it cannot be read, or transformers does not take a value in it.
+    """
+    try:
+        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trusted)
+    except Exception as problem:  # noqa: BLE001 - what the file holds may be anything
+        what = f"the model's configuration cannot be read: {_reason(problem)}"
+        raise ConfigError(what, where="model.path", got=path, fix="Correct config.json of the model") from problem
 
 
 def _merged_adapter(model: Any, folder: Path) -> PreTrainedModel:
@@ -237,7 +255,7 @@ def _merged_adapter(model: Any, folder: Path) -> PreTrainedModel:
             got=str(folder),
             fix="Set it to false, or set model.lora.merge_on_save in the run that trained the adapter",
         )
-    base = json.loads((folder / _ADAPTER_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    base = _read_adapter(folder / _ADAPTER_FILE)["base_model_name_or_path"]
     return PeftModel.from_pretrained(_load(model, str(base)), str(folder)).merge_and_unload()
 
 
@@ -246,7 +264,20 @@ def adapter_settings(path: str | Path, *, revision: str | None = None) -> dict[s
     found = _file(path, _ADAPTER_FILE, revision)
     if found is None or _file(path, "config.json", revision) is not None:
         return None
-    return dict(json.loads(found.read_text(encoding="utf-8")))
+    return _read_adapter(found)
+
+
+def _read_adapter(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as problem:
+        what = f"{file.name} is no JSON: {_reason(problem)}"
+        raise ConfigError(what, where="model", got=str(file), fix="Copy the file again") from problem
+    base = values.get("base_model_name_or_path") if isinstance(values, dict) else None
+    if not isinstance(base, str):
+        fix = "Write the model that it was trained on as base_model_name_or_path"
+        raise ConfigError(f"{file.name} names no base model", where="model", got=str(file), fix=fix)
+    return dict(values)
 
 
 def load_with_adapter(model: Any, *, adapter: str | Path, base: str, revision: str | None = None) -> Any:
@@ -378,4 +409,6 @@ def _plain(block: Any) -> Any:
 
 
 def _reason(problem: Exception) -> str:
-    return " ".join(str(problem).split())[:300].rstrip(".")
+    """The message of an error on one line; with its kind, where the message alone may be a mere name."""
+    kind = "" if isinstance(problem, OSError | ValueError | ImportError) else f"{type(problem).__name__}: "
+    return kind + " ".join(str(problem).split())[:300].rstrip(".")

@@ -15,6 +15,7 @@ from posttrain.errors import ConfigError, SupportError
 from posttrain.losses.upge import UPGE_PRESETS, UPGEConfig
 from posttrain.models.generation_settings import check_generation_kwargs, narrowed
 from posttrain.seam.arguments import check_options, option
+from posttrain.seam.engine_file import refuse_overrides
 from posttrain.seam.sharding import asked_engine, cpu_group, refuse_offload
 
 # GRPO fields whose job the estimator or the seam has taken over. Set to anything but TRL's default they are refused,
@@ -54,7 +55,7 @@ def device_defaults(config: Any) -> dict[str, Any]:
 
     Raises:
         SupportError: `use_cpu` with a sharding engine, which it would switch off without a word; an offload that the
-            engine does not have, or that would train something else.
+            engine does not have, or that would train something else; files of the launcher that override the recipe.
     """
     import torch
 
@@ -78,6 +79,7 @@ def device_defaults(config: Any) -> dict[str, Any]:
         chosen |= cpu_group() if asked_engine() else {"use_cpu": True}
     for name, value in chosen.items():
         setattr(config, name, value)
+    refuse_overrides(config)
     return chosen
 
 

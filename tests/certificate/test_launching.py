@@ -19,6 +19,7 @@ from posttrain.certificate.own_config import group_of_file
 from posttrain.certificate.plan import Group, groups
 from posttrain.errors import ConfigError, SupportError
 from posttrain.seam import sharding
+from posttrain.seam.engine_file import refuse_overrides
 from posttrain.seam.sharding import asked_engine, asked_offload, refuse_offload, refuse_replaced
 from tests.batteries.runs import build
 
@@ -192,10 +193,73 @@ def test_a_file_of_the_users_that_nothing_trains_with_is_refused(config, told, t
 
 
 def test_a_deepspeed_file_of_the_users_own_counts(tmp_path):
-    (tmp_path / "zero.json").write_text(
-        json.dumps({"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}})
-    )
+    zero = {"stage": 3, "offload_param": {"device": "cpu"}}
+    (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": zero, **AUTO}))
     file = tmp_path / "own.yaml"
     block = {"deepspeed_config_file": str(tmp_path / "zero.json")}
     file.write_text(json.dumps({"distributed_type": "DEEPSPEED", "num_processes": 8, "deepspeed_config": block}))
     assert group_of_file(file) == Group("zero3", "parameters", 2)
+    (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": zero, **AUTO, "gradient_clipping": 1.0}))
+    with pytest.raises(ConfigError, match=r"gradient_clipping: this would override a recipe \(got 1.0\)"):
+        group_of_file(file)
+
+
+AUTO = {"gradient_accumulation_steps": "auto", "gradient_clipping": "auto"}
+RECIPE = {"gradient_accumulation_steps": 4, "max_grad_norm": 0.5, "per_device_train_batch_size": 2}
+
+
+@pytest.fixture
+def own_deepspeed(launched, monkeypatch, tmp_path):
+    """Function that begins a launch with a DeepSpeed file of these values."""
+
+    def enter(values):
+        launched(Group("zero2", "none", 2))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": {"stage": 2}, **values}))
+        monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "zero.json"))
+
+    return enter
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({**AUTO, "optimizer": {"type": "Lamb", "params": {"lr": "auto"}}}, "optimizer: .* Remove optimizer"),
+        ({**AUTO, "scheduler": {"type": "WarmupLR"}}, "scheduler: .* Remove scheduler"),
+        ({**AUTO, "curriculum_learning": {"enabled": True}}, "curriculum_learning: .* Remove"),
+        ({**AUTO, "communication_data_type": "fp16"}, "communication_data_type: .*got 'fp16'"),
+        ({"gradient_clipping": "auto"}, r"steps: .* means 1'\). Write .* \(the recipe says 4\)"),
+        ({"gradient_accumulation_steps": 4}, r"clipping: .* means 0.0'\). Write .* \(the recipe says 0.5\)"),
+        ({**AUTO, "gradient_clipping": 1.0}, "gradient_clipping: .*got 1.0"),
+        ({**AUTO, "train_batch_size": 8}, "train_batch_size: .*got 8.* says 16"),
+        ({**AUTO, "bf16": {"enabled": True}}, "bf16.enabled: .*got True"),
+        ({**AUTO, "zero_optimization": {"stage": 3, "zero_quantized_gradients": True}}, "quantized_gradients"),
+    ],
+)
+def test_a_deepspeed_file_that_overrides_the_recipe_is_refused(values, told, own_deepspeed):
+    own_deepspeed(values)
+    with pytest.raises(SupportError, match=told) as caught:
+        refuse_overrides(arguments(**RECIPE, fp16=False, bf16=False))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_deepspeed_file_that_says_the_same_is_taken(own_deepspeed):
+    same = {"gradient_accumulation_steps": 4, "gradient_clipping": 0.5, "train_batch_size": 16}
+    rest = {"bf16": {"enabled": "auto"}, "fp16": {"enabled": False}, "prescale_gradients": False}
+    own_deepspeed({**same, **rest, "train_micro_batch_size_per_gpu": 2})
+    refuse_overrides(arguments(**RECIPE, fp16=False, bf16=False))
+
+
+def test_a_precision_or_number_of_the_accelerate_config_is_no_second_recipe(launched, monkeypatch):
+    settings = {**RECIPE, "fp16": False}
+    launched(Group("ddp", "none", 2))
+    refuse_overrides(arguments(**settings, bf16=True))  # mixed_precision: 'no', as in accelerate_configs/
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    refuse_overrides(arguments(**settings, bf16=True))
+    with pytest.raises(SupportError, match="would train in bf16, the recipe in float32"):
+        refuse_overrides(arguments(**settings, bf16=False))
+    launched(Group("zero2", "none", 2))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    with pytest.raises(SupportError, match="deepspeed_config.gradient_accumulation_steps: .*says 4 .got '1'"):
+        refuse_overrides(arguments(**settings, bf16=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,29 @@ def test_rows_that_can_leave_the_first_range_of_longrope_are_refused(tmp_path: P
     message = told(checked(tmp_path, "sft", {"model": model, "trainer.max_length": 100, **NO_EVAL}), SupportError)
     assert "a padded row is scored differently" in message and "Keep rows within 64 tokens" in message
     assert checked(tmp_path, "sft", {"model": model, "trainer.max_length": 64, **NO_EVAL}).ok
+
+
+# ---- files that hold something odd ----
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "text"),
+    [
+        ("config.json", {"num_attention_heads": "2"}, "configuration cannot be read: .*expected int, got str"),
+        ("config.json", {"rope_parameters": [1]}, "configuration cannot be read: "),
+        ("config.json", {"dtype": "float99"}, "configuration cannot be read: .*float99"),
+        ("config.json", {"rope_parameters": {"rope_type": "other"}}, "not a causal .*KeyError: 'other'"),
+        ("tokenizer_config.json", {"eos_token": 5}, "no tokenizer could be loaded: .*eos_token"),
+        ("config.json", "{", "config.json is no JSON"),
+        ("tokenizer_config.json", "[]", "no tokenizer could be loaded"),
+    ],
+    ids=str,
+)
+def test_a_file_of_the_model_that_upstream_cannot_read_is_one_line(file: str, values: Any, text: str, tmp_path: Path):
+    place = folder(tmp_path)
+    if isinstance(values, str):
+        (place / file).write_text(values)
+    else:
+        edit(place, file, **values)
+    found = [str(error) for error in checked(tmp_path, "sft", {"model": {"path": str(place)}}).errors]
+    assert re.search(text, found[0]) and not any("\n" in line for line in found)
