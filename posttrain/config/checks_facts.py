@@ -16,11 +16,12 @@ from posttrain.config.checks_template import PromptEncoder
 from posttrain.config.length_budget import LengthBudget
 from posttrain.config.model_facts import ModelFacts
 from posttrain.config.run_config import RunConfig
-from posttrain.errors import ConfigError, DataError, PosttrainError
+from posttrain.errors import ConfigError, DataError, PosttrainError, SupportError
 
 Finding = tuple[bool, PosttrainError]
 # Tokens that a template may write around each message, on top of what it wrote around the first row's text.
 _AROUND = 64
+_OPENED = ("mxfp4", "fp8")  # methods whose weights transformers can turn back into whole ones while it loads them
 _FEW = 8  # positions, so that some of the measured rows are longer
 
 
@@ -238,6 +239,11 @@ def weight_findings(cfg: RunConfig, facts: ModelFacts) -> Iterator[Finding]:
     from posttrain.models.headers import absent, other_shapes
 
     where = cfg.where("model", "path")
+    stored_otherwise = getattr(facts.config, "quantization_config", None)
+    if stored_otherwise:
+        yield from _quantised(cfg, stored_otherwise)
+        yield from _dtype_findings(cfg, facts)
+        return
     changed = other_shapes(facts.stored, facts.shapes)
     if changed:
         name, (stored, made) = next(iter(changed.items()))
@@ -258,6 +264,28 @@ def weight_findings(cfg: RunConfig, facts: ModelFacts) -> Iterator[Finding]:
         fix = "They would be random: restore the files, or use the config.json that belongs to them"
         yield True, ConfigError(what, where=where, fix=fix)
     yield from _dtype_findings(cfg, facts)
+
+
+def _quantised(cfg: RunConfig, block: Any) -> Iterator[Finding]:
+    """Weights that are stored in few bits: shapes tell nothing, and upstream trains adapters on them alone."""
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
+    values = block if isinstance(block, dict) else block.to_dict()
+    method = str(values.get("quant_method"))
+    where = cfg.where("model", "path")
+    try:
+        AutoQuantizationConfig.from_dict(dict(values))
+    except Exception as problem:  # noqa: BLE001 - what the file holds may be anything
+        what = f"the model's quantization_config cannot be read: {' '.join(str(problem).split())[:160]}"
+        yield True, ConfigError(what, where=where, got=method, fix="Correct config.json of the model")
+        return
+    fix = "Use the model before it was quantised" + ("" if cfg.model.lora is not None else ", or add model.lora")
+    if cfg.model.lora is None and method not in _OPENED:
+        what = "the weights are stored quantised, and transformers refuses to train them"
+        yield True, SupportError(what, where=where, got=method, fix=fix)
+    else:
+        what = f"the weights are stored quantised ({method}): whether they load here was not tried"
+        yield False, ConfigError(what, where=where, fix=fix + " if they do not")
 
 
 def _dtype_findings(cfg: RunConfig, facts: ModelFacts) -> Iterator[Finding]:

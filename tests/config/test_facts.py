@@ -190,3 +190,15 @@ def test_a_file_of_the_model_that_upstream_cannot_read_is_one_line(file: str, va
         edit(place, file, **values)
     found = [str(error) for error in checked(tmp_path, "sft", {"model": {"path": str(place)}}).errors]
     assert re.search(text, found[0]) and not any("\n" in line for line in found)
+
+
+def test_quantised_weights_are_told_and_train_by_adapters_alone(tmp_path: Path):
+    place = folder(tmp_path)
+    block = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    edit(place, "config.json", quantization_config=block, intermediate_size=32)  # shapes that say nothing then
+    report = checked(tmp_path, "sft", {"model": {"path": str(place)}})
+    assert "transformers refuses to train them" in told(report, SupportError)
+    report = checked(tmp_path, "sft", {"model": {"path": str(place), "lora": {"rank": 2}}})
+    assert report.ok and any("quantised (bitsandbytes)" in str(warning) for warning in report.warnings)
+    edit(place, "config.json", quantization_config={"quant_method": "other"})
+    assert "quantization_config cannot be read" in told(checked(tmp_path, "sft", {"model": {"path": str(place)}}))
