@@ -168,6 +168,7 @@ def evaluate_model(
     from posttrain.models.generation_settings import open_settings, told
     from posttrain.run import quiet_libraries
     from posttrain.saved_models import find_model
+    from posttrain.seam.isolation import refuse_padded_prompts
     from posttrain.stage_run import is_main_process, say
 
     chain = load_stage(recipe, overrides, stage)
@@ -182,6 +183,7 @@ def evaluate_model(
     tokenizer = found.tokenizer(config.model)
     call, settings = recipe_evaluator(config, tokenizer=tokenizer, rows=rows, accelerator=accelerator)
     weights = found.load(config.model)
+    refuse_padded_prompts(weights, together=settings.num_generations, batch_size=settings.batch_size)
     if not config.model.load_in_4bit:
         weights = weights.to(accelerator.device)
     dtype = str(weights.dtype).removeprefix("torch.")

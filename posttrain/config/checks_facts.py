@@ -22,6 +22,7 @@ Finding = tuple[bool, PosttrainError]
 # Tokens that a template may write around each message, on top of what it wrote around the first row's text.
 _AROUND = 64
 _OPENED = ("mxfp4", "fp8")  # methods whose weights transformers can turn back into whole ones while it loads them
+_SAMPLED = ("train", "validation", "retain")  # splits whose prompts a policy method completes
 _FEW = 8  # positions, so that some of the measured rows are longer
 
 
@@ -142,11 +143,11 @@ def _named(tokenizer: Any, tokens: list[int]) -> str:
 def long_rows(
     cfg: RunConfig, facts: ModelFacts, encoder: PromptEncoder, rows: Rows, budget: LengthBudget, *, trained: bool
 ) -> Iterator[Finding]:
-    """Rows that are longer than the model has positions: those a supervised method learns, and evaluation's prompts
-    with what is sampled after them. Rollouts are held against their settings in `checks_model`.
+    """Rows that are longer than the model has positions: those a supervised method learns, probes, and evaluation's
+    prompts with what is sampled after them. Rollouts are held against their settings in `checks_model`.
     """
     limit = facts.max_positions
-    if limit is None or not len(rows) or (cfg.rollout is not None and rows.split != "eval"):
+    if limit is None or not len(rows) or (cfg.rollout is not None and rows.split in _SAMPLED):
         return
     more = 0 if trained else _sampled(cfg) - 1  # the last token that is sampled is never read
     sizes = {}

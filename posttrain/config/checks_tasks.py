@@ -75,6 +75,25 @@ def probe_findings(cfg: RunConfig, *, loaded: dict[str, Any]) -> Iterator[Posttr
             yield DataError(what, where=cfg.where("data", "probes", name), fix=fix)
 
 
+def further_rows(cfg: RunConfig, *, loaded: dict[str, Any]) -> Iterator[tuple[Rows, bool]]:
+    """(rows, whether their answers are scored) of tasks and probes that could be had and have no faulty prompts.
+
+    Args:
+        cfg: one run, without stages.
+        loaded: what `task_findings` and `probe_findings` have loaded.
+    """
+    for block, sources in (("eval_tasks", cfg.data.eval_tasks), ("probes", cfg.data.probes)):
+        is_probe = block == "probes"
+        for name, source in (sources or {}).items():
+            shown = source.model_dump_json() if is_probe else source.model_dump_json(exclude={"verifier"})
+            dataset = loaded.get(shown + repr(cfg.data.system_prompt))
+            if dataset is None or isinstance(dataset, PosttrainError):
+                continue
+            rows = checks_data.as_rows(f"{block}.{name}", dataset, demonstration_column="solution")
+            if not any(True for _ in checks_data.prompt_findings(cfg, rows)):
+                yield rows, is_probe
+
+
 def _load(source: Any, system_prompt: str | None) -> Any:
     from posttrain.data.sources import load_source
 

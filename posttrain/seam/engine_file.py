@@ -62,7 +62,8 @@ def overriding(values: Mapping[str, Any], expected: Mapping[str, Any] | None) ->
             continue
         yield key, value, f"Remove {key} from the file: the recipe's trainer block decides this"
     zero = values.get("zero_optimization")
-    for key in _LOSSY if isinstance(zero, dict) else ():
+    zero = zero if isinstance(zero, dict) else {}
+    for key in _LOSSY:
         if zero.get(key) not in _OFF:
             yield f"zero_optimization.{key}", zero[key], "Remove it: gradients or weights would be rounded to few bits"
     compared = {

@@ -145,6 +145,27 @@ def refuse_mixed_rows(model: Any, args: Any) -> None:
         warnings.warn(str(finding), UserWarning, stacklevel=3)
 
 
+def refuse_padded_prompts(model: Any, *, together: int, batch_size: int) -> None:
+    """Raise where an evaluation's padded prompts would be completed differently from each prompt alone.
+
+    Args:
+        model: as loaded.
+        together: rows that one prompt fills, its completions. batch_size: rows generated at once.
+
+    Raises:
+        SupportError: with the figures.
+    """
+    if batch_size // together <= 1:
+        return
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    attention = getattr(base.config, "_attn_implementation", None)
+    make = type(base)._from_config
+    for stops, found in isolation_findings(base.config, ("generated",), attention=attention, make=make):
+        if stops:
+            fix = f"Set it to {together}: then no prompt is padded"
+            raise SupportError(found.what, where="eval.batch_size", got=batch_size, fix=fix)
+
+
 def score_as_sampled(model: Any, args: Any) -> None:
     """Prepare the model of a policy trainer: `refuse_mixed_rows`, and no dropout.
 

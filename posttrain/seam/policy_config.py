@@ -9,6 +9,7 @@ import warnings
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
+from transformers import TrainingArguments
 from trl import GRPOConfig
 
 from posttrain.errors import ConfigError, SupportError
@@ -79,7 +80,8 @@ def device_defaults(config: Any) -> dict[str, Any]:
         chosen |= cpu_group() if asked_engine() else {"use_cpu": True}
     for name, value in chosen.items():
         setattr(config, name, value)
-    refuse_overrides(config)
+    if isinstance(config, TrainingArguments):  # an evaluation has a few of its fields alone
+        refuse_overrides(config)
     return chosen
 
 

@@ -112,6 +112,22 @@ def test_completions_of_an_evaluation_beyond_the_positions(tmp_path: Path):
     )
 
 
+def test_further_tasks_and_probes_fit_the_model_too(tmp_path: Path):
+    tools = [{"prompt": "3+4=", "answer": "7", "solution": "<tool>7"}]
+    changes = {
+        "model": with_tools(tmp_path, additional_special_tokens=["<|im_start|>", "<tool>"]),
+        "data.eval_tasks": {
+            "long": {"path": rows_file(tmp_path, [{"prompt": "x" * 500, "answer": "y"}], "task.jsonl")}
+        },
+        "data.probes": {"tools": {"path": rows_file(tmp_path, tools, "probe.jsonl")}},
+        "eval.probe_every_steps": 1,
+        "model.config_overrides": {"max_position_embeddings": 256},
+    }
+    report = checked(tmp_path, "sft", changes)
+    assert "1 of 1 rows use '<tool>' (id 100) (row 0)" in told(report, DataError)
+    assert any("do not fit the model's 256 positions (row 0)" in str(warning) for warning in report.warnings)
+
+
 def test_wrapped_rows_beyond_the_positions(tmp_path: Path):
     changes = {"trainer.packing": True, "trainer.packing_strategy": "wrapped", **NO_EVAL}
     report = checked(tmp_path, "masked_thought", changes)  # the class's own length is 1024

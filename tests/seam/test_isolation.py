@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from posttrain.errors import DataError, SupportError
 from posttrain.models.copies import small_copy
 from posttrain.models.tiny import character_tokenizer
-from posttrain.seam.isolation import isolation_findings, measure, without_dropout
+from posttrain.seam.isolation import isolation_findings, measure, refuse_padded_prompts, without_dropout
 from posttrain.seam.policy import PolicyConfig, PolicyTrainer
 from posttrain.seam.supervised import SupervisedConfig, SupervisedTrainer
 
@@ -46,6 +46,14 @@ def test_a_model_that_sees_what_comes_after_is_refused():
 def test_a_head_that_misses_what_happens_to_the_logits_is_refused():
     ((stops, error),) = isolation_findings(AutoConfig.for_model("recurrent_gemma"), ("alone",))
     assert stops and "the trainers' head scores rows differently from the model's own" in str(error)
+
+
+def test_an_evaluation_whose_padded_prompts_mix_is_refused():
+    model = small_copy(AutoConfig.for_model("rwkv")).model
+    with pytest.raises(SupportError, match=r"completed differently.* \(got 16\). Set it to 4"):
+        refuse_padded_prompts(model, together=4, batch_size=16)
+    refuse_padded_prompts(model, together=4, batch_size=7)  # one prompt at a time
+    refuse_padded_prompts(small_copy(AutoConfig.for_model("llama")).model, together=1, batch_size=16)
 
 
 def test_a_copy_keeps_each_kind_of_layer_and_the_random_state():
