@@ -183,9 +183,8 @@ def evaluate_model(
     tokenizer = found.tokenizer(config.model)
     call, settings = recipe_evaluator(config, tokenizer=tokenizer, rows=rows, accelerator=accelerator)
     weights = found.load(config.model)
-    refuse_padded_prompts(weights, together=settings.num_generations, batch_size=settings.batch_size)
-    if not config.model.load_in_4bit:
-        weights = weights.to(accelerator.device)
+    refuse_padded_prompts(weights, settings)
+    weights = weights if config.model.load_in_4bit else weights.to(accelerator.device)
     dtype = str(weights.dtype).removeprefix("torch.")
     record = EvalRecord(found, chain, settings, tokenizer, rows, accelerator, dtype)
     folder = record.claim(output)
@@ -200,8 +199,7 @@ def evaluate_model(
         result = call(weights, progress=progress)
     compared = record.comparison(result)
     report = record.write(folder, result, [*notes, *compared])
-    for line in [*compared, f"report: {report}"]:
-        say(line)
+    say("\n".join([*compared, f"report: {report}"]))
     return Evaluated(result, folder, [*notes, *compared])
 
 

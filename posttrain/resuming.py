@@ -245,7 +245,7 @@ def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 _FREE_MODEL = {"trust_remote_code", "attn_implementation"}
 
 
-def settings_beside(config: Any, *, splits: Any) -> dict[str, Any]:
+def settings_beside(config: Any, *, splits: Any, chat_template: Any = None) -> dict[str, Any]:
     """What shapes a run beside its trainer's arguments, by its path in the recipe; a checkpoint keeps it.
 
     The rows themselves are compared by their fingerprints (`choose_checkpoint`).
@@ -253,6 +253,7 @@ def settings_beside(config: Any, *, splits: Any) -> dict[str, Any]:
     Args:
         config: one run, without stages.
         splits: names of the data sets that the run reads.
+        chat_template: of the tokenizer, which may change where the model's path stays.
     """
     model = {key: value for key, value in config.model.model_dump().items() if key not in _FREE_MODEL}
     if model.get("path") is not None and Path(model["path"]).expanduser().is_dir():
@@ -263,6 +264,9 @@ def settings_beside(config: Any, *, splits: Any) -> dict[str, Any]:
     found |= {f"data.{name}": name in splits for name in ("validation", "retain")}
     if config.rollout is not None:
         found["rollout.rewards"] = [entry.model_dump() for entry in config.rollout.rewards]
+    if chat_template:
+        known = hashlib.sha256(json.dumps(chat_template, sort_keys=True).encode()).hexdigest()
+        found["sha256 of the model's chat template"] = known
     if config.stage is not None:
         found["stage.rif"] = None if config.stage.rif is None else config.stage.rif.model_dump()
     return dict(json.loads(json.dumps(_flat(found), default=str)))

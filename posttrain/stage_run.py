@@ -106,7 +106,8 @@ class Stage:
         checkpoint = choose_checkpoint(self.config.trainer.resume, self.folder, fingerprints, say=say)
         if checkpoint:
             refuse_other_origin(checkpoint, self.record())
-        trainer.settings_beside = settings_beside(self.config, splits=fingerprints)
+        template = trainer.processing_class.chat_template
+        trainer.settings_beside = settings_beside(self.config, splits=fingerprints, chat_template=template)
         applied = trainer.accept_checkpoint(checkpoint) if checkpoint else []
         changes = changed_settings(recorded_run(checkpoint).get("config", {}), self.record()) if checkpoint else []
         trainer.accelerator.wait_for_everyone()  # every rank has read the stopped run's record before it is replaced

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from posttrain.config.loader import load
 from posttrain.errors import ResumeError
 from posttrain.evaluation.report import RunFolder
-from posttrain.resuming import changed_settings, choose_checkpoint, set_aside
+from posttrain.resuming import changed_settings, choose_checkpoint, set_aside, settings_beside
 from posttrain.run import run
 from posttrain.stage_run import Stage
 from tests.config.recipes import HPT, SFT, changed, write
@@ -260,6 +260,12 @@ def test_changes_are_named_by_their_path():
     before = {"trainer": {"learning_rate": 0.1, "resume": "auto"}, "eval": None}
     now = {"trainer": {"learning_rate": 0.1, "resume": "never", "seed": 1}, "eval": {"seed": 0}}
     assert changed_settings(before, now) == ["eval.seed: None -> 0", "trainer.seed: None -> 1"]
+
+
+def test_a_changed_template_of_the_model_is_another_run(tmp_path):
+    config = load(write(tmp_path, SFT))
+    before, now = (settings_beside(config, splits=["train"], chat_template=text) for text in ("{{ a }}", "{{ b }}"))
+    assert [key for key in now if before[key] != now[key]] == ["sha256 of the model's chat template"]
 
 
 def test_nothing_is_set_aside_where_nothing_is(tmp_path):

@@ -127,9 +127,7 @@ class _Check:
                 self.add(False, finding)
         for finding in checks_tasks.probe_findings(self.cfg, loaded=self.loaded.tasks):
             self.missing(finding, "data", "probes")
-        if tokenizer is not None and self.facts is not None:
-            for rows, is_scored in checks_tasks.further_rows(self.cfg, loaded=self.loaded.tasks):
-                self.fits(rows, tokenizer, self.facts, is_scored=is_scored)
+        self.further(tokenizer)
         if train is not None:
             for others in (held_out, further.get("validation")):
                 if others is not None:
@@ -318,18 +316,18 @@ class _Check:
             self.encoder = encoder
         return True
 
-    def fits(self, rows: Rows, tokenizer: Any, facts: ModelFacts, *, is_scored: bool) -> None:
+    def further(self, tokenizer: Any) -> None:
         """Further tasks and probes: whether the template takes them, and tokens and positions of the model suffice."""
-        encoder, before = PromptEncoder.of(self.cfg, tokenizer, rows, column="solution"), len(self.report.errors)
-        for stops, finding in checks_template.template_findings(self.cfg, encoder, rows, trained=is_scored):
-            if stops:
-                self.add(stops, finding)
-        if len(self.report.errors) > before:
+        if tokenizer is None or self.facts is None:
             return
-        budget = LengthBudget()
-        for findings in (checks_facts.unknown_tokens, checks_facts.long_rows):
-            for stops, finding in findings(self.cfg, facts, encoder, rows, budget, trained=is_scored):
-                self.add(stops, finding)
+        for rows, trained in checks_tasks.further_rows(self.cfg, loaded=self.loaded.tasks):
+            encoder = PromptEncoder.of(self.cfg, tokenizer, rows, column="solution")
+            found = checks_template.template_findings(self.cfg, encoder, rows, trained=trained)
+            faults = [finding for stops, finding in found if stops]
+            self.report.errors += faults
+            for findings in () if faults else (checks_facts.unknown_tokens, checks_facts.long_rows):
+                for stops, finding in findings(self.cfg, self.facts, encoder, rows, LengthBudget(), trained=trained):
+                    self.add(stops, finding)
 
     def asked(self, rows: Rows, held_out: Rows | None, tokenizer: Any) -> Rows | None:
         """Rows as the rewards will see them; None if there are none, or a method cannot ask about its documents."""

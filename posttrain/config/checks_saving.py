@@ -79,7 +79,8 @@ def _wrong_tokens(cfg: RunConfig, config: Any) -> Iterator[Finding]:
 
 def dry_save(cfg: RunConfig, tokenizer: Any) -> Iterator[Finding]:
     """Save configuration, tokenizer and adapter configuration into a temporary folder, as the end of the run will."""
-    from posttrain.models.loading import load_config, peft_config
+    from posttrain.models.config_files import load_config
+    from posttrain.models.loading import peft_config
     from posttrain.models.saving import reason, refusal
 
     where = cfg.where("model", "path")

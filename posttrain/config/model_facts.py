@@ -209,7 +209,8 @@ def _tiny_config(cfg: RunConfig) -> Any:
 
 
 def _config_of_path(cfg: RunConfig) -> Any:
-    from posttrain.models.loading import load_config, refuse_code
+    from posttrain.models.config_files import load_config
+    from posttrain.models.loading import refuse_code
 
     path = str(cfg.model.path)
     where = cfg.where("model", "path")

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from posttrain.errors import ConfigError, DataError, SupportError
+from posttrain.models.config_files import load_config, read_adapter, reason
 from posttrain.models.tiny import build_tiny
 
 _CONFIG_FILES = ("config.json", "tokenizer_config.json")
@@ -101,7 +102,7 @@ def load_tokenizer(model: Any, *, path: str | Path | None = None) -> PreTrainedT
         )
     except Exception as problem:  # noqa: BLE001 - what a file of a tokenizer holds may be anything
         raise ConfigError(
-            f"no tokenizer could be loaded: {_reason(problem)}", where="model.path", got=name
+            f"no tokenizer could be loaded: {reason(problem)}", where="model.path", got=name
         ) from problem
     if tokenizer.eos_token_id is None:
         raise DataError("the tokenizer has no end token, so no completion can end", where="model.path", got=name)
@@ -161,7 +162,7 @@ def refuse_code(name: str, *, revision: str | None = None) -> None:
         try:
             values = json.loads(Path(str(found)).read_text(encoding="utf-8"))
         except ValueError as problem:
-            what = f"{file} is no JSON: {_reason(problem)}"
+            what = f"{file} is no JSON: {reason(problem)}"
             raise ConfigError(what, where="model.path", got=name, fix="Copy the file again") from problem
         for key in _code_keys(values):
             raise SupportError(
@@ -227,22 +228,9 @@ def _load(model: Any, path: str) -> PreTrainedModel:
             path, config=config, revision=revision, trust_remote_code=trusted, **keywords
         )
     except (OSError, ValueError, ImportError, KeyError) as problem:
-        what = f"the model could not be loaded: {_reason(problem)}"
+        what = f"the model could not be loaded: {reason(problem)}"
         fix = "Weights are read from safetensors files only"
         raise ConfigError(what, where="model", got=path, fix=fix) from problem
-
-
-def load_config(path: str, *, revision: str | None = None, trusted: bool = False) -> Any:
-    """The configuration of a folder or Hub id.
-
-    Raises:
-        ConfigError: it cannot be read, or transformers does not take a value in it.
-    """
-    try:
-        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trusted)
-    except Exception as problem:  # noqa: BLE001 - what the file holds may be anything
-        what = f"the model's configuration cannot be read: {_reason(problem)}"
-        raise ConfigError(what, where="model.path", got=path, fix="Correct config.json of the model") from problem
 
 
 def _merged_adapter(model: Any, folder: Path) -> PreTrainedModel:
@@ -255,7 +243,7 @@ def _merged_adapter(model: Any, folder: Path) -> PreTrainedModel:
             got=str(folder),
             fix="Set it to false, or set model.lora.merge_on_save in the run that trained the adapter",
         )
-    base = _read_adapter(folder / _ADAPTER_FILE)["base_model_name_or_path"]
+    base = read_adapter(folder / _ADAPTER_FILE)["base_model_name_or_path"]
     return PeftModel.from_pretrained(_load(model, str(base)), str(folder)).merge_and_unload()
 
 
@@ -264,20 +252,7 @@ def adapter_settings(path: str | Path, *, revision: str | None = None) -> dict[s
     found = _file(path, _ADAPTER_FILE, revision)
     if found is None or _file(path, "config.json", revision) is not None:
         return None
-    return _read_adapter(found)
-
-
-def _read_adapter(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as problem:
-        what = f"{file.name} is no JSON: {_reason(problem)}"
-        raise ConfigError(what, where="model", got=str(file), fix="Copy the file again") from problem
-    base = values.get("base_model_name_or_path") if isinstance(values, dict) else None
-    if not isinstance(base, str):
-        fix = "Write the model that it was trained on as base_model_name_or_path"
-        raise ConfigError(f"{file.name} names no base model", where="model", got=str(file), fix=fix)
-    return dict(values)
+    return read_adapter(found)
 
 
 def load_with_adapter(model: Any, *, adapter: str | Path, base: str, revision: str | None = None) -> Any:
@@ -406,9 +381,3 @@ def _plain(block: Any) -> Any:
     if block is None or isinstance(block, str):
         return block
     return dict(block) if isinstance(block, Mapping) else block.model_dump()
-
-
-def _reason(problem: Exception) -> str:
-    """The message of an error on one line; with its kind, where the message alone may be a mere name."""
-    kind = "" if isinstance(problem, OSError | ValueError | ImportError) else f"{type(problem).__name__}: "
-    return kind + " ".join(str(problem).split())[:300].rstrip(".")

@@ -111,12 +111,12 @@ class ContinuedSettings:
 
     def _refuse_other_weights(self, was: Mapping[str, Any] | None, folder: Path) -> None:
         now = self._weights_facts()
-        if was is None or was == now:
+        if was is None or was == {name: now[name] for name in was}:
             return
         counts = [f"{facts['parameters']} parameters, {facts['trained']} of them trained" for facts in (was, now)]
         raise ResumeError(
             f"the model is not that of the run to continue, which has {counts[0]}",
             where=str(folder),
-            got=counts[1] if counts[0] != counts[1] else "as many, of other names or shapes",
+            got=counts[1] if counts[0] != counts[1] else "as many, of other names, shapes or values",
             fix="Restore the model and its adapters, or start anew with trainer.resume: never",
         )

@@ -145,17 +145,18 @@ def refuse_mixed_rows(model: Any, args: Any) -> None:
         warnings.warn(str(finding), UserWarning, stacklevel=3)
 
 
-def refuse_padded_prompts(model: Any, *, together: int, batch_size: int) -> None:
+def refuse_padded_prompts(model: Any, settings: Any) -> None:
     """Raise where an evaluation's padded prompts would be completed differently from each prompt alone.
 
     Args:
         model: as loaded.
-        together: rows that one prompt fills, its completions. batch_size: rows generated at once.
+        settings: an `EvalSettings`; the completions of one prompt fill as many rows of a batch.
 
     Raises:
         SupportError: with the figures.
     """
-    if batch_size // together <= 1:
+    together = settings.num_generations
+    if settings.batch_size // together <= 1:
         return
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     attention = getattr(base.config, "_attn_implementation", None)
@@ -163,7 +164,7 @@ def refuse_padded_prompts(model: Any, *, together: int, batch_size: int) -> None
     for stops, found in isolation_findings(base.config, ("generated",), attention=attention, make=make):
         if stops:
             fix = f"Set it to {together}: then no prompt is padded"
-            raise SupportError(found.what, where="eval.batch_size", got=batch_size, fix=fix)
+            raise SupportError(found.what, where="eval.batch_size", got=settings.batch_size, fix=fix)
 
 
 def score_as_sampled(model: Any, args: Any) -> None:

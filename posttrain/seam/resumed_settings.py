@@ -76,6 +76,7 @@ REFUSED = frozenset(
     "vllm_importance_sampling_mode vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min "
     "vllm_importance_sampling_cap use_transformers_continuous_batching use_transformers_paged generate_ahead".split()
 )
+_SEEN = 64  # values of a frozen weight
 # Hyperparameters that a checkpoint without a record of its settings is asked for.
 _KNOWN = ("lr", "weight_decay", "betas", "eps")
 
@@ -104,7 +105,9 @@ def plain(value: Any) -> Any:
 
 
 def weights_recorded(model: torch.nn.Module) -> dict[str, Any]:
-    """Number of parameters, of those that are trained, and a hash of all names and shapes; no weight is read."""
+    """Number of parameters, of those that are trained, a hash of all names and shapes, and one of the first values of
+    each that is not trained: a checkpoint does not bring those back. Values that ZeRO-3 has spread are left out.
+    """
     sizes = {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in model.named_parameters()}
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     listed = "\n".join(f"{name} {shape} {name in trained}" for name, shape in sorted(sizes.items()))
@@ -113,7 +116,21 @@ def weights_recorded(model: torch.nn.Module) -> dict[str, Any]:
         "parameters": sum(counts.values()),
         "trained": sum(count for name, count in counts.items() if name in trained),
         "sha256": hashlib.sha256(listed.encode()).hexdigest(),
+        "frozen_sha256": _frozen(model),
     }
+
+
+def _frozen(model: torch.nn.Module) -> str | None:
+    found = hashlib.sha256()
+    kept = [
+        (name, value)
+        for name, value in sorted(model.named_parameters())
+        if not (value.requires_grad or hasattr(value, "ds_id") or value.is_meta)
+    ]
+    for name, value in kept:
+        first = value.detach().flatten()[:_SEEN].to("cpu")
+        found.update(name.encode() + first.contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest() if kept else None
 
 
 def changes(before: Mapping[str, Any], args: Any) -> tuple[list[str], list[str]]:

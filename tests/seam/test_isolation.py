@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from datasets import Dataset
@@ -51,9 +53,11 @@ def test_a_head_that_misses_what_happens_to_the_logits_is_refused():
 def test_an_evaluation_whose_padded_prompts_mix_is_refused():
     model = small_copy(AutoConfig.for_model("rwkv")).model
     with pytest.raises(SupportError, match=r"completed differently.* \(got 16\). Set it to 4"):
-        refuse_padded_prompts(model, together=4, batch_size=16)
-    refuse_padded_prompts(model, together=4, batch_size=7)  # one prompt at a time
-    refuse_padded_prompts(small_copy(AutoConfig.for_model("llama")).model, together=1, batch_size=16)
+        refuse_padded_prompts(model, SimpleNamespace(num_generations=4, batch_size=16))
+    refuse_padded_prompts(model, SimpleNamespace(num_generations=4, batch_size=7))  # one prompt at a time
+    refuse_padded_prompts(
+        small_copy(AutoConfig.for_model("llama")).model, SimpleNamespace(num_generations=1, batch_size=16)
+    )
 
 
 def test_a_copy_keeps_each_kind_of_layer_and_the_random_state():

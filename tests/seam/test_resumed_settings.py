@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 
 import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import AutoModelForCausalLM
 
 from posttrain.errors import ResumeError
 from posttrain.registry import METHODS
 from posttrain.seam.arguments import field_specs
-from posttrain.seam.resumed_settings import APPLIED, FREE, REFUSED, changes, plain, put_in_force, recorded_settings
+from posttrain.seam.resumed_settings import (
+    APPLIED,
+    FREE,
+    REFUSED,
+    changes,
+    plain,
+    put_in_force,
+    recorded_settings,
+    weights_recorded,
+)
 from tests.batteries.runs import build, weights
 
 SAVING = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
@@ -101,6 +112,20 @@ def test_another_model_is_one_line(stopped, tiny_dir, tmp_path):
     again = build("sft", tmp_path / "wide", tmp_path / "run", **SAVING)
     with pytest.raises(ResumeError, match=r"the model is not that of the run to continue, which has \d+ parameters"):
         again.train(resume_from_checkpoint=str(stopped / "checkpoint-2"))
+
+
+def test_what_a_checkpoint_does_not_bring_back_is_compared_by_its_values(tiny_dir):
+    model = AutoModelForCausalLM.from_pretrained(tiny_dir)
+    assert weights_recorded(model)["frozen_sha256"] is None
+    frozen = model.get_input_embeddings().weight.requires_grad_(False)
+    before = weights_recorded(model)
+    assert weights_recorded(copy.deepcopy(model)) == before
+    with torch.no_grad():
+        model.model.norm.weight.add_(1.0)
+        assert weights_recorded(model) == before
+        frozen.mul_(1.5)
+    now = weights_recorded(model)
+    assert now["frozen_sha256"] != before["frozen_sha256"] and now["sha256"] == before["sha256"]
 
 
 def test_an_optimizer_of_the_callers_own_is_compared_too(stopped, tiny_dir, tmp_path):
