@@ -91,7 +91,7 @@ class Markers:
         return {token: place for place, token in enumerate(self.tokens)}
 
     def hide(self, value: Any, *, role: str = "assistant") -> Any:
-        """The value with every marker in its texts put aside; None in a mapping is left out.
+        """The value with every marker in its texts put aside.
 
         Args:
             value: text, or lists and mappings of texts; anything else stays as it is. role: who wrote it.
@@ -100,11 +100,7 @@ class Markers:
         if isinstance(value, str):
             return pattern.sub(self._aside, value) if pattern.search(value) else value
         if isinstance(value, Mapping):
-            return {
-                self.hide(key, role=role): self.hide(item, role=role)
-                for key, item in value.items()
-                if item is not None
-            }
+            return {self.hide(key, role=role): self.hide(item, role=role) for key, item in value.items()}
         return [self.hide(item, role=role) for item in value] if isinstance(value, list | tuple) else value
 
     def found(self, value: Any) -> set[str]:

@@ -52,7 +52,8 @@ def template_inputs(row: Mapping[str, Any], variables: Mapping[str, Any] | None 
 
     Args:
         row: may have `tools` and `documents` (lists, or JSON of lists) and `chat_template_kwargs` (a mapping, or JSON
-            of one), which comes before the run's. Fields that are None are left out: tables fill rows up with them.
+            of one), which comes before the run's. Fields that are None are left out, since tables fill rows up with
+            them; those of JSON text stay.
 
     Raises:
         DataError: they are of another kind.
@@ -73,13 +74,11 @@ def template_inputs(row: Mapping[str, Any], variables: Mapping[str, Any] | None 
 
 
 def _plain(value: Any, name: str) -> Any:
-    """A cell without None fields, or None for an empty one."""
+    """A cell without None fields but those of JSON text, or None for an empty one."""
     if isinstance(value, str):
-        try:
-            value = json.loads(value) if value.strip() else None
-        except ValueError:
-            kind = "a mapping" if name == "chat_template_kwargs" else "a list"
-            raise _unusable(name, value, f"{kind}, or JSON of one") from None
+        value = _parsed(value, name)
+    else:
+        value = without_none(value)
     if not value:
         return None
     wanted = Mapping if name == "chat_template_kwargs" else list
@@ -88,11 +87,20 @@ def _plain(value: Any, name: str) -> Any:
         raise _unusable(name, value, allowed)
     if isinstance(value, list):
         value = [
-            json.loads(item) if isinstance(item, str) and item.lstrip().startswith("{") else item for item in value
+            _parsed(item, name) if isinstance(item, str) and item.lstrip().startswith("{") else item for item in value
         ]
     if name == "tools" and not all(isinstance(item, Mapping) for item in value):
         raise _unusable(name, value, "a list of schemas, which are mappings")
-    return without_none(value)
+    return value
+
+
+def _parsed(text: str, name: str) -> Any:
+    """JSON text as it stands: a null that is written there is no cell that a table filled up."""
+    try:
+        return json.loads(text) if text.strip() else None
+    except ValueError:
+        kind = "a mapping" if name == "chat_template_kwargs" else "a list"
+        raise _unusable(name, text, f"{kind}, or JSON of one") from None
 
 
 def _unusable(name: str, value: Any, allowed: str) -> DataError:

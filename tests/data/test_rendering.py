@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from posttrain.data.demonstrations import encode_pair, encode_row, with_variables
+from posttrain.data.markers import markers_of
 from posttrain.data.rendering import completion_text, encode_document, encode_prompt, template_inputs
 from posttrain.errors import ConfigError, DataError
 
@@ -151,9 +154,18 @@ def test_inputs_of_a_row_come_as_lists_or_json_and_before_those_of_the_run(tools
     assert "run;<|im_start|>" in text and text.endswith("me")
 
 
+def test_null_in_json_text_is_what_the_row_says():
+    schema = {"name": "run", "default": None}
+    for tools in (json.dumps([schema]), [json.dumps(schema)]):
+        inputs = template_inputs({"tools": tools})
+        assert inputs == {"tools": [schema]}
+        assert markers_of(metaspace()).hide(inputs) == inputs
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
+        ({"tools": ['{"name": ']}, "column 'tools': the template cannot take this"),
         ({"tools": "no json"}, "column 'tools': the template cannot take this (got 'no json'; allowed: a list"),
         ({"tools": ["calculator"]}, "allowed: a list of schemas, which are mappings). Rename the column"),
         ({"tools": {"a": 1}}, "column 'tools': the template cannot take this"),
