@@ -90,7 +90,7 @@ def _narrow(kind: Any) -> Callable[[Any], Any] | None:
 
     if types.is_float16(kind) or types.is_float32(kind):
         width = np.float16 if types.is_float16(kind) else np.float32
-        return lambda cell: None if cell is None else WrittenFloat(str(width(cell)), cell)
+        return lambda cell: cell if cell is None or not math.isfinite(cell) else WrittenFloat(str(width(cell)), cell)
     if types.is_struct(kind):
         fields = {field.name: convert for field in kind if (convert := _narrow(field.type)) is not None}
         if not fields:

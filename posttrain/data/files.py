@@ -10,8 +10,8 @@ import hashlib
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,11 +44,13 @@ class FileSet:
     Attributes:
         parts: of a split such as "train[:10%]+test" the whole splits that it names; `files` is then empty.
         split: as it was written.
+        unread: names of files of rows in the folder that belong to none of its splits.
     """
 
     files: tuple[LocalFile, ...]
     parts: dict[str, FileSet] | None = None
     split: str = "train"
+    unread: tuple[str, ...] = ()
 
     def batches(self) -> Iterator[tuple[LocalFile, int, dict[str, Any], int]]:
         """(file, number of the first row in it, columns, rows): lists of cells, or Arrow arrays of parquet.
@@ -272,7 +274,8 @@ def _kind(file: Path) -> str:
     plain = file.with_suffix("") if file.suffix in PACKED else file
     if plain.suffix not in READERS:
         allowed = f"files ending in {', '.join(READERS)}, also packed ({', '.join(PACKED)})"
-        raise DataError("cannot be read", where="path", got=str(file), allowed=allowed)
+        fix = "Write the cells between commas, as .csv" if plain.suffix == ".tsv" else None
+        raise DataError("cannot be read", where="path", got=str(file), allowed=allowed, fix=fix)
     return READERS[plain.suffix]
 
 
@@ -301,6 +304,7 @@ def _built(local: Path, path: str, name: str | None, split: str, revision: str |
         return None
     settings = _settings(builder.config, kind, path)
     splits = {}
+    unread = _unread(local, builder.config.data_files or {}) if is_here else ()
     for key, files in (builder.config.data_files or {}).items():
         if str(key) not in _named(split):
             splits[str(key)] = FileSet(())
@@ -314,7 +318,24 @@ def _built(local: Path, path: str, name: str | None, split: str, revision: str |
                 for member in _members(Path(str(file)), kind, label, **settings)
             )
         )
-    return _chosen(split, splits, path)
+    return replace(_chosen(split, splits, path), unread=unread)
+
+
+def _unread(folder: Path, splits: Mapping[Any, Sequence[Any]]) -> tuple[str, ...]:
+    """Files of rows that no split has, as `datasets` reads one kind alone; none where a README.md chooses.
+
+    Raises:
+        DataError: a split has a file of no kind that is read here, such as rows.jsonl.bak.
+    """
+    if (folder / "README.md").is_file():
+        return ()
+    used = {Path(str(file)).resolve() for files in splits.values() for file in files}
+    for file in sorted(used):
+        if {*file.suffixes[:-1]} & READERS.keys():  # rows.jsonl.bak, which `datasets` takes for rows
+            _kind(file)
+    found = (file for file in folder.rglob("*") if file.is_file() and {*file.suffixes[-2:]} & READERS.keys())
+    names = (file.relative_to(folder) for file in found if file.resolve() not in used)
+    return tuple(sorted(str(name) for name in names if not any(part.startswith((".", "_")) for part in name.parts)))
 
 
 def _named(split: str) -> list[str]:

@@ -269,7 +269,7 @@ class LocalFile:
                         f"the row has {len(cells)} cells and the first line names {len(names)} columns",
                         at,
                         got=self.separator.join(cells)[:80],
-                        fix='Write cells that hold commas or line ends in quotes ("...")',
+                        fix=separator_hint(names) or 'Write cells that hold commas or line ends in quotes ("...")',
                     )
                 yield dict(zip(names, cells, strict=True)), lines.at
                 at += 1
@@ -357,6 +357,12 @@ class _Lines:
             raise StopIteration
         self.at += len(raw)
         return raw.decode("utf-8")  # type: ignore[no-any-return]
+
+
+def separator_hint(names: list[str]) -> str | None:
+    """What to do where the only name of a first line looks like several between other separators."""
+    found = [word for sign, word in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")) if sign in names[0]]
+    return f"The cells seem to stand between {found[0]}: write commas" if found and len(names) == 1 else None
 
 
 def _goes_on(raw: bytes) -> bool:

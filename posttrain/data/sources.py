@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.data.cells import written
 from posttrain.data.files import find_rows, looks_local, unreadable
+from posttrain.data.readers import separator_hint
 from posttrain.data.references import GSM8K, after_mark, cut_references
 from posttrain.data.rendering import without_none
 from posttrain.data.tables import Table
@@ -154,6 +155,9 @@ def _from_path(
             raise unreadable(error, path) from error
         made = concatenate_datasets([wholes[part.splitname].select(range(part.from_, part.to)) for part in parts])
         made = made if limit is None else made.select(range(min(limit, len(made))))
+    if notes is not None and not isinstance(stored, Dataset) and stored.unread:
+        shown = ", ".join(stored.unread[:3]) + f" and {len(stored.unread) - 3} more" * (len(stored.unread) > 3)
+        notes.append(f"the folder has files of rows that belong to no split and are not read: {shown}")
     return _cut(made, _get(source, "answer_after"), notes)
 
 
@@ -240,13 +244,14 @@ def _columns(
             allowed, fix = f"one of: {', '.join(COLUMNS + ANSWERS)}", _nearest(ours, COLUMNS + ANSWERS)
             raise ConfigError("unknown column of ours", where="columns", got=ours, allowed=allowed, fix=fix)
         if theirs not in present and (ours in ANSWERS or theirs.split(".")[0] not in present):
-            raise _missing(
-                theirs, path, present, f"columns.{ours} asks for it. {_nearest(theirs, present) or ''}".rstrip(". ")
-            )
+            hint = separator_hint(present) or _nearest(theirs, present) or ""
+            raise _missing(theirs, path, present, f"columns.{ours} asks for it. {hint}".rstrip(". "))
     found = {ours: ours for ours in (*COLUMNS, *texts) if ours in present} | mapping
     if "prompt" not in found and as_text and "text" in present:
         found["prompt"] = "text"
     if "prompt" not in found:
+        if hint := separator_hint(present):
+            raise _missing("prompt", path, present, hint)
         near = [column for column in present if column.lower() in _PROMPT_SYNONYMS]
         near = near or get_close_matches("prompt", present, n=1)
         wanted = near[0] if near else "<their column>"
@@ -346,6 +351,15 @@ def _text(value: Any, where: str) -> str:
         return ""
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
         message = without_none(value[0])
+        if message.get("role", "assistant") != "assistant":
+            fix = "Map the column of the assistant's messages"
+            raise DataError(
+                "a demonstration is the assistant's",
+                where=where,
+                got=message["role"],
+                allowed="role assistant",
+                fix=fix,
+            )
         if lost := sorted(set(message) - {"role", "content"}):
             raise DataError(
                 "a demonstration is text, and this message has more",

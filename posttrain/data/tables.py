@@ -116,12 +116,25 @@ class Table:
         further = {name: self._further[name].array() for name in names}
         ours = self._our_features()
         arrays = {field.name: pa.chunked_array(self._ours[field.name], field.type) for field in ours.arrow_schema}
+        self._refuse_unknown_types(further)
         schema = pa.schema([pa.field(name, array.type) for name, array in further.items()])
         known = {name: self._types[name] for name in names if name in self._types}
         features = Features({**Features.from_arrow_schema(schema), **known, **ours})
         table = pa.table({**further, **arrays}).cast(features.arrow_schema)
         # A name of its own: hashing all rows for one costs a copy of them, and no cache is kept of these.
         return Dataset(table, info=DatasetInfo(features=features), fingerprint=uuid.uuid4().hex[:16])
+
+    def _refuse_unknown_types(self, further: Mapping[str, Any]) -> None:
+        """Types of Arrow that `datasets` cannot hold, such as maps of parquet."""
+        from datasets.features.features import generate_from_arrow_type
+
+        for name, array in further.items():
+            try:
+                generate_from_arrow_type(array.type)
+            except ValueError:
+                fix = "Write it as JSON text, or leave the column out of the file"
+                what = "no column can have this type"
+                raise DataError(what, where=f"{self.path}, column {name!r}", got=str(array.type), fix=fix) from None
 
     def _our_features(self, *, is_open: bool = False) -> Features:
         named = [name for name in self._columns if name not in self.features()]

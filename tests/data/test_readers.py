@@ -173,6 +173,10 @@ FIRST = b'{"prompt": "q", "answer": "1"}\n'
         ("a.csv", "prompt,answer\nq,1\n".encode("utf-16"), "not UTF-8 but UTF-16"),
         ("a.csv", b"prompt,answer\rq,1\r", "lines end with CR alone"),
         ("a.csv", b"prompt,answer\n", "there are no rows"),
+        ("a.csv", b"prompt;answer\nq;1\n", "The cells seem to stand between semicolons: write commas"),
+        ("a.csv", b"prompt;answer\nq;1,5\n", "row 0: the row has 2 cells and the first line names 1 columns"),
+        ("a.csv", b"prompt\tanswer\nq\t1\n", "The cells seem to stand between tabs: write commas"),
+        ("a.tsv", b"prompt\tanswer\nq\t1\n", "Write the cells between commas, as .csv"),
         ("a.jsonl", FIRST + b'{"prompt": "q", "ans', "row 1 (line 2): not valid JSON: Unterminated string"),
         ("a.jsonl", FIRST + b"\nhello\n", "row 1 (line 3): not valid JSON"),
         ("a.jsonl", FIRST + b'{"prompt": "\xe9"}\n', "row 1: byte 0xe9 in column 'prompt' is not UTF-8"),
@@ -182,6 +186,7 @@ FIRST = b'{"prompt": "q", "answer": "1"}\n'
         ("a.jsonl", FIRST + b"5\n", "row 1: a row is a mapping of columns to cells (got 5)"),
         ("a.jsonl", b'{"prompt": "q", "n": 1e999}\n', "row 0, column 'n': the number is too large"),
         ("a.jsonl", b'{"prompt": "q", "answer": [1]}\n', "row 0, column 'answer': the cell is neither text nor"),
+        ("a.jsonl", b'{"prompt": "q", "solution": [{"role": "user", "content": "x"}]}\n', "is the assistant's"),
         ("a.jsonl.gz", gzip.compress(FIRST * 1000)[:-20], "cannot be read: Compressed file ended"),
         ("a.json", b"null", "row 0: a row is a mapping of columns to cells (got None)"),
         ("a.json", b'[{"prompt": "q"},\n{"prompt"', "row 1 (line 2): not valid JSON"),
@@ -203,6 +208,35 @@ def test_byte_order_marks_line_ends_and_blank_lines_are_no_fault(tmp_path):
     assert both(write(tmp_path / "a.jsonl", rows)) == ["1.0", "\U0001f600"]
     assert both(write(tmp_path / "a.csv", b'\xef\xbb\xbfprompt,answer\r\nq,"a\nb ""c"""\r\n')) == ['a\nb "c"']
     assert both(write(tmp_path / "b.json", json.dumps({"prompt": "q", "answer": "01"}, indent=1))) == ["01"]
+
+
+def test_files_of_a_folder_that_are_not_read_are_told_and_copies_refused(tmp_path):
+    source = write(tmp_path / "rows" / "a.jsonl", FIRST) and {"path": str(tmp_path / "rows")}
+    write(tmp_path / "rows" / "b.csv", "prompt,answer\nr,2\n")
+    write(tmp_path / "rows" / ".cache.json", "[]")
+    notes: list[str] = []
+    assert load_source(source, notes=notes)["answer"][:] == ["1"]
+    assert notes == ["the folder has files of rows that belong to no split and are not read: b.csv"]
+    write(tmp_path / "rows" / "a.jsonl.bak", FIRST)
+    with pytest.raises(DataError, match="cannot be read .*a.jsonl.bak"):
+        load_source(source)
+
+
+def test_a_column_of_parquet_that_no_data_set_can_hold_is_named(tmp_path):
+    pairs = pa.array([[("k", "v")]], pa.map_(pa.string(), pa.string()))
+    pq.write_table(pa.table({"prompt": ["q"], "pairs": pairs}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="column 'pairs': no column can have this type .*map.* Write it as JSON text"):
+        load_source({"path": str(tmp_path / "a.parquet")})
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
+def test_no_number_is_no_text_whatever_its_width(kind, tmp_path):
+    import numpy as np
+
+    cells = pa.array(np.array([0.5, np.nan], kind.to_pandas_dtype()))
+    pq.write_table(pa.table({"prompt": ["q", "q"], "answer": cells}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="row 1, column 'answer': the cell is neither text nor a number"):
+        load_source({"path": str(tmp_path / "a.parquet")})
 
 
 def test_files_of_a_folder_have_the_same_columns(tmp_path):
