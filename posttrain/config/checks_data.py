@@ -13,6 +13,7 @@ from posttrain.errors import DataError, PosttrainError
 from posttrain.registry import Entry
 
 _SHOWN = 5
+_ANSWERED = "the prompt ends with an assistant message"
 
 
 @dataclass
@@ -90,7 +91,9 @@ def prompt_findings(cfg: RunConfig, rows: Rows) -> Iterator[PosttrainError]:
             f"{fault} in {len(found)} of {len(rows)} rows ({rows_text(found)})",
             where=where,
             got=rows.prompts[found[0]],
-            fix="Fix or remove these rows",
+            fix="Write the last message into a column of its own, `solution`"
+            if fault == _ANSWERED
+            else "Fix or remove these rows",
         )
 
 
@@ -104,7 +107,7 @@ def _prompt_fault(prompt: Any) -> str | None:
     if not any(message["role"] == "user" and str(message["content"] or "").strip() for message in prompt):
         return "the prompt has no user message with text"
     if prompt[-1]["role"] == "assistant":
-        return "the prompt ends with an assistant message"
+        return _ANSWERED
     return None
 
 

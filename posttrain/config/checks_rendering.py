@@ -16,6 +16,8 @@ from posttrain.config.run_config import RunConfig
 from posttrain.errors import DataError, PosttrainError
 
 _SECONDS = 10.0  # spent on looking for control tokens in rows
+# How a list of messages begins as JSON, or as Python writes it.
+_MESSAGES = re.compile(r"\s*\[\s*\{\s*[\"'](role|content|from)[\"']\s*:")
 _TRIED = 8  # rows in which a field is taken away
 
 
@@ -28,6 +30,8 @@ def rendering_findings(
     if unusable:
         return
     yield from ((False, finding) for finding in _typed(cfg, encoder, trained=trained))
+    yield from ((False, finding) for finding in _messages_as_text(cfg, encoder))
+    yield from ((False, finding) for finding in _beside_text(cfg, encoder))
     if encoder.tokenizer.chat_template:
         yield from ((False, finding) for finding in _unread(cfg, encoder))
 
@@ -87,6 +91,25 @@ def _typed(cfg: RunConfig, encoder: PromptEncoder, *, trained: bool) -> Iterator
     )
 
 
+def _messages_as_text(cfg: RunConfig, encoder: PromptEncoder) -> Iterator[PosttrainError]:
+    """Prompts and demonstrations that are messages written as text, as CSV files hold them; read as the text."""
+    rows = encoder.rows
+    for name, texts in {"prompt": list(map(_only_text, rows.prompts)), encoder.column: rows.solutions}.items():
+        found = [index for index, text in enumerate(texts) if isinstance(text, str) and _MESSAGES.match(text)]
+        if found:
+            yield DataError(
+                f"column {name!r} holds messages written as text in {len(found)} of {len(rows)} rows "
+                f"({rows_text(found)}), and is read as that text",
+                where=cfg.where("data", rows.split),
+                fix="Write the rows as JSON Lines or parquet, with a list of messages in the cell",
+            )
+
+
+def _only_text(prompt: Any) -> Any:
+    """The text of a prompt that was one text in its cell."""
+    return prompt if isinstance(prompt, str) else prompt[-1].get("content")
+
+
 # ---- fields that no template reads ----
 
 
@@ -120,6 +143,23 @@ def _unread(cfg: RunConfig, encoder: PromptEncoder) -> Iterator[PosttrainError]:
                 where=where,
                 got=name,
                 fix="Use a tokenizer whose template reads it, or take it out",
+            )
+
+
+def _beside_text(cfg: RunConfig, encoder: PromptEncoder) -> Iterator[PosttrainError]:
+    """Inputs of a template beside prompts that are text, which no template reads."""
+    rows = encoder.rows
+    texts = [index for index, prompt in enumerate(rows.prompts) if isinstance(prompt, str)]
+    inputs = {name: texts for name in encoder.kwargs if name != "special_tokens_in_text"}
+    inputs |= {name: [index for index in texts if cells[index]] for name, cells in encoder.own.items()}
+    for name, found in inputs.items():
+        if found:
+            yield DataError(
+                f"prompts that are text go through no chat template, and {len(found)} of {len(rows)} rows have an "
+                "input of it",
+                where=cfg.where("data", rows.split),
+                got=name,
+                fix="Write the prompts as messages, or take it out",
             )
 
 

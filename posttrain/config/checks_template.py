@@ -37,7 +37,7 @@ class PromptEncoder:
         from posttrain.data.rendering import ROW_INPUTS
 
         self.tokenizer, self.rows, self.kwargs, self.column = tokenizer, rows, chat_template_kwargs or {}, column
-        self._own = {name: list(rows.dataset[name]) for name in ROW_INPUTS if name in rows.columns}
+        self.own = {name: list(rows.dataset[name]) for name in ROW_INPUTS if name in rows.columns}
 
     @classmethod
     def of(cls, cfg: RunConfig, tokenizer: Any, rows: Rows, *, column: str) -> PromptEncoder:
@@ -49,13 +49,13 @@ class PromptEncoder:
     @property
     def has_inputs(self) -> bool:
         """Whether the rows have variables of the template of their own."""
-        return bool(self._own)
+        return bool(self.own)
 
     def inputs(self, index: int) -> dict[str, Any]:
         """Variables of the template for a row."""
         from posttrain.data.rendering import template_inputs
 
-        own = {name: cells[index] for name, cells in self._own.items()}
+        own = {name: cells[index] for name, cells in self.own.items()}
         return template_inputs({**own, "prompt": self.rows.prompts[index]}, self.kwargs)
 
     def prompt(self, index: int) -> list[int]:

@@ -250,8 +250,8 @@ def _columns(
     if "prompt" not in found and as_text and "text" in present:
         found["prompt"] = "text"
     if "prompt" not in found:
-        if hint := separator_hint(present):
-            raise _missing("prompt", path, present, hint)
+        if (cells := separator_hint(present)) is not None:
+            raise _missing("prompt", path, present, cells)
         near = [column for column in present if column.lower() in _PROMPT_SYNONYMS]
         near = near or get_close_matches("prompt", present, n=1)
         wanted = near[0] if near else "<their column>"

@@ -150,3 +150,37 @@ def test_what_rewards_read_is_said(tmp_path: Path):
     report = checked(tmp_path, CHAT_TEMPLATE, method={"name": "grpo"}, rollout=ROLLOUT)
     (fact,) = [line for line in report.facts if line.startswith("rewards read")]
     assert "such as <bos>, <|im_start|>," in fact and "(<pad>, <|im_end|>) are cut off" in fact
+
+
+def test_inputs_of_a_template_beside_text_are_told(tmp_path: Path):
+    rows = [{"prompt": f"say {n}", "solution": " 1", "tools": [{"name": "look"}] * (n < 2)} for n in range(8)]
+    train = {"path": str(tmp_path / "rows.jsonl"), "format": "text"}
+    report = checked(tmp_path, AGENT, rows, data={**OFF, "train": train})
+    assert len(told(report, "go through no chat template, and 8 of 8 rows have an input of it (got 'enable_th")) == 1
+    assert len(told(report, "go through no chat template, and 2 of 8 rows have an input of it (got 'tools')")) == 1
+
+
+@pytest.mark.parametrize("column", ["prompt", "solution"])
+def test_messages_that_are_written_as_text_are_told(tmp_path: Path, column: str):
+    texts = ['[{"role": "user", "content": "hi"}]', "[{'content': 'hi', 'role': 'user'}]", '[{"name": "hi"}]']
+    report = checked(tmp_path, CHAT_TEMPLATE, [question(n, **{column: text}) for n, text in enumerate(texts)])
+    (found,) = told(report, "messages written as text")
+    assert f"column '{column}' holds messages written as text in 2 of 3 rows (rows 0, 1)" in found
+
+
+@pytest.mark.parametrize("block", ["eval_tasks", "probes"])
+def test_the_template_is_tried_on_further_tasks_and_probes(tmp_path: Path, block: str):
+    dated = AGENT.replace("<|im_start|>", "{{ strftime_now('%Y') if m.role == 'system' }}<|im_start|>", 1)
+    further = [{"role": "system", "content": "s"}, {"role": "user", "content": "other"}]
+    (tmp_path / "further.jsonl").write_text(json.dumps(question(1, prompt=further)))
+    (tmp_path / "held.jsonl").write_text(json.dumps(question(99)))
+    data = {"eval": {"path": str(tmp_path / "held.jsonl")}, block: {"t": {"path": str(tmp_path / "further.jsonl")}}}
+    evaluation = {"num_prompts": 1, "verifier": "exact", "max_new_tokens": 4}
+    (found,) = told(checked(tmp_path, dated, data=data, eval=evaluation), "date or time of the run")
+    assert f"into 1 of 1 rows of data.{block}.t (row 0)" in found
+
+
+def test_rows_that_end_with_the_answer_are_told_what_to_do(tmp_path: Path):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    report = checked(tmp_path, CHAT_TEMPLATE, [{"prompt": turns, "solution": "x"}])
+    assert told(report, "Write the last message into a column of its own, `solution`")
