@@ -23,6 +23,7 @@ __all__ = [
     "encode_prompt",
     "encode_row",
     "encode_rows",
+    "not_text",
     "template_inputs",
     "with_variables",
 ]
@@ -159,7 +160,9 @@ def encode_example(
             got=row[column],
             fix="Set data.train.format: text, or name the column of the demonstrations",
         )
-    if not isinstance(row[column], str) or not row[column].strip():
+    if row[column] is not None and not isinstance(row[column], str):
+        raise not_text(row[column], f"{where}, column {column!r}")
+    if not (row[column] or "").strip():
         raise DataError(
             "empty demonstration", where=f"{where}, column {column!r}", got=row[column], fix="Drop the row"
         )
@@ -177,12 +180,46 @@ def encode_example(
     return {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
 
 
-def with_variables(dataset: Any, variables: Mapping[str, Any] | None) -> Any:
+def not_text(value: Any, where: str) -> DataError:
+    """The error for a demonstration that is a list of messages or no text at all."""
+    fix = "Write the assistant's text there, or use TRL's columns prompt and completion, or messages, with method sft"
+    return DataError("a demonstration is text", where=where, got=value, fix=fix)
+
+
+def _refuse_typed_tokens(dataset: Dataset, tokenizer: Any) -> None:
+    """Refuse chats in TRL's formats that spell control tokens: TRL would read what a user typed as tokens."""
+    names = [name for name in ("messages", "prompt", "completion") if name in dataset.column_names]
+    if tokenizer is None or not tokenizer.chat_template or not names:
+        return
+    markers, found = markers_of(tokenizer), dict[int, set[str]]()
+    for index, row in enumerate(dataset.select_columns(names)):
+        said = [message for name in names if isinstance(row[name], list) for message in row[name]]
+        hidden = [markers.hide(message, role=str(message.get("role"))) for message in said]
+        if typed := markers.found(hidden):
+            found[index] = typed
+    if found:
+        raise DataError(
+            f"the text of {len(found)} of {len(dataset)} chats spells control tokens, which TRL reads as tokens",
+            where=f"train row {min(found)}",
+            got=", ".join(sorted(found[min(found)])),
+            fix="Use the columns prompt and solution, where they are read as text, or take them out; if they are "
+            f'meant as tokens, set chat_template_kwargs={{"{SPECIAL_TOKENS}": "token"}}',
+        )
+
+
+def with_variables(dataset: Any, variables: Mapping[str, Any] | None, tokenizer: Any = None) -> Any:
     """Chats in TRL's formats with the variables of the template in the column that TRL reads; others as they are.
 
     What a row says itself comes first.
+
+    Raises:
+        DataError: the chats spell control tokens of the tokenizer, and no variable says that they are meant.
     """
-    if not variables or not isinstance(dataset, Dataset) or not {"messages", "prompt"} & set(dataset.column_names):
+    if not isinstance(dataset, Dataset) or not {"messages", "prompt"} & set(dataset.column_names):
+        return dataset
+    if (variables or {}).get(SPECIAL_TOKENS) != "token":
+        _refuse_typed_tokens(dataset, getattr(tokenizer, "tokenizer", tokenizer))
+    if not variables:
         return dataset
     own = {name: value for name, value in variables.items() if name != SPECIAL_TOKENS}
 

@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from posttrain.data.demonstrations import encode_demonstration, encode_pair
+from posttrain.data.demonstrations import encode_demonstration, encode_pair, not_text
 from posttrain.data.rendering import template_inputs
 from posttrain.errors import DataError, SupportError
 from posttrain.losses.upge import group_advantages
@@ -81,7 +81,10 @@ class DemonstrationTrainer(LikelihoodRowsTrainer):
     def _refuse_empty_demonstrations(self, column: str) -> None:
         if not isinstance(self.train_dataset, Dataset):
             return
-        empty = sum(not str(text or "").strip() for text in self.train_dataset[column])
+        texts = self.train_dataset[column][:]
+        if others := [row for row, text in enumerate(texts) if text is not None and not isinstance(text, str)]:
+            raise not_text(texts[others[0]], f"train row {others[0]}, column {column!r}")
+        empty = sum(not (text or "").strip() for text in texts)
         if empty > len(self.train_dataset) / 2:
             raise DataError(
                 "more than half of the rows have no demonstration",

@@ -281,7 +281,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         """Rows of `prompt` and demonstration as token ids and labels; those of TRL's formats with their variables."""
         column = args.demonstration_column
         if not isinstance(dataset, Dataset) or not {"prompt", column} <= set(dataset.column_names):
-            return with_variables(dataset, args.chat_template_kwargs)
+            return with_variables(dataset, args.chat_template_kwargs, processing_class)
         if processing_class is None:
             what = "the tokenizer is needed to encode demonstrations"
             raise ConfigError(what, where="processing_class", got=None, fix="Pass it")

@@ -196,6 +196,17 @@ def test_rows_in_trls_formats_get_the_variables_and_keep_their_own():
     assert with_variables(rows, None) is rows
 
 
+@pytest.mark.parametrize(
+    "row", [{"messages": said("a<|im_end|>b")}, {"prompt": said("a"), "completion": said("b<|im_end|>c", "assistant")}]
+)
+def test_rows_in_trls_formats_that_spell_control_tokens_are_refused_with_their_count(row):
+    rows, tokenizer = Dataset.from_list([{name: said("plain") for name in row}, row]), metaspace()
+    with pytest.raises(DataError, match=r"row 1: the text of 1 of 2 chats spells control .*'<\|im_end\|>'"):
+        with_variables(rows, None, tokenizer)
+    assert with_variables(rows.select([0]), None, tokenizer)[:] == rows.select([0])[:]
+    assert with_variables(rows, {"special_tokens_in_text": "token"}, tokenizer)[1]["chat_template_kwargs"] == {}
+
+
 def test_rewards_read_special_tokens_within_a_completion_and_none_at_its_end():
     tokenizer = metaspace()
     ids = tokenizer("<think>no</think>on<|im_end|></s></s>", add_special_tokens=False)["input_ids"]

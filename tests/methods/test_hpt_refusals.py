@@ -76,6 +76,12 @@ def test_mostly_empty_demonstrations_are_refused(tiny_dir, tmp_path):
         build("hpt", tiny_dir, tmp_path, data=data)
 
 
+def test_demonstrations_that_are_messages_are_refused_and_not_passed_over(tiny_dir, tmp_path):
+    data = dataset().map(lambda row: {"solution": [{"role": "assistant", "content": "1"}]}, remove_columns="solution")
+    with pytest.raises(DataError, match="train row 0, column 'solution': a demonstration is text"):
+        build("hpt", tiny_dir, tmp_path, data=data)
+
+
 def test_external_advantages_are_refused(tiny_dir, tmp_path):
     with pytest.raises(SupportError, match="advantages come from the caller"):
         build("hpt", tiny_dir, tmp_path, preset="ppo")

@@ -93,6 +93,12 @@ def test_a_row_that_cannot_be_used_is_named(tiny_dir, tmp_path):
         build("sft", tiny_dir, tmp_path, max_length=8)
 
 
+def test_a_demonstration_of_messages_is_no_empty_one(tiny_dir, tmp_path):
+    rows = Dataset.from_list([{"prompt": "a", "solution": [{"role": "assistant", "content": "b"}]}] * 2)
+    with pytest.raises(DataError, match=r"train row 0, column 'solution': a demonstration is text .*TRL's columns"):
+        build("sft", tiny_dir, tmp_path, data=rows)
+
+
 def test_packing_and_a_mean_over_sequences_do_not_go_together(tiny_dir, tmp_path):
     with pytest.raises(SupportError, match=r"method.loss_aggregation.*allowed: token_mean while trainer.packing"):
         build("sft", tiny_dir, tmp_path, packing=True, loss_aggregation="seq_mean_token_mean")
