@@ -133,6 +133,7 @@ def _from_path(
 
     path, limit = str(_get(source, "path")), _get(source, "limit")
     split = str(_get(source, "split", "train"))
+    nulls: list[str] = []
     stored = find_rows(path, name=_get(source, "name"), split=split, revision=_get(source, "revision"))
 
     def table() -> Table:
@@ -141,6 +142,7 @@ def _from_path(
             choose=lambda present: _columns(dict(_get(source, "columns", {})), present, path, as_text, texts),
             make=partial(_rows, path=path, as_text=as_text, system_prompt=system_prompt),
             features=partial(_features, as_text),
+            nulls=nulls,
         )
 
     if isinstance(stored, Dataset):
@@ -158,6 +160,11 @@ def _from_path(
     if notes is not None and not isinstance(stored, Dataset) and stored.unread:
         shown = ", ".join(stored.unread[:3]) + f" and {len(stored.unread) - 3} more" * (len(stored.unread) > 3)
         notes.append(f"the folder has files of rows that belong to no split and are not read: {shown}")
+    if notes is not None and nulls:
+        notes.append(
+            f"fields that are null within messages, tools or documents are left out, in {len(nulls)} cells (the "
+            f"first: {nulls[0]}); tools and documents that are JSON text keep them"
+        )
     return _cut(made, _get(source, "answer_after"), notes)
 
 

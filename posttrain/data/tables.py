@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # File, number of the first row in it, columns as lists or Arrow arrays, rows.
 Batch = tuple[LocalFile, int, dict[str, Any], int]
 _ROWS_AT_ONCE = 1000
+_INPUTS = ("tools", "documents")
 
 
 class Table:
@@ -30,6 +31,7 @@ class Table:
         choose: names of the columns that are stored -> our column -> theirs; raises DataError where one is missing.
         make: (cells of the stored columns, row numbers, columns=, label=) -> cells of ours.
         features: (further columns of ours, is_open=) -> types of ours.
+        nulls: takes the places of cells of JSON files in which a null is written that no template will see.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class Table:
         choose: Callable[[list[str]], dict[str, str]],
         make: Callable[..., dict[str, list[Any]]],
         features: Callable[..., Features],
+        nulls: list[str] | None = None,
     ):
         self.path, self.choose, self.make, self.features = path, choose, make, features
+        self._nulls = nulls
         self._present: dict[str, None] = {}
         self._columns: dict[str, str] = {}
         self._waiting: list[Batch] = []  # until the columns that are asked for have come
@@ -91,6 +95,13 @@ class Table:
 
         needed = {theirs if theirs in columns else theirs.split(".")[0] for theirs in self._columns.values()}
         batch = {name: _listed(columns[name]) if name in columns else [None] * count for name in needed}
+        if file.kind == "json" and self._nulls is not None:
+            for name in filter(columns.__contains__, (self._columns["prompt"], *_INPUTS)):
+                self._nulls += [
+                    f"{file.label}, row {start + place}, column {name!r}"
+                    for place, cell in enumerate(columns[name])
+                    if _has_null(cell, own=name not in _INPUTS)
+                ]
         made = self.make(batch, range(start, start + count), columns=self._columns, label=file.label)
         kinds = self._our_features()
         if "role" in str(kinds["prompt"]) and _has_more(made["prompt"]):
@@ -153,6 +164,15 @@ def _batches(dataset: Dataset, path: str) -> Iterator[Batch]:
     if not start:
         empty = dataset.features.arrow_schema.empty_table()
         yield file, 0, dict(zip(empty.column_names, empty.columns, strict=True)), 0
+
+
+def _has_null(cell: Any, *, own: bool) -> bool:
+    """Whether a null stands in the mappings of a list; those of the outermost do not count if they are `own`."""
+    if isinstance(cell, list):
+        return any(_has_null(item, own=own) for item in cell)
+    if not isinstance(cell, Mapping):
+        return False
+    return any((item is None and not own) or _has_null(item, own=False) for item in cell.values())
 
 
 def _has_more(prompts: list[Any]) -> bool:

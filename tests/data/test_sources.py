@@ -93,6 +93,18 @@ def test_fields_of_messages_and_inputs_of_rows_are_kept_as_they_were_written(tmp
     assert joined["b"][:] == plain[:]
 
 
+def test_null_fields_that_are_left_out_are_counted(tmp_path):
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "look", "arguments": {"unit": None}}]}
+    plain = {"prompt": [{"role": "user", "content": "hi", "name": None}], "tools": [{"name": "look"}]}
+    rows = [plain, {"prompt": [call], "tools": [{"name": "look", "default": None}]}, plain]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    notes: list[str] = []
+    found = load_source({"path": str(tmp_path / "m.jsonl")}, notes=notes)
+    assert found[1]["prompt"][0]["tool_calls"] == [{"name": "look", "arguments": {}}]
+    (told,) = notes
+    assert "left out, in 2 cells (the first: " in told and "m.jsonl, row 1, column 'prompt')" in told
+
+
 def test_a_message_with_neither_text_nor_anything_else_is_refused(tmp_path):
     (tmp_path / "m.jsonl").write_text(json.dumps({"prompt": [{"role": "user", "content": None}]}))
     with pytest.raises(DataError, match="a message lacks role or content"):
