@@ -87,9 +87,21 @@ def verifier_name(config: Any) -> str | None:
 
 def verifier_sha256(config: Any) -> str | None:
     """SHA-256 of the file that the verifier is a function of; None for a packaged one."""
-    file, separator, _ = str(verifier_name(config)).rpartition(":")
+    return _code_sha256(config, str(verifier_name(config)))
+
+
+def reward_code(config: Any) -> dict[str, str]:
+    """SHA-256 of the file of every reward that is a function in one, by the reward's name."""
+    names = [] if config.rollout is None else [str(entry.name) for entry in config.rollout.rewards]
+    return {name: found for name in names if (found := _code_sha256(config, name)) is not None}
+
+
+def _code_sha256(config: Any, name: str) -> str | None:
+    file, separator, _ = name.rpartition(":")
+    if not separator or config.source is None:
+        return None
     path = Path(config.source.file).parent / file
-    return hashlib.sha256(path.read_bytes()).hexdigest() if separator and path.is_file() else None
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def evaluation_settings(config: Any) -> dict[str, Any]:

@@ -255,6 +255,8 @@ def settings_beside(config: Any, *, splits: Any, chat_template: Any = None) -> d
         splits: names of the data sets that the run reads.
         chat_template: of the tokenizer, which may change where the model's path stays.
     """
+    from posttrain.evaluating import reward_code
+
     model = {key: value for key, value in config.model.model_dump().items() if key not in _FREE_MODEL}
     if model.get("path") is not None and Path(model["path"]).expanduser().is_dir():
         model["path"] = str(Path(model["path"]).expanduser().resolve())
@@ -264,6 +266,7 @@ def settings_beside(config: Any, *, splits: Any, chat_template: Any = None) -> d
     found |= {f"data.{name}": name in splits for name in ("validation", "retain")}
     if config.rollout is not None:
         found["rollout.rewards"] = [entry.model_dump() for entry in config.rollout.rewards]
+        found |= {f"SHA-256 of {name}": value for name, value in reward_code(config).items()}
     if chat_template:
         known = hashlib.sha256(json.dumps(chat_template, sort_keys=True).encode()).hexdigest()
         found["sha256 of the model's chat template"] = known

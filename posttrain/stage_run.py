@@ -265,7 +265,7 @@ class Stage:
             resumed: checkpoint that the run continues from, and what was changed since.
         """
         from posttrain.config.build import reward_limits
-        from posttrain.evaluating import template_sha256
+        from posttrain.evaluating import reward_code, template_sha256
         from posttrain.evaluation.provenance import world_layout
         from posttrain.models.generation_settings import open_settings
         from posttrain.rewards.pool import describe
@@ -280,6 +280,7 @@ class Stage:
             chosen["model_generation_settings_not_used"] = settings_off
         if self.config.rollout is not None:
             chosen["rewards"] = describe(reward_limits(self.config))
+            chosen |= {"reward_code_sha256": found} if (found := reward_code(self.config)) else {}
         self.folder.write_run(
             self.record(),
             data=fingerprints,

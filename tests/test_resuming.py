@@ -15,8 +15,9 @@ from posttrain.errors import ResumeError
 from posttrain.evaluation.report import RunFolder
 from posttrain.resuming import changed_settings, choose_checkpoint, set_aside, settings_beside
 from posttrain.run import run
+from posttrain.seam.resumed_settings import changed_beside
 from posttrain.stage_run import Stage
-from tests.config.recipes import HPT, SFT, changed, write
+from tests.config.recipes import GRPO, HPT, SFT, changed, write
 
 # Stops the run as a kill would, at the first call for which the file named in `stop` exists. It is called inside the
 # training process (reward_workers 0): in a process of its own it could stop only that.
@@ -254,6 +255,17 @@ def test_the_newest_complete_checkpoint_is_chosen_by_number(tmp_path):
     assert choose_checkpoint("auto", folder, {}) == str(tmp_path / "checkpoint-10")
     assert choose_checkpoint("never", folder, {}) is None
     assert choose_checkpoint("auto", RunFolder(tmp_path / "none"), {}) is None
+
+
+def test_another_reward_under_the_same_name_is_named(tmp_path):
+    recipe = write(tmp_path, changed(GRPO, {"rollout.rewards": ["mine.py:score", "exact"]}))
+    found = []
+    for value in (0.0, 0.0, 1.0):
+        (tmp_path / "mine.py").write_text(f"def score(prompts, completions, **_):\n    return [{value}]\n")
+        found.append(settings_beside(load(recipe), splits=()))
+    assert changed_beside(found[0], found[1]) == []
+    (line,) = changed_beside(found[0], found[2])
+    assert line.startswith("SHA-256 of mine.py:score: ")
 
 
 def test_changes_are_named_by_their_path():
