@@ -45,6 +45,18 @@ def identity(config: Any, *, parent: Path | None, reference: Path | str | None =
     return hashlib.sha256(json.dumps(blocks, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def inputs(config: Any) -> dict[str, Any]:
+    """Content of the local files that a run trains on, and of the files of its rewards, by their names."""
+    from posttrain.data.files import local_files
+    from posttrain.evaluating import reward_code
+
+    blocks = [block for name in ("train", "validation", "retain") if (block := getattr(config.data, name)) is not None]
+    sources = [source for block in blocks for source in (getattr(block, "mixture", None) or [block])]
+    paths = sorted({str(source.path) for source in sources if getattr(source, "path", None)})
+    rows = {path: found for path in paths if (found := local_files(path))}
+    return {**rows, **reward_code(config)}
+
+
 def run_id(folder: Path) -> str | None:
     """Name of the finished run in `folder`, new each time it is trained; None if none is finished."""
     path = folder / FINISHED_FILE
@@ -55,16 +67,24 @@ def is_finished(folder: Path, config: Any, *, parent: Path | None, reference: Pa
     """Whether a stage with this very configuration, from this very parent, has run to its end in `folder`.
 
     Raises:
-        ResumeError: another configuration was finished there; the result is not overwritten.
+        ResumeError: another configuration, or the same with other rows or rewards, was finished there; the result is
+            not overwritten.
     """
     path = folder / FINISHED_FILE
     # Without its model a finished run is of no use to anyone; it is continued from its last checkpoint.
     if config.trainer.resume == "never" or not path.exists() or not (folder / "model").is_dir():
         return False
-    if json.loads(path.read_text(encoding="utf-8"))["identity"] == identity(
-        config, parent=parent, reference=reference
-    ):
-        return True
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found["identity"] == identity(config, parent=parent, reference=reference):
+        before, now = found.get("inputs"), inputs(config)
+        if before is None or before == now:
+            return True
+        changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+        raise ResumeError(
+            f"files that the finished run was made from have changed since: {', '.join(changed)}",
+            where=str(folder),
+            fix="Set another trainer.output_dir, or trainer.resume: never to replace the result",
+        )
     raise ResumeError(
         "a run with other settings, or from another parent or reference stage, was finished here",
         where=str(folder),
@@ -72,12 +92,19 @@ def is_finished(folder: Path, config: Any, *, parent: Path | None, reference: Pa
     )
 
 
-def mark_finished(folder: Path, config: Any, *, parent: Path | None, reference: Path | str | None = None) -> None:
-    """Record that the run is complete."""
+def mark_finished(
+    folder: Path,
+    config: Any,
+    *,
+    parent: Path | None,
+    reference: Path | str | None = None,
+    made_from: dict[str, Any] | None = None,
+) -> None:
+    """Record that the run is complete; `made_from` are the `inputs` that it began with, None = not compared later."""
     from posttrain.evaluation.records import write_json
 
     known = identity(config, parent=parent, reference=reference)
-    write_json(folder / FINISHED_FILE, {"identity": known, "run": uuid.uuid4().hex})
+    write_json(folder / FINISHED_FILE, {"identity": known, "run": uuid.uuid4().hex, "inputs": made_from})
 
 
 def set_aside(folder: Path) -> Path | None:

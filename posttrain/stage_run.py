@@ -13,6 +13,7 @@ from posttrain.resuming import (
     changed_settings,
     choose_checkpoint,
     continuing_told,
+    inputs,
     is_finished,
     mark_finished,
     recorded_run,
@@ -68,6 +69,7 @@ class Stage:
         self.config, self.name, self.parent, self.reference = config, name, parent, reference
         self.filtered: dict[str, Any] | None = None  # what a filter of the training rows kept
         self.mixture: Any = None  # of the training rows, once they are loaded
+        self.made_from: dict[str, Any] | None = None  # content of the files that it begins with
         self.entry = registry.get(config.method.name)
         self.folder = RunFolder(Path(str(config.trainer.output_dir)))
         self.model_dir = self.folder.path / MODEL_FOLDER
@@ -85,6 +87,7 @@ class Stage:
             from posttrain.mixing.stage import decide
 
             decide(self.config, self.folder.path)
+        self.made_from = inputs(self.config)
         trainer, data = self.build()
         try:
             self.train(trainer, data)
@@ -135,7 +138,8 @@ class Stage:
             if (problem := write_metrics(self.config, self.folder.path)) is not None:
                 say(f"warning: {problem}")
             self.folder.write_report()
-            mark_finished(self.folder.path, self.config, parent=self.parent, reference=self.reference)
+            origin, before = self.parent, self.made_from
+            mark_finished(self.folder.path, self.config, parent=origin, reference=self.reference, made_from=before)
         trainer.accelerator.wait_for_everyone()
 
     def build(self) -> tuple[Any, dict[str, Any]]:

@@ -13,7 +13,15 @@ from safetensors.torch import load_file
 from posttrain.config.loader import load
 from posttrain.errors import ResumeError
 from posttrain.evaluation.report import RunFolder
-from posttrain.resuming import changed_settings, choose_checkpoint, set_aside, settings_beside
+from posttrain.resuming import (
+    changed_settings,
+    choose_checkpoint,
+    inputs,
+    is_finished,
+    mark_finished,
+    set_aside,
+    settings_beside,
+)
 from posttrain.run import run
 from posttrain.seam.resumed_settings import changed_beside
 from posttrain.stage_run import Stage
@@ -266,6 +274,29 @@ def test_another_reward_under_the_same_name_is_named(tmp_path):
     assert changed_beside(found[0], found[1]) == []
     (line,) = changed_beside(found[0], found[2])
     assert line.startswith("SHA-256 of mine.py:score: ")
+
+
+def test_a_finished_run_is_not_that_of_other_rows_or_rewards(tmp_path):
+    rows, code = tmp_path / "rows.jsonl", tmp_path / "mine.py"
+    rows.write_text('{"prompt": "a"}')
+    code.write_text("def score(prompts, completions, **_):\n    return [0.0]\n")
+    train = {"path": str(rows)}
+    config = load(write(tmp_path, changed(GRPO, {"data.train": train, "rollout.rewards": ["mine.py:score"]})))
+    (tmp_path / "done" / "model").mkdir(parents=True)
+    mark_finished(tmp_path / "done", config, parent=None, made_from=inputs(config))
+
+    def is_done() -> bool:
+        return is_finished(tmp_path / "done", config, parent=None, reference=None)
+
+    assert is_done()
+    rows.write_text('{"prompt": "b"}')
+    with pytest.raises(ResumeError, match="have changed since: .*rows.jsonl. .*trainer.resume: never"):
+        is_done()
+    rows.write_text('{"prompt": "a"}')
+    assert is_done()
+    code.write_text("def score(prompts, completions, **_):\n    return [1.0]\n")
+    with pytest.raises(ResumeError, match="have changed since: mine.py:score"):
+        is_done()
 
 
 def test_changes_are_named_by_their_path():
