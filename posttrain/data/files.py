@@ -70,6 +70,12 @@ class FileSet:
                 known.compare(found)
             known = known or (found if start else None)
 
+    def notes(self) -> list[str]:
+        """What a user should know of files that are not read."""
+        more = f" and {len(self.unread) - 3} more" * (len(self.unread) > 3)
+        told = "the folder has files of rows that belong to no split and are not read: "
+        return [told + ", ".join(self.unread[:3]) + more] if self.unread else []
+
     @staticmethod
     def _of(file: LocalFile) -> Iterator[tuple[dict[str, Any], int]]:
         if file.kind == "parquet":

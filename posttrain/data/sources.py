@@ -21,7 +21,7 @@ from posttrain.data.files import find_rows, looks_local, unreadable
 from posttrain.data.readers import separator_hint
 from posttrain.data.references import GSM8K, after_mark, cut_references
 from posttrain.data.rendering import without_none
-from posttrain.data.tables import Table
+from posttrain.data.tables import Table, told_nulls
 from posttrain.data.tasks import TASKS
 from posttrain.errors import ConfigError, DataError
 
@@ -157,14 +157,8 @@ def _from_path(
             raise unreadable(error, path) from error
         made = concatenate_datasets([wholes[part.splitname].select(range(part.from_, part.to)) for part in parts])
         made = made if limit is None else made.select(range(min(limit, len(made))))
-    if notes is not None and not isinstance(stored, Dataset) and stored.unread:
-        shown = ", ".join(stored.unread[:3]) + f" and {len(stored.unread) - 3} more" * (len(stored.unread) > 3)
-        notes.append(f"the folder has files of rows that belong to no split and are not read: {shown}")
-    if notes is not None and nulls:
-        notes.append(
-            f"fields that are null within messages, tools or documents are left out, in {len(nulls)} cells (the "
-            f"first: {nulls[0]}); tools and documents that are JSON text keep them"
-        )
+    if notes is not None:
+        notes += [*([] if isinstance(stored, Dataset) else stored.notes()), *told_nulls(nulls)]
     return _cut(made, _get(source, "answer_after"), notes)
 
 

@@ -166,6 +166,13 @@ def _batches(dataset: Dataset, path: str) -> Iterator[Batch]:
         yield file, 0, dict(zip(empty.column_names, empty.columns, strict=True)), 0
 
 
+def told_nulls(places: list[str]) -> list[str]:
+    """A sentence about the places that a `Table` has found nulls in, if any."""
+    told = "fields that are null within messages, tools or documents are left out, in"
+    kept = "tools and documents that are JSON text keep them"
+    return [f"{told} {len(places)} cells (the first: {places[0]}); {kept}"] if places else []
+
+
 def _has_null(cell: Any, *, own: bool) -> bool:
     """Whether a null stands in the mappings of a list; those of the outermost do not count if they are `own`."""
     if isinstance(cell, list):
