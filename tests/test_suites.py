@@ -333,7 +333,7 @@ def test_without_a_chat_template_none_can_be_applied(model, tiny_dir):
 
 def test_a_missing_package_is_told_with_the_line_that_installs_it(tiny_dir, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(SupportError, match=r'pip install "posttrain\[eval\]"'):
+    with pytest.raises(SupportError, match=r"pip install 'posttrain\[eval\]'"):
         evaluate_suite(str(tiny_dir), options=SUMS)
 
 

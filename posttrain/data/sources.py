@@ -376,11 +376,13 @@ def _text(value: Any, where: str) -> str:
 
 
 def _texts(value: Any, where: str, *, is_list: bool) -> Any:
-    """A cell of a column of `ANSWERS`; nothing stays nothing."""
+    """A cell of a column of `ANSWERS`; nothing stays nothing, and one text where a list may stand is a list of one."""
     if value is None:
         return None
     if not is_list:
         return _text(value, where)
+    if isinstance(value, str):
+        return [value] if value else None
     if not isinstance(value, list):
         raise DataError(
             "the cell is no list of texts", where=where, got=value, fix="Write [...], or map another column"

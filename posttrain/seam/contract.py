@@ -67,6 +67,7 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     "transformers:Trainer._get_grad_norm": ("model", "grad_norm"),
     "transformers:Trainer._save_rng_state": ("output_dir",),
     "transformers:Trainer._save_checkpoint": ("model", "trial"),
+    "transformers:Trainer._save": ("output_dir", "state_dict"),
     "transformers:Trainer._get_output_dir": ("trial",),
     "transformers:Trainer._push_from_checkpoint": ("checkpoint_folder",),
     "transformers:Trainer._prepare_for_training": ("max_steps", "train_dataloader", "resume_from_checkpoint"),

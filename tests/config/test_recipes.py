@@ -17,6 +17,9 @@ RECIPES = sorted(
 )
 # Warnings that a recipe means to have.
 ON_PURPOSE = {
+    "rft_cpt/qwen2.5-vl-7b_vqa.yaml": (
+        "rollouts are drawn from another distribution",
+    ),  # top_p 0.99, as the paper has it
     "chord/reproduce.yaml": ("refuses the demonstration or answer itself",),  # a part of them is wrong
     "sasr/reproduce_noisy.yaml": ("refuses the demonstration or answer itself",),
     "hpt/reproduce.yaml": ("refuses the demonstration or answer itself",),  # a part of them is wrong

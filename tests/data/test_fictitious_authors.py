@@ -127,7 +127,7 @@ def test_lists_come_through_a_source_and_through_a_file(tmp_path):
     columns = {ours: key for key, ours in theirs.items()} | {"solution": "answer"}
     read = load_source({"path": str(path), "columns": columns})
     assert [row["perturbed"] for row in read] == [row["perturbed"] for row in made]
-    assert [row["paraphrases"] for row in read] == [row["paraphrases"][0] for row in made]
+    assert [row["paraphrases"] for row in read] == [row["paraphrases"][:1] for row in made]
     assert [row["solution"] for row in read] == [row["answer"] for row in made]
     assert "perturbed_answer" not in read.column_names and "alternate" not in read.column_names
     with pytest.raises(DataError, match="no such column .*got 'wrong'.*columns.perturbed asks for it"):

@@ -120,6 +120,11 @@ def test_the_given_optimizer_makes_the_step(made_by, tiny_dir, tmp_path):
 # ---- hooks ----
 
 
+def tokens_of(trainer, completion):
+    """Rewards read special tokens as text, of several letters each."""
+    return len(trainer.processing_class(completion, add_special_tokens=False)["input_ids"])
+
+
 class Shorter(PolicyTrainer):
     """Completions may have three tokens in the second step."""
 
@@ -158,7 +163,7 @@ def test_the_budget_shortens_the_next_generation_and_leaves_the_normaliser(tiny_
     trainer.train()
     assert trainer.asked == [0, 1, 2]
     assert trainer.widths == [12, 3, 12]  # the untrained model does not stop by itself
-    lengths = [max(len(completion) for _, completion in reward.seen[i : i + 8]) for i in (0, 8, 16)]
+    lengths = [max(tokens_of(trainer, completion) for _, completion in reward.seen[i : i + 8]) for i in (0, 8, 16)]
     assert lengths[1] <= 3 < min(lengths[0], lengths[2])
     # Dr.GRPO divides by rows times the configured length, whatever the budget was.
     assert trainer.largest == pytest.approx([1 / (8 * 12)] * 3)
@@ -181,7 +186,7 @@ def test_an_evaluation_has_the_whole_budget(tiny_dir, tmp_path):
         trainer_kwargs={"eval_dataset": dataset(2)},
     )
     trainer.train()
-    assert max(len(completion) for _, completion in reward.seen) <= 2
+    assert max(tokens_of(trainer, completion) for _, completion in reward.seen) <= 2
     reward.seen.clear()
     metrics = trainer.evaluate()
     assert max(len(completion) for _, completion in reward.seen) > 2
