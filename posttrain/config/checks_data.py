@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from posttrain.config.run_config import RunConfig
 from posttrain.data.names import name_findings
@@ -37,13 +38,23 @@ class Rows:
         return len(self.prompts)
 
 
+# Of data sets that several stages of a recipe read: their columns are made into lists once.
+_LISTS: WeakKeyDictionary[Any, dict[str, list[Any]]] = WeakKeyDictionary()
+
+
 def as_rows(split: str, dataset: Any, *, demonstration_column: str) -> Rows:
     """Columns of a data set as lists; a missing optional column gives empty texts."""
     columns = list(dataset.column_names)
     count = len(dataset)
 
+    lists = _LISTS.setdefault(dataset, {})
+
     def column(name: str) -> list[Any]:
-        return list(dataset[name]) if name in columns else [""] * count
+        if name not in columns:
+            return [""] * count
+        if name not in lists:
+            lists[name] = list(dataset[name])
+        return lists[name]
 
     return Rows(split, column("prompt"), column("answer"), column(demonstration_column), columns, dataset)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from posttrain.config.checks_data import Rows
 from posttrain.config.checks_template import PromptEncoder
@@ -11,6 +12,16 @@ from posttrain.config.run_config import RunConfig
 
 # Seconds spent on counting tokens; rows beyond are measured by the run itself.
 LENGTH_SECONDS = 20.0
+
+
+# Lengths of rows that several stages of a recipe read alike: data set ->
+# tokenizer, variables and column (none for prompts alone) -> row -> length.
+_LENGTHS: WeakKeyDictionary[Any, dict[tuple[int, str, str], dict[int, Any]]] = WeakKeyDictionary()
+
+
+def _known(encoder: PromptEncoder, column: str) -> dict[int, Any]:
+    kept = _LENGTHS.setdefault(encoder.rows.dataset, {})
+    return kept.setdefault((id(encoder.tokenizer), repr(encoder.kwargs), column), {})
 
 
 class LengthBudget:
@@ -26,21 +37,32 @@ class LengthBudget:
     def prompt_counter(self, encoder: PromptEncoder) -> Any:
         """Tokens of a prompt, or None once the time is spent."""
 
+        known = _known(encoder, "")
+
         def count(index: int) -> int | None:
-            return None if self.spent() else len(encoder.prompt(index))
+            if index not in known:
+                if self.spent():
+                    return None
+                known[index] = len(encoder.prompt(index))
+            return known[index]
 
         return count
 
     def row_counter(self, cfg: RunConfig, supervised: bool, encoder: PromptEncoder, rows: Rows) -> Any:
         """(prompt, demonstration) tokens of a row; None where the bytes of the text already fit the limit."""
         limit = cfg.trainer.max_length if supervised else cfg.rollout.max_completion_length  # type: ignore[union-attr]
+        known = _known(encoder, encoder.column)
 
         def count(index: int) -> tuple[int, int] | None:
             text = rows.solutions[index]
             # A token covers at least one byte, and the stop token comes on top.
-            if limit is None or (not supervised and len(text.encode()) + 1 <= limit) or self.spent():
+            if limit is None or (not supervised and len(text.encode()) + 1 <= limit):
                 return None
-            given, learnt = encoder.row(index)
-            return len(given), len(learnt)
+            if index not in known:
+                if self.spent():
+                    return None
+                given, learnt = encoder.row(index)
+                known[index] = len(given), len(learnt)
+            return known[index]
 
         return count
