@@ -354,13 +354,8 @@ def _text(value: Any, where: str) -> str:
         message = without_none(value[0])
         if message.get("role", "assistant") != "assistant":
             fix = "Map the column of the assistant's messages"
-            raise DataError(
-                "a demonstration is the assistant's",
-                where=where,
-                got=message["role"],
-                allowed="role assistant",
-                fix=fix,
-            )
+            what, role = "a demonstration is the assistant's", message["role"]
+            raise DataError(what, where=where, got=role, allowed="role assistant", fix=fix)
         if lost := sorted(set(message) - {"role", "content"}):
             raise DataError(
                 "a demonstration is text, and this message has more",
@@ -377,16 +372,15 @@ def _text(value: Any, where: str) -> str:
 
 def _texts(value: Any, where: str, *, is_list: bool) -> Any:
     """A cell of a column of `ANSWERS`; nothing stays nothing, and one text where a list may stand is a list of one."""
-    if value is None:
+    if value is None or (is_list and value == ""):
         return None
     if not is_list:
         return _text(value, where)
     if isinstance(value, str):
-        return [value] if value else None
+        return [value]
     if not isinstance(value, list):
-        raise DataError(
-            "the cell is no list of texts", where=where, got=value, fix="Write [...], or map another column"
-        )
+        fix = "Write [...], or map another column"
+        raise DataError("the cell is no list of texts", where=where, got=value, fix=fix)
     return [None if item is None else _text(item, where) for item in value]
 
 
