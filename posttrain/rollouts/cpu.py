@@ -44,11 +44,14 @@ def prepare_process() -> None:
     """Make this process fit for an engine on the CPU; called before the engine is built.
 
     oneDNN is switched off because vLLM packs each linear weight for it once, when the model is loaded: weights that
-    arrive later are refused, or worse, a tied output head silently keeps the old ones.
+    arrive later are refused, or worse, a tied output head silently keeps the old ones. So is the kernel that takes
+    small weights in 16 bits on processors with AMX.
     """
     import torch._dynamo
     import vllm._custom_ops as operations
+    from vllm.model_executor.layers import utils as layers
 
     os.environ.update(engine_environment())
     torch._dynamo.config.disable = True  # read from the environment when torch was imported
     operations._supports_onednn = False
+    layers.check_cpu_sgl_kernel = lambda n, k, dtype: False

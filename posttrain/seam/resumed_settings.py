@@ -47,10 +47,10 @@ FREE = frozenset(
     "full_determinism use_cpu dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers "
     "dataloader_prefetch_factor dataloader_multiprocessing_context dataset_num_proc ddp_find_unused_parameters "
     "ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout drop_zero_advantage_rows "
-    "ds3_gather_for_generation cache_implementation vllm_model_impl vllm_enable_sleep_mode vllm_server_base_url "
-    "vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port vllm_gpu_memory_utilization "
-    "vllm_max_model_length vllm_tensor_parallel_size transformers_continuous_batching_config max_failed_fraction "
-    "engine_timeout_seconds engine_devices "
+    "ds3_gather_for_generation cache_implementation vllm_mode vllm_model_impl vllm_enable_sleep_mode "
+    "vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port "
+    "vllm_gpu_memory_utilization vllm_max_model_length vllm_tensor_parallel_size "
+    "transformers_continuous_batching_config max_failed_fraction engine_timeout_seconds engine_devices "
     # The engine is compared by its name; the columns and the model's files by the recipe.
     "fsdp fsdp_config deepspeed remove_unused_columns label_names model_init_kwargs trust_remote_code".split()
 )
@@ -71,7 +71,7 @@ REFUSED = frozenset(
     # What is read and what is drawn.
     "chat_template_path dataset_text_field dataset_kwargs eos_token pad_token max_length truncation_mode packing "
     "packing_strategy padding_free pad_to_multiple_of completion_only_loss assistant_only_loss max_completion_length "
-    "temperature top_p top_k min_p repetition_penalty generation_kwargs chat_template_kwargs use_vllm vllm_mode "
+    "temperature top_p top_k min_p repetition_penalty generation_kwargs chat_template_kwargs use_vllm "
     "vllm_structured_outputs_regex max_tool_calling_iterations vllm_importance_sampling_correction "
     "vllm_importance_sampling_mode vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min "
     "vllm_importance_sampling_cap use_transformers_continuous_batching use_transformers_paged generate_ahead".split()
