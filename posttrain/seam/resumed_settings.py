@@ -214,6 +214,10 @@ def put_in_force(
         before: `fresh_groups` of the run that wrote the checkpoint; None = not known.
         now: those of this run.
     """
+    if len(optimizer.param_groups) != len(now):  # DeepSpeed leaves out groups without weights
+        if before in (None, now):
+            return
+        raise ResumeError("the optimizer's settings cannot be changed on the way here", fix="Restore them")
     for place, (group, fresh) in enumerate(zip(optimizer.param_groups, now, strict=True)):
         old = before[place] if before is not None else None
         for name, value in fresh.items():
