@@ -183,12 +183,14 @@ def refuse(lines: list[str], folder: Any) -> None:
 
 
 def fresh_groups(optimizer: Any) -> list[dict[str, Any]]:
-    """Hyperparameters of every parameter group as the settings give them, before a scheduler or a checkpoint acts."""
+    """Hyperparameters of every parameter group as the settings give them, before a scheduler or a checkpoint acts; and
+    whether it holds weights, since DeepSpeed takes groups without any out of the optimizer.
+    """
     found = []
     for group in getattr(optimizer, "param_groups", ()):
         values = {name: plain(value) for name, value in group.items() if name not in ("params", "param_names")}
         rate = values.pop("initial_lr", values.get("lr"))
-        found.append({**values, "lr": rate})
+        found.append({**values, "lr": rate, "holds_weights": bool(group["params"])})
     return found
 
 
@@ -214,10 +216,10 @@ def put_in_force(
         before: `fresh_groups` of the run that wrote the checkpoint; None = not known.
         now: those of this run.
     """
-    if len(optimizer.param_groups) != len(now):  # DeepSpeed leaves out groups without weights
-        if before in (None, now):
-            return
-        raise ResumeError("the optimizer's settings cannot be changed on the way here", fix="Restore them")
+    if len(optimizer.param_groups) != len(now):
+        kept = [place for place, fresh in enumerate(now) if fresh["holds_weights"]]
+        now = [now[place] for place in kept]
+        before = before and [before[place] for place in kept]
     for place, (group, fresh) in enumerate(zip(optimizer.param_groups, now, strict=True)):
         old = before[place] if before is not None else None
         for name, value in fresh.items():

@@ -19,6 +19,7 @@ from posttrain.seam.resumed_settings import (
     FREE,
     REFUSED,
     changes,
+    fresh_groups,
     plain,
     put_in_force,
     recorded_settings,
@@ -160,6 +161,19 @@ def test_what_an_optimizer_counts_in_its_groups_is_left_alone():
     group = optimizer.param_groups[0]
     assert (group["k"], group["betas"], group["lr"], group["initial_lr"]) == (7, (0.8, 0.999), 0.5, 2.0)
     assert schedule.get_last_lr() == [0.5]
+
+
+def test_a_group_that_an_engine_left_out_has_no_settings_to_give():
+    """As DeepSpeed does with adapters: all of them decay, and the other group of transformers is empty."""
+    weight = torch.nn.Parameter(torch.ones(1))
+    groups = [{"params": [], "weight_decay": 0.1}, {"params": [weight], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.5)
+    before = fresh_groups(optimizer)
+    del optimizer.param_groups[0]
+    schedule = LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    put_in_force(optimizer, schedule, before=before, now=[before[0], {**before[1], "lr": 2.0, "weight_decay": 0.3}])
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(2.0, 0.3)]
+    assert schedule.get_last_lr() == [2.0]
 
 
 def test_every_setting_has_its_place():
