@@ -272,7 +272,7 @@ def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 _FREE_MODEL = {"trust_remote_code", "attn_implementation"}
 
 
-def settings_beside(config: Any, *, splits: Any, chat_template: Any = None) -> dict[str, Any]:
+def settings_beside(config: Any, *, splits: Any, template_sha256: str | None = None) -> dict[str, Any]:
     """What shapes a run beside its trainer's arguments, by its path in the recipe; a checkpoint keeps it.
 
     The rows themselves are compared by their fingerprints (`choose_checkpoint`).
@@ -280,7 +280,7 @@ def settings_beside(config: Any, *, splits: Any, chat_template: Any = None) -> d
     Args:
         config: one run, without stages.
         splits: names of the data sets that the run reads.
-        chat_template: of the tokenizer, which may change where the model's path stays.
+        template_sha256: of the tokenizer's chat template, which may change where the model's path stays.
     """
     from posttrain.evaluating import reward_code
 
@@ -294,9 +294,8 @@ def settings_beside(config: Any, *, splits: Any, chat_template: Any = None) -> d
     if config.rollout is not None:
         found["rollout.rewards"] = [entry.model_dump() for entry in config.rollout.rewards]
         found |= {f"SHA-256 of {name}": value for name, value in reward_code(config).items()}
-    if chat_template:
-        known = hashlib.sha256(json.dumps(chat_template, sort_keys=True).encode()).hexdigest()
-        found["sha256 of the model's chat template"] = known
+    if template_sha256 is not None:
+        found["sha256 of the model's chat template"] = template_sha256
     if config.stage is not None:
         found["stage.rif"] = None if config.stage.rif is None else config.stage.rif.model_dump()
     return dict(json.loads(json.dumps(_flat(found), default=str)))

@@ -98,6 +98,7 @@ class Stage:
     def train(self, trainer: Any, data: dict[str, Any]) -> None:
         """From the checkpoint to continue from, or the start, to the finished folder."""
         from posttrain.callbacks.stop_signal import StopSignal
+        from posttrain.evaluating import template_sha256
         from posttrain.evaluation.provenance import data_fingerprint
         from posttrain.seam.sharding import measure_ahead
         from posttrain.stage_lineage import write_metrics
@@ -109,8 +110,8 @@ class Stage:
         checkpoint = choose_checkpoint(self.config.trainer.resume, self.folder, fingerprints, say=say)
         if checkpoint:
             refuse_other_origin(checkpoint, self.record())
-        template = trainer.processing_class.chat_template
-        trainer.settings_beside = settings_beside(self.config, splits=fingerprints, chat_template=template)
+        template = template_sha256(trainer.processing_class)
+        trainer.settings_beside = settings_beside(self.config, splits=fingerprints, template_sha256=template)
         applied = trainer.accept_checkpoint(checkpoint) if checkpoint else []
         changes = changed_settings(recorded_run(checkpoint).get("config", {}), self.record()) if checkpoint else []
         trainer.accelerator.wait_for_everyone()  # every rank has read the stopped run's record before it is replaced

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from posttrain.config.loader import load
 from posttrain.errors import ResumeError
+from posttrain.evaluating import template_sha256
 from posttrain.evaluation.report import RunFolder
 from posttrain.resuming import (
     changed_settings,
@@ -307,7 +309,8 @@ def test_changes_are_named_by_their_path():
 
 def test_a_changed_template_of_the_model_is_another_run(tmp_path):
     config = load(write(tmp_path, SFT))
-    before, now = (settings_beside(config, splits=["train"], chat_template=text) for text in ("{{ a }}", "{{ b }}"))
+    known = [template_sha256(SimpleNamespace(chat_template=text)) for text in ("{{ a }}", "{{ b }}")]
+    before, now = (settings_beside(config, splits=["train"], template_sha256=found) for found in known)
     assert [key for key in now if before[key] != now[key]] == ["sha256 of the model's chat template"]
 
 

@@ -16,12 +16,12 @@ LENGTH_SECONDS = 20.0
 
 # Lengths of rows that several stages of a recipe read alike: data set ->
 # tokenizer, variables and column (none for prompts alone) -> row -> length.
-_LENGTHS: WeakKeyDictionary[Any, dict[tuple[int, str, str], dict[int, Any]]] = WeakKeyDictionary()
+_LENGTHS: WeakKeyDictionary[Any, dict[tuple[Any, str, str], dict[int, Any]]] = WeakKeyDictionary()
 
 
 def _known(encoder: PromptEncoder, column: str) -> dict[int, Any]:
     kept = _LENGTHS.setdefault(encoder.rows.dataset, {})
-    return kept.setdefault((id(encoder.tokenizer), repr(encoder.kwargs), column), {})
+    return kept.setdefault((encoder.tokenizer, repr(encoder.kwargs), column), {})
 
 
 class LengthBudget:
