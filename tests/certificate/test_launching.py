@@ -247,7 +247,7 @@ def test_a_deepspeed_file_that_says_the_same_is_taken(own_deepspeed):
     same = {"gradient_accumulation_steps": 4, "gradient_clipping": 0.5, "train_batch_size": 16}
     rest = {"bf16": {"enabled": "auto"}, "fp16": {"enabled": False}, "prescale_gradients": False}
     own_deepspeed({**same, **rest, "train_micro_batch_size_per_gpu": 2})
-    refuse_overrides(arguments(**RECIPE, fp16=False, bf16=False))
+    assert refuse_overrides(arguments(**RECIPE, fp16=False, bf16=False)) is None
 
 
 def test_a_precision_or_number_of_the_accelerate_config_is_no_second_recipe(launched, monkeypatch):

@@ -71,7 +71,7 @@ def test_another_engine_than_the_one_asked_for_stops_the_run(asked, facts):
     ],
 )
 def test_the_engine_asked_for_goes_on(asked, facts):
-    refuse_other_engine(facts, asked=asked, world=2)
+    assert refuse_other_engine(facts, asked=asked, world=2) is None
 
 
 @pytest.mark.parametrize(
