@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,15 +93,25 @@ def run_study(plan: Plan, *, jobs: int, display: Display) -> None:
         waiting = [run for run in plan.runs if not states[run.seed].finished()]
         if not waiting:
             return
-        with _interruptible(), display:
-            _Loop(plan, jobs=jobs, lock=lock, display=display, states=states).run(waiting)
+        with Interrupts() as interrupts, display:
+            _Loop(plan, jobs=jobs, lock=lock, display=display, states=states, interrupts=interrupts).run(waiting)
 
 
 class _Loop:
     """The children of one call. `states` is what the display shows."""
 
-    def __init__(self, plan: Plan, *, jobs: int, lock: int, display: Display, states: dict[int, SeedState]):
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        jobs: int,
+        lock: int,
+        display: Display,
+        states: dict[int, SeedState],
+        interrupts: Interrupts,
+    ):
         self.plan, self.jobs, self.lock, self.display, self.states = plan, jobs, lock, display, states
+        self.interrupts = interrupts
         self.children: list[Child] = []
         self.failed: list[int] = []
         self.times = Times(plan.output)
@@ -124,16 +134,18 @@ class _Loop:
         run.folder.mkdir(parents=True, exist_ok=True)
         log = (run.folder / "log.txt").open("ab")
         command = [sys.executable, "-m", "posttrain.run", str(self.plan.study.recipe), *run.overrides]
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=_environment(),
-            pass_fds=(self.lock,),
-            start_new_session=True,  # Ctrl-C reaches the parent alone, which ends its children in order
-        )
-        self.children.append(Child(run, process, log))
+        # A child that an interrupt keeps from being noted would train on, with nobody to end it.
+        with self.interrupts.held():
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=_environment(),
+                pass_fds=(self.lock,),
+                start_new_session=True,  # Ctrl-C reaches the parent alone, which ends its children in order
+            )
+            self.children.append(Child(run, process, log))
         self.states[run.seed].running = True
 
     def look(self) -> None:
@@ -158,18 +170,59 @@ class _Loop:
 
     def stop(self) -> None:
         """End every child: by an interrupt as from the keyboard, then by force, with whatever it has started."""
-        for sign, patience in _STOPS:
-            alive = [child for child in self.children if child.process.poll() is None]
-            for child in alive:
-                child.process.send_signal(sign)
-            deadline = time.monotonic() + patience
-            for child in alive:
-                with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):  # a second Ctrl-C hurries it
-                    child.process.wait(max(0.0, deadline - time.monotonic()))
-        for child in self.children:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.process.pid, signal.SIGKILL)
-            child.log.close()
+        with self.interrupts.held(raises=False):
+            for sign, patience in _STOPS:
+                alive = [child for child in self.children if child.process.poll() is None]
+                for child in alive:
+                    child.process.send_signal(sign)
+                deadline, self.interrupts.noted = time.monotonic() + patience, False
+                # Another Ctrl-C hurries it.
+                while time.monotonic() < deadline and not self.interrupts.noted:
+                    if all(child.process.poll() is not None for child in alive):
+                        break
+                    time.sleep(0.05)
+            for child in self.children:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(child.process.pid, signal.SIGKILL)
+                child.log.close()
+
+
+class Interrupts:
+    """Signals that end a study. Inside the context each raises KeyboardInterrupt, as Ctrl-C does, but while `held`.
+
+    Attributes:
+        noted: whether one came while they were held.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.noted, self._is_held = False, False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        self._before = {sign: signal.signal(sign, self._take) for sign in self.SIGNALS}
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for sign, handler in self._before.items():
+            signal.signal(sign, handler)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if not self._is_held:
+            raise KeyboardInterrupt
+        self.noted = True
+
+    @contextmanager
+    def held(self, *, raises: bool = True) -> Iterator[None]:
+        """A signal that comes inside is noted, and with `raises` it interrupts at the end."""
+        self._is_held, self.noted = True, False
+        try:
+            yield
+        finally:
+            self._is_held = False
+        if raises and self.noted:
+            raise KeyboardInterrupt
 
 
 class Times:
@@ -268,19 +321,3 @@ def _locked(handle: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let a termination signal end the children in the same order as Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signs: Sequence[Any] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {sign: signal.signal(sign, interrupt) for sign in signs}
-    try:
-        yield
-    finally:
-        for sign, handler in before.items():
-            signal.signal(sign, handler)

@@ -21,6 +21,7 @@ from posttrain.errors import DataError, ResumeError
 from posttrain.reproduce.command import reproduce
 from posttrain.reproduce.problems import problems
 from posttrain.reproduce.results import read_results
+from posttrain.reproduce.runner import Interrupts
 from tests.config.recipes import changed
 from tests.reproduce.studies import CLAIMS, study_folder
 
@@ -72,7 +73,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, object
         # Seed 1 has begun, so there is a child to be ended in order.
         while not (folder / "seed-1" / "log.txt").exists():
             assert parent.poll() is None and time.monotonic() < deadline, parent.communicate()[0]
-            time.sleep(0.1)
+            time.sleep(0.001)  # the log exists a moment before the child does
         parent.send_signal(signal.SIGTERM)
         shown = parent.communicate(timeout=60)[0]
         facts = {"root": root, "folder": folder, "first": shown, "code": parent.returncode}
@@ -229,3 +230,19 @@ def test_a_failing_run_shows_its_error_and_starts_no_further_seed(tmp_path, monk
     assert "arithmetic.digits" in shown and "failed: seed 0." in shown
     assert not (tmp_path / "runs/reproduce/hpt/main/seed-1").exists()
     assert not (tmp_path / "recipes/hpt/RESULTS.json").exists()
+
+
+@pytest.mark.parametrize("sign", Interrupts.SIGNALS)
+def test_a_signal_is_kept_until_a_child_that_is_being_started_is_known(sign):
+    before, started = signal.getsignal(sign), []
+    with Interrupts() as interrupts:
+        with pytest.raises(KeyboardInterrupt), interrupts.held():
+            os.kill(os.getpid(), sign)
+            started.append("the child")
+        with interrupts.held(raises=False):
+            os.kill(os.getpid(), sign)
+        assert (started, interrupts.noted) == (["the child"], True)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), sign)
+            time.sleep(1.0)
+    assert signal.getsignal(sign) == before
