@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 _MISSING: Any = object()
 
@@ -41,6 +41,13 @@ class PosttrainError(Exception):
         text = f"{where}: {what}" if where else what
         text += f" ({'; '.join(facts)})" if facts else ""
         super().__init__(text + (f". {fix.rstrip('.')}{'' if fix.endswith(('?', '!')) else '.'}" if fix else "."))
+
+    def at(self, where: str) -> Self:
+        """The same error with this place, unless it has one."""
+        if self.where:
+            return self
+        facts = {} if self.got is _MISSING else {"got": self.got}
+        return type(self)(self.what, where=where, allowed=self.allowed, fix=self.fix, **facts)
 
 
 class ConfigError(PosttrainError):

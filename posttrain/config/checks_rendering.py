@@ -13,11 +13,17 @@ from posttrain.config.checks_data import rows_text
 from posttrain.config.checks_template import SAMPLE, PromptEncoder
 from posttrain.config.preview import Preview, preview
 from posttrain.config.run_config import RunConfig
+from posttrain.data.rendering import ASSISTANT_MESSAGES
 from posttrain.errors import DataError, PosttrainError
 
 _SECONDS = 10.0  # spent on looking for control tokens in rows
 # How a list of messages begins as JSON, or as Python writes it.
 _MESSAGES = re.compile(r"\s*\[\s*\{\s*[\"'](role|content|from)[\"']\s*:")
+_WHATS = {
+    "field": "field of the messages",
+    "variable": "input of the rows or of the recipe",
+    "answer": "field of the demonstrations",
+}
 _TRIED = 8  # rows in which a field is taken away
 
 
@@ -33,7 +39,7 @@ def rendering_findings(
     yield from ((False, finding) for finding in _messages_as_text(cfg, encoder))
     yield from ((False, finding) for finding in _beside_text(cfg, encoder))
     if encoder.tokenizer.chat_template:
-        yield from ((False, finding) for finding in _unread(cfg, encoder))
+        yield from ((False, finding) for finding in _unread(cfg, encoder, trained=trained))
 
 
 def _unusable_inputs(cfg: RunConfig, encoder: PromptEncoder) -> Iterator[PosttrainError]:
@@ -75,7 +81,7 @@ def _typed(cfg: RunConfig, encoder: PromptEncoder, *, trained: bool) -> Iterator
         if trained and encoder.column != "prompt" and isinstance(text := rows.solutions[index], str):
             while text.rstrip().endswith(str(encoder.tokenizer.eos_token)):
                 text = text.rstrip().removesuffix(str(encoder.tokenizer.eos_token))
-            hidden.append(markers.hide(text))
+            hidden.append(markers.hide(encoder.message(index, text) or text))
         if typed := markers.found(hidden):
             found[index] = typed
     if not found:
@@ -113,31 +119,39 @@ def _only_text(prompt: Any) -> Any:
 # ---- fields that no template reads ----
 
 
-def _unread(cfg: RunConfig, encoder: PromptEncoder) -> Iterator[PosttrainError]:
-    """Fields of messages, and inputs of rows, whose absence changes no rendered prompt."""
+def _unread(cfg: RunConfig, encoder: PromptEncoder, *, trained: bool) -> Iterator[PosttrainError]:
+    """Fields of messages, and inputs of rows, whose absence changes nothing that is rendered."""
     rows, where = encoder.rows, cfg.where("data", encoder.rows.split)
     chats = [index for index, prompt in enumerate(rows.prompts) if not isinstance(prompt, str)]
     fields: dict[str, list[int]] = {}
     for index in chats:
         names = {name for message in rows.prompts[index] for name, value in message.items() if value is not None}
-        for name in names - {"role", "content"}:
+        for name in sorted(names - {"role", "content"}):
             fields.setdefault(name, []).append(index)
     inputs: dict[str, list[int]] = {}
     if encoder.has_inputs:
         for index in chats:
-            for name in set(encoder.inputs(index)) - {"special_tokens_in_text"}:
+            for name in sorted(set(encoder.inputs(index)) - {"special_tokens_in_text", ASSISTANT_MESSAGES}):
                 inputs.setdefault(name, []).append(index)
     elif chats:
         inputs = {name: chats for name in encoder.kwargs if name != "special_tokens_in_text"}
+    answers: dict[str, list[int]] = {}
+    for index in chats if trained else ():
+        message = encoder.message(index, rows.solutions[index]) or {}
+        for name in sorted(message.keys() - {"role", "content"}):
+            answers.setdefault(name, []).append(index)
     template = json.dumps(encoder.tokenizer.chat_template, ensure_ascii=False)
     for kind, found, without in (
         ("field", fields, _without_field),
         ("variable", inputs, _without_input),
+        ("answer", answers, None),
     ):
         for name, indices in found.items():
-            if re.search(rf"\b{re.escape(name)}\b", template) or _changes(encoder, name, indices[:_TRIED], without):
+            # What a template says of its prompts need not hold for the last turn.
+            is_named = kind != "answer" and re.search(rf"\b{re.escape(name)}\b", template)
+            if is_named or _changes(encoder, name, indices[:_TRIED], without):
                 continue
-            what = "field of the messages" if kind == "field" else "input of the rows or of the recipe"
+            what = _WHATS[kind]
             yield DataError(
                 f"the chat template does not read this {what}, which {len(indices)} of {len(rows)} rows have",
                 where=where,
@@ -174,16 +188,25 @@ def _without_input(prompt: Any, inputs: dict[str, Any], name: str) -> tuple[Any,
     return prompt, {key: value for key, value in inputs.items() if key != name}
 
 
-def _changes(encoder: PromptEncoder, name: str, indices: list[int], without: Without) -> bool:
-    """Whether any of the prompts reads differently without it; a template that fails without it does read it."""
+def _changes(encoder: PromptEncoder, name: str, indices: list[int], without: Without | None) -> bool:
+    """Whether any of the prompts, or with `without` None of the demonstrations, reads differently without it.
+
+    A template that fails without it does read it.
+    """
     from jinja2 import TemplateError
 
     from posttrain.data.rendering import render_prompt
 
     for index in indices:
-        prompt, inputs = without(encoder.rows.prompts[index], encoder.inputs(index), name)
+        prompt, inputs, answer = encoder.rows.prompts[index], encoder.inputs(index), None
+        if without is not None:
+            prompt, inputs = without(prompt, inputs, name)
+        else:
+            answer = encoder.rows.solutions[index]
+            prompt, inputs = _without_field([*prompt, encoder.message(index, answer)], inputs, name)
         try:
-            if render_prompt(encoder.tokenizer, prompt, **inputs).text != encoder.rendered(index).text:
+            mine = render_prompt(encoder.tokenizer, prompt, add_generation_prompt=answer is None, **inputs)
+            if mine.text != encoder.rendered(index, answer).text:
                 return True
         except (TemplateError, TypeError, ValueError, KeyError):
             return True

@@ -69,15 +69,25 @@ class PromptEncoder:
         from posttrain.data.demonstrations import encode_row
 
         prompt, text = self.rows.prompts[index], self.rows.solutions[index]
-        return encode_row(self.tokenizer, prompt, text, column=self.column, **self.inputs(index))
+        try:
+            return encode_row(self.tokenizer, prompt, text, column=self.column, **self.inputs(index))
+        except DataError as error:
+            raise error.at(f"{self.rows.split} row {index}") from error
 
     def rendered(self, index: int, solution: str | None = None) -> Any:
         """The chat, `Rendered`: up to the generation prompt, or with the assistant's answer in it."""
         from posttrain.data.rendering import render_prompt
 
         prompt = self.rows.prompts[index]
-        turns = prompt if solution is None else [*prompt, {"role": "assistant", "content": solution}]
+        answer = self.message(index, solution) or {"role": "assistant", "content": solution}
+        turns = prompt if solution is None else [*prompt, answer]
         return render_prompt(self.tokenizer, turns, add_generation_prompt=solution is None, **self.inputs(index))
+
+    def message(self, index: int, solution: str | None) -> dict[str, Any] | None:
+        """The message that a demonstration was written as, None if it was a text."""
+        from posttrain.data.answers import message_of
+
+        return message_of(solution, self.inputs(index)) if self.has_inputs else None
 
 
 def tokenizer_findings(cfg: RunConfig, tokenizer: Any, rows: Rows) -> Iterator[Finding]:
@@ -200,7 +210,17 @@ def _demonstration_faults(encoder: PromptEncoder, index: int, solution: str) -> 
     eos = tokenizer.eos_token_id
     if eos is None:
         return
-    given, ids, begins = encode_joined(tokenizer, prompt, solution, **encoder.inputs(index))
+    try:
+        given, ids, begins = encode_joined(tokenizer, prompt, solution, **encoder.inputs(index))
+    except DataError as problem:
+        yield True, f"{problem.what} ({problem.got!r}; {problem.allowed})", problem.fix or "Remove the row"
+        return
+    if (message := encoder.message(index, solution)) is not None:
+        written = tokenizer.decode(ids)
+        for name, text in message.items():
+            if name != "role" and isinstance(text, str) and text.strip() not in written:
+                what = f"the chat template drops the field {name!r} of the demonstration ({text.strip()[:40]!r})"
+                yield name == "content", what, "Use a tokenizer whose template writes it, or take it out"
     if len(ids) < 2:
         yield True, "no token of the demonstration is trained but the stop token", "Check the demonstration's text"
     if eos in ids[:-1]:

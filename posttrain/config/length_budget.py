@@ -56,7 +56,8 @@ class LengthBudget:
         def count(index: int) -> tuple[int, int] | None:
             text = rows.solutions[index]
             # A token covers at least one byte, and the stop token comes on top.
-            if limit is None or (not supervised and len(text.encode()) + 1 <= limit):
+            is_text = encoder.message(index, text) is None
+            if limit is None or (is_text and not supervised and len(text.encode()) + 1 <= limit):
                 return None
             if index not in known:
                 if self.spent():

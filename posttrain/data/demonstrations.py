@@ -12,6 +12,7 @@ from typing import Any
 from datasets import Dataset, Features, Json
 from transformers import PreTrainedTokenizerBase
 
+from posttrain.data.answers import message_of, render_answer
 from posttrain.data.markers import Markers, markers_of
 from posttrain.data.rendering import SPECIAL_TOKENS, encode_document, encode_prompt, render_prompt, template_inputs
 from posttrain.errors import DataError
@@ -75,6 +76,7 @@ def encode_pair(
     Both together are the tokens of prompt and demonstration as one text, and the end token. Where a tokenizer joins
     the last characters of the prompt with the first of the demonstration into one token, that is not so, since
     generation starts from the prompt's own tokens: the demonstration is then cut as text that follows a boundary.
+    A demonstration that is a message (`assistant_messages` of the row) is what the template writes of it.
 
     Args: as in `encode_prompt` and `encode_demonstration`.
     """
@@ -90,17 +92,20 @@ def encode_joined(
     given = rendered.ids(tokenizer)
     if not given:
         raise DataError("a prompt has no tokens", got=prompt, fix="Remove the row")
-    text = rendered.hide(_written(tokenizer, solution, behind=rendered.text))
+    if (message := message_of(solution, chat_template_kwargs)) is not None and not isinstance(prompt, str):
+        _refuse_no_end(tokenizer)
+        text, is_ended = render_answer(tokenizer, prompt, message, rendered, **chat_template_kwargs)
+    else:
+        text, is_ended = rendered.hide(_written(tokenizer, solution, behind=rendered.text)), False
     whole = rendered.ids(tokenizer, text)
     begins = whole[: len(given)] == given
     learnt = whole[len(given) :] if begins else _continued(tokenizer, text, rendered.markers)
-    return given, [*learnt, tokenizer.eos_token_id], begins
+    return given, learnt if is_ended else [*learnt, tokenizer.eos_token_id], begins
 
 
 def _written(tokenizer: PreTrainedTokenizerBase, solution: str, *, behind: str) -> str:
     """A demonstration's text without end tokens at its end, and without a think tag that the prompt has opened."""
-    if tokenizer.eos_token_id is None:
-        raise DataError("the tokenizer has no end token, so a demonstration cannot end", fix="Set tokenizer.eos_token")
+    _refuse_no_end(tokenizer)
     end = str(tokenizer.eos_token)
     while end.strip() and solution.rstrip().endswith(end):
         solution = solution.rstrip().removesuffix(end)
@@ -108,6 +113,11 @@ def _written(tokenizer: PreTrainedTokenizerBase, solution: str, *, behind: str) 
     if opened is not None and behind.rstrip().endswith(opened[0]):
         solution = solution.lstrip().removeprefix(opened[0]).lstrip("\n")
     return solution
+
+
+def _refuse_no_end(tokenizer: PreTrainedTokenizerBase) -> None:
+    if tokenizer.eos_token_id is None:
+        raise DataError("the tokenizer has no end token, so a demonstration cannot end", fix="Set tokenizer.eos_token")
 
 
 def _continued(tokenizer: PreTrainedTokenizerBase, text: str, markers: Markers) -> list[int]:
@@ -166,9 +176,11 @@ def encode_example(
         raise DataError(
             "empty demonstration", where=f"{where}, column {column!r}", got=row[column], fix="Drop the row"
         )
-    prompt, completion = encode_row(
-        tokenizer, row["prompt"], row[column], column=column, **template_inputs(row, variables)
-    )
+    inputs = template_inputs(row, variables)
+    try:
+        prompt, completion = encode_row(tokenizer, row["prompt"], row[column], column=column, **inputs)
+    except DataError as error:
+        raise error.at(where) from error
     if max_length is not None and len(prompt) + len(completion) > max_length:
         raise DataError(
             "prompt and demonstration are longer than a row may be",
@@ -182,7 +194,10 @@ def encode_example(
 
 def not_text(value: Any, where: str) -> DataError:
     """The error for a demonstration that is a list of messages or no text at all."""
-    fix = "Write the assistant's text there, or use TRL's columns prompt and completion, or messages, with method sft"
+    fix = (
+        "Write the assistant's text there, with what else its message has in `assistant_messages` "
+        "(posttrain.data.answers), or use TRL's columns prompt and completion, or messages, with method sft"
+    )
     return DataError("a demonstration is text", where=where, got=value, fix=fix)
 
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Columns of a row that are variables of the chat template.
-ROW_INPUTS = ("tools", "documents", "chat_template_kwargs")
+ROW_INPUTS = ("tools", "documents", "chat_template_kwargs", "assistant_messages")
+# Among the variables: the messages that texts of the row were written as, see `posttrain.data.answers`.
+ASSISTANT_MESSAGES = "assistant_messages"
 # Among the variables of the template: "text" reads control tokens that the data spells as text, "token" as tokens.
 SPECIAL_TOKENS = "special_tokens_in_text"
 # Set here, so that a recipe or a row cannot.
@@ -52,14 +54,14 @@ def template_inputs(row: Mapping[str, Any], variables: Mapping[str, Any] | None 
 
     Args:
         row: may have `tools` and `documents` (lists, or JSON of lists) and `chat_template_kwargs` (a mapping, or JSON
-            of one), which comes before the run's. Fields that are None are left out, since tables fill rows up with
-            them; those of JSON text stay.
+            of one), which comes before the run's, and `assistant_messages`, which the reader made. Fields that are
+            None are left out, since tables fill rows up with them; those of JSON text stay.
 
     Raises:
         DataError: they are of another kind.
     """
     found = dict(variables or {})
-    if isinstance(row.get("prompt"), str):  # no template reads it
+    if isinstance(row.get("prompt"), str):  # no template reads them
         return found
     for name in ROW_INPUTS:
         if (value := _plain(row.get(name), name)) is None:
@@ -89,8 +91,8 @@ def _plain(value: Any, name: str) -> Any:
         value = [
             _parsed(item, name) if isinstance(item, str) and item.lstrip().startswith("{") else item for item in value
         ]
-    if name == "tools" and not all(isinstance(item, Mapping) for item in value):
-        raise _unusable(name, value, "a list of schemas, which are mappings")
+    if name in ("tools", ASSISTANT_MESSAGES) and not all(isinstance(item, Mapping) for item in value):
+        raise _unusable(name, value, f"a list of {'schemas' if name == 'tools' else 'messages'}, which are mappings")
     return value
 
 
@@ -121,9 +123,10 @@ def render_prompt(
     *,
     special_tokens_in_text: str = "text",
     add_generation_prompt: bool = True,
+    assistant_messages: Any = None,
     **chat_template_kwargs: Any,
 ) -> Rendered:
-    """The prompt as the tokenizer is given it; arguments as in `encode_prompt`."""
+    """The prompt as the tokenizer is given it; arguments as in `encode_prompt`. What follows it is not looked at."""
     if special_tokens_in_text not in ("text", "token"):
         raise ConfigError(
             "unknown value", where=SPECIAL_TOKENS, got=special_tokens_in_text, allowed="one of: text, token"

@@ -16,11 +16,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.data.answers import answer_text, has_more, with_messages
 from posttrain.data.cells import written
 from posttrain.data.files import find_rows, looks_local, unreadable
 from posttrain.data.readers import separator_hint
 from posttrain.data.references import GSM8K, after_mark, cut_references
-from posttrain.data.rendering import without_none
+from posttrain.data.rendering import ASSISTANT_MESSAGES, without_none
 from posttrain.data.tables import Table, told_nulls
 from posttrain.data.tasks import TASKS
 from posttrain.errors import ConfigError, DataError
@@ -32,6 +33,7 @@ COLUMNS = ("prompt", "answer", "solution", "group", "task", "entry")
 # What unlearning and its evaluation read: lists of texts, but for `alternate`, which is one text. Kept as they are.
 ANSWERS = ("paraphrased_prompts", "paraphrases", "perturbed", "alternate")
 _PROMPT_SYNONYMS = ("prompts", "question", "problem", "instruction", "query", "input", "messages")
+_PLAIN = ("answer", "group", "task", "entry")  # compared and counted, never rendered
 _KINDS = ("task", "reasoning_gym", "path")
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython", "observation")
 
@@ -60,7 +62,8 @@ def load_source(
         `COLUMNS` are strings as they stand in the source (`posttrain.data.cells` says how numbers are written), ""
         where it has none; further columns of a file or Hub data set come along with the type that loses nothing. Of an
         answer only what follows `answer_after` is kept, or the number if all answers are GSM8K's
-        (`posttrain.data.references`).
+        (`posttrain.data.references`). A demonstration may be a message, or a list of one; what it has beside its
+        content is kept in `assistant_messages` (`posttrain.data.answers`).
 
     Raises:
         ConfigError: for a source that contradicts itself or options its generator does not know.
@@ -247,6 +250,9 @@ def _columns(
         if theirs not in present and (ours in ANSWERS or theirs.split(".")[0] not in present):
             hint = separator_hint(present) or _nearest(theirs, present) or ""
             raise _missing(theirs, path, present, f"columns.{ours} asks for it. {hint}".rstrip(". "))
+    if ASSISTANT_MESSAGES in present:
+        fix = "Rename it; a demonstration that is a message stands in its own column"
+        raise DataError("the name of the column is taken", where=path, got=ASSISTANT_MESSAGES, fix=fix)
     found = {ours: ours for ours in (*COLUMNS, *texts) if ours in present} | mapping
     if "prompt" not in found and as_text and "text" in present:
         found["prompt"] = "text"
@@ -295,7 +301,12 @@ def _rows(
         elif ours in ANSWERS:
             result[ours] = [_texts(cell, place(n), is_list=ours != "alternate") for n, cell in enumerate(cells)]
         else:
-            result[ours] = [cell if type(cell) is str else _text(cell, place(n)) for n, cell in enumerate(cells)]
+            keeps = ours not in _PLAIN and not as_text
+            result[ours] = [
+                cell if type(cell) is str else answer_text(cell, place(n), keeps=keeps) for n, cell in enumerate(cells)
+            ]
+            if keeps and any(map(has_more, cells)):
+                result[ASSISTANT_MESSAGES] = with_messages(result.get(ASSISTANT_MESSAGES), cells, place)
     return result
 
 
@@ -346,42 +357,18 @@ def with_one_kind_of_messages(sources: Mapping[str, Dataset]) -> dict[str, Datas
     return {name: rows.cast_column("prompt", wanted) for name, rows in sources.items()}
 
 
-def _text(value: Any, where: str) -> str:
-    """A cell as text: scalars as they are written, nothing is "", a list of one assistant message is its content."""
-    if value is None:
-        return ""
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
-        message = without_none(value[0])
-        if message.get("role", "assistant") != "assistant":
-            fix = "Map the column of the assistant's messages"
-            what, role = "a demonstration is the assistant's", message["role"]
-            raise DataError(what, where=where, got=role, allowed="role assistant", fix=fix)
-        if lost := sorted(set(message) - {"role", "content"}):
-            raise DataError(
-                "a demonstration is text, and this message has more",
-                where=where,
-                got=", ".join(lost),
-                fix="Write its fields into the text as the chat template would, or take them out",
-            )
-        value = message.get("content")
-    text = written(value)
-    if text is None:
-        raise DataError("the cell is neither text nor a number", where=where, got=value, fix="Map another column")
-    return text
-
-
 def _texts(value: Any, where: str, *, is_list: bool) -> Any:
     """A cell of a column of `ANSWERS`; nothing stays nothing, and one text where a list may stand is a list of one."""
     if value is None or (is_list and value == ""):
         return None
     if not is_list:
-        return _text(value, where)
+        return answer_text(value, where)
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list):
         fix = "Write [...], or map another column"
         raise DataError("the cell is no list of texts", where=where, got=value, fix=fix)
-    return [None if item is None else _text(item, where) for item in value]
+    return [None if item is None else answer_text(item, where) for item in value]
 
 
 def _features(as_text: bool, answers: Sequence[str] = (), *, is_open: bool = False) -> Features:

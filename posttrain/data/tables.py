@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.data.cells import arrow_cells
 from posttrain.data.columns import FurtherColumn
 from posttrain.data.readers import LocalFile
+from posttrain.data.rendering import ASSISTANT_MESSAGES
 from posttrain.errors import DataError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Table:
         self._further: dict[str, FurtherColumn] = {}
         self._types: Mapping[str, Any] = {}  # that a library knows better than Arrow: images, classes
         self._count = 0
+        self._has_messages = False  # whether demonstrations are messages
         self._is_open = False  # whether messages have more than role and content
 
     def read_dataset(self, dataset: Dataset, limit: int | None = None) -> Dataset:
@@ -103,6 +105,7 @@ class Table:
                     if _has_null(cell, own=name not in _INPUTS)
                 ]
         made = self.make(batch, range(start, start + count), columns=self._columns, label=file.label)
+        self._has_messages |= ASSISTANT_MESSAGES in made
         kinds = self._our_features()
         if "role" in str(kinds["prompt"]) and _has_more(made["prompt"]):
             self._is_open, kinds = True, self._our_features(is_open=True)
@@ -110,7 +113,8 @@ class Table:
         for field in kinds.arrow_schema:
             parts = self._ours.setdefault(field.name, [pa.nulls(self._count, field.type)] if self._count else [])
             is_open = self._is_open and field.name == "prompt"
-            parts.append(_json_messages(made["prompt"]) if is_open else pa.array(made[field.name], field.type))
+            cells = made.get(field.name, [None] * count)
+            parts.append(_json_messages(cells) if is_open else pa.array(cells, field.type))
         for name in self._present.keys() - self._used() - self._further.keys():
             self._further[name] = FurtherColumn(name, file.kind)
             if self._count:
@@ -149,10 +153,11 @@ class Table:
 
     def _our_features(self, *, is_open: bool = False) -> Features:
         named = [name for name in self._columns if name not in self.features()]
+        named += [ASSISTANT_MESSAGES] if self._has_messages else []
         return self.features(named, is_open=is_open or self._is_open)
 
     def _used(self) -> set[str]:
-        return {*self.features(), *self._columns, *self._columns.values()}
+        return {*self.features(), *self._columns, *self._columns.values(), ASSISTANT_MESSAGES}
 
 
 def _batches(dataset: Dataset, path: str) -> Iterator[Batch]:

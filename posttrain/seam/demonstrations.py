@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from posttrain.data.answers import message_of
 from posttrain.data.demonstrations import encode_demonstration, encode_pair, not_text
 from posttrain.data.rendering import template_inputs
 from posttrain.errors import DataError, SupportError
@@ -133,7 +134,8 @@ class DemonstrationTrainer(LikelihoodRowsTrainer):
             return None
         inputs = template_inputs(row, self.chat_template_kwargs)
         given, ids = encode_pair(self.tokenizer, row["prompt"], text, **inputs)
-        if given != prompt_ids:  # the prompt was rendered elsewhere, as with tools that are functions
+        # The prompt was rendered elsewhere, as with tools that are functions.
+        if given != prompt_ids and message_of(text, inputs) is None:
             ids = encode_demonstration(self.tokenizer, text, prompt_ids=prompt_ids, **inputs)
         limit = self.args.max_completion_length
         if len(ids) <= limit:

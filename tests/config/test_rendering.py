@@ -133,11 +133,28 @@ def test_an_unread_variable_of_the_recipe_is_told(tmp_path: Path):
     assert "8 of 8 rows have (got 'enable_thinking')" in found
 
 
-def test_a_demonstration_with_fields_beside_its_text_is_refused_by_name(tmp_path: Path):
-    answer = [{"role": "assistant", "content": "", "tool_calls": [{"name": "look"}]}]
-    report = checked(tmp_path, AGENT, [question(number, solution=answer) for number in range(8)])
-    (found,) = told(report, "a demonstration is text, and this message has more (got 'tool_calls')")
-    assert "row 0, column 'solution'" in found
+def test_a_demonstration_that_is_a_message_is_trained_as_the_template_writes_it(tmp_path: Path):
+    answer = [{"role": "assistant", "content": "so", "tool_calls": [{"name": "look"}]}]
+    rows = [question(number, solution=answer if number else "dry") for number in range(8)]
+    report = checked(tmp_path, AGENT, rows, show_rows=2)
+    assert report.lines()[-1] == "ok", report.lines()
+    trained = ["".join(token for token, on in zip(p.tokens, p.trained, strict=True) if on) for p in report.previews]
+    assert trained == ["dry<|im_end|>", "socall look<|im_end|>"]
+
+
+def test_fields_of_a_demonstration_that_the_template_does_not_write_are_told(tmp_path: Path):
+    call = {"role": "assistant", "content": "so", "tool_calls": [{"name": "look"}], "mood": "good"}
+    rows = [question(number, solution=call if number < 3 else "dry") for number in range(8)]
+    lost = told(checked(tmp_path, CHAT_TEMPLATE, rows), "field of the demonstrations")
+    assert [found.split("which ")[1].split(".")[0] for found in lost] == [
+        "3 of 8 rows have (got 'mood')",
+        "3 of 8 rows have (got 'tool_calls')",
+    ]
+    # It writes the calls alone, as some templates do.
+    either = AGENT.replace("{{ m.content }}", "{{ m.content if not m.tool_calls }}")
+    report = checked(tmp_path, either, rows)
+    (dropped,) = told(report, "drops the field 'content' of the demonstration ('so')")
+    assert "3 of the first 8 rows" in dropped and not report.ok
 
 
 def test_a_blank_that_is_trained_can_be_seen(tmp_path: Path):
