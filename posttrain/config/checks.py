@@ -296,10 +296,11 @@ class _Check:
         if len(self.report.errors) > before:
             return False
         budget = LengthBudget()
-        for stops, finding in checks_data.long_prompts(self.cfg, rows, budget.prompt_counter(encoder)):
+        learns = trained and self.entry.kind == "supervised"
+        for stops, finding in checks_data.long_prompts(self.cfg, rows, budget.prompt_counter(encoder, of_rows=learns)):
             self.add(stops, finding)
         if trained:
-            count = budget.row_counter(self.cfg, self.entry.kind == "supervised", encoder, rows)
+            count = budget.row_counter(self.cfg, learns, encoder, rows)
             for stops, finding in checks_data.long_demonstrations(self.cfg, self.entry, rows, count):
                 self.add(stops, finding)
         if self.facts is not None:

@@ -38,8 +38,18 @@ class Rows:
         return len(self.prompts)
 
 
-# Of data sets that several stages of a recipe read: their columns are made into lists once.
+# Of data sets that several stages of a recipe read: their columns are made into lists, and what depends on them and
+# a key alone is found, once.
 _LISTS: WeakKeyDictionary[Any, dict[str, list[Any]]] = WeakKeyDictionary()
+_KEPT: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
+
+
+def kept(dataset: Any, key: Any, make: Callable[[], Any]) -> Any:
+    """What `make` returned when it was first called for this data set and key."""
+    found = _KEPT.setdefault(dataset, {})
+    if key not in found:
+        found[key] = make()
+    return found[key]
 
 
 def as_rows(split: str, dataset: Any, *, demonstration_column: str) -> Rows:
@@ -284,14 +294,18 @@ def long_demonstrations(
 
 def shared_rows(cfg: RunConfig, train: Rows, held_out: Rows) -> Iterator[PosttrainError]:
     """Prompts that are in training and in evaluation: the score would tell what was memorised."""
-    known = {_fingerprint(prompt) for prompt in train.prompts}
-    found = [index for index, prompt in enumerate(held_out.prompts) if _fingerprint(prompt) in known]
+    known = set(_fingerprints(train))
+    found = [index for index, text in enumerate(_fingerprints(held_out)) if text in known]
     if found:
         yield DataError(
             f"{len(found)} of {len(held_out)} evaluation prompts are training prompts too ({rows_text(found)})",
             where=cfg.where("data", held_out.split),
             fix="Use another split or seed, or remove them, if the score is to speak of new prompts",
         )
+
+
+def _fingerprints(rows: Rows) -> list[str]:
+    return list(kept(rows.dataset, "fingerprints", lambda: list(map(_fingerprint, rows.prompts))))
 
 
 def _fingerprint(prompt: Any) -> str:

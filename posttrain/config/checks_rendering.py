@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from posttrain import registry
@@ -65,10 +66,27 @@ def _unusable_inputs(cfg: RunConfig, encoder: PromptEncoder) -> Iterator[Posttra
 
 
 def _typed(cfg: RunConfig, encoder: PromptEncoder, *, trained: bool) -> Iterator[PosttrainError]:
-    from posttrain.data.markers import markers_of
-
     if cfg.data.special_tokens_in_text == "token":
         return
+    rows = encoder.rows
+    found, looked = encoder.kept(("typed", trained), partial(_typed_tokens, encoder, trained=trained))
+    if not found:
+        return
+    names = ", ".join(sorted(set().union(*found.values())))
+    yield DataError(
+        f"control tokens are spelled in the text of {len(found)} of {looked} rows ({rows_text(found)}), and are read "
+        "as text",
+        where=cfg.where("data", rows.split),
+        got=names,
+        fix="If they are meant as tokens, as in prompts that were rendered beforehand, set "
+        "data.special_tokens_in_text: token",
+    )
+
+
+def _typed_tokens(encoder: PromptEncoder, *, trained: bool) -> tuple[dict[int, set[str]], int]:
+    """Row -> control tokens that its texts spell, and how many rows were looked at in the time there is."""
+    from posttrain.data.markers import markers_of
+
     markers, rows, end = markers_of(encoder.tokenizer), encoder.rows, time.monotonic() + _SECONDS
     found: dict[int, set[str]] = {}
     looked = 0
@@ -84,17 +102,7 @@ def _typed(cfg: RunConfig, encoder: PromptEncoder, *, trained: bool) -> Iterator
             hidden.append(markers.hide(encoder.message(index, text) or text))
         if typed := markers.found(hidden):
             found[index] = typed
-    if not found:
-        return
-    names = ", ".join(sorted(set().union(*found.values())))
-    yield DataError(
-        f"control tokens are spelled in the text of {len(found)} of {looked} rows ({rows_text(found)}), and are read "
-        "as text",
-        where=cfg.where("data", rows.split),
-        got=names,
-        fix="If they are meant as tokens, as in prompts that were rendered beforehand, set "
-        "data.special_tokens_in_text: token",
-    )
+    return found, looked
 
 
 def _messages_as_text(cfg: RunConfig, encoder: PromptEncoder) -> Iterator[PosttrainError]:

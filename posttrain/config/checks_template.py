@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
-from posttrain.config.checks_data import Rows, prompt_text, rows_text
+from posttrain.config.checks_data import Rows, kept, prompt_text, rows_text
 from posttrain.config.run_config import RunConfig
 from posttrain.errors import DataError, PosttrainError
 
@@ -73,6 +74,10 @@ class PromptEncoder:
             return encode_row(self.tokenizer, prompt, text, column=self.column, **self.inputs(index))
         except DataError as error:
             raise error.at(f"{self.rows.split} row {index}") from error
+
+    def kept(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` returned when it was first called for these rows, tokenizer and variables, and this key."""
+        return kept(self.rows.dataset, (self.tokenizer, repr(self.kwargs), self.column, key), make)
 
     def rendered(self, index: int, solution: str | None = None) -> Any:
         """The chat, `Rendered`: up to the generation prompt, or with the assistant's answer in it."""
@@ -142,13 +147,17 @@ def template_findings(cfg: RunConfig, encoder: PromptEncoder, rows: Rows, *, tra
         # A document is its own demonstration: what is wrong with it is told of the prompt.
         solution = rows.solutions[index] if trained and encoder.column != "prompt" else None
         solution = solution if isinstance(solution, str) and solution.strip() else None
-        for stops, told, fix in _row_faults(encoder, index, solution):
+        for stops, told, fix in encoder.kept(("row", index, solution), partial(_found, encoder, index, solution)):
             kind = (told.partition(" (")[0], fix)
             (faults if stops else notes).setdefault(kind, ([], told))[0].append(index)
     for stops, found in ((True, faults), (False, notes)):
         for (_, fix), (indices, told) in found.items():
             text = f"{told} ({len(indices)} of the first {looked} rows: {rows_text(indices)})"
             yield stops, DataError(text, where=where, fix=fix)
+
+
+def _found(encoder: PromptEncoder, index: int, solution: str | None) -> list[tuple[bool, str, str]]:
+    return list(_row_faults(encoder, index, solution))
 
 
 def _row_faults(encoder: PromptEncoder, index: int, solution: str | None) -> Iterator[tuple[bool, str, str]]:

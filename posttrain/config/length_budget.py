@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from typing import Any
-from weakref import WeakKeyDictionary
 
-from posttrain.config.checks_data import Rows
+from posttrain.config.checks_data import Rows, kept
 from posttrain.config.checks_template import PromptEncoder
 from posttrain.config.run_config import RunConfig
 
@@ -14,14 +13,11 @@ from posttrain.config.run_config import RunConfig
 LENGTH_SECONDS = 20.0
 
 
-# Lengths of rows that several stages of a recipe read alike: data set ->
-# tokenizer, variables and column (none for prompts alone) -> row -> length.
-_LENGTHS: WeakKeyDictionary[Any, dict[tuple[Any, str, str], dict[int, Any]]] = WeakKeyDictionary()
-
-
 def _known(encoder: PromptEncoder, column: str) -> dict[int, Any]:
-    kept = _LENGTHS.setdefault(encoder.rows.dataset, {})
-    return kept.setdefault((encoder.tokenizer, repr(encoder.kwargs), column), {})
+    """Lengths of rows that several stages of a recipe read alike; no column for prompts alone."""
+    key = ("lengths", encoder.tokenizer, repr(encoder.kwargs), column)
+    found: dict[int, Any] = kept(encoder.rows.dataset, key, dict)
+    return found
 
 
 class LengthBudget:
@@ -34,16 +30,22 @@ class LengthBudget:
         self.skipped += time.monotonic() > self.end
         return self.skipped > 0
 
-    def prompt_counter(self, encoder: PromptEncoder) -> Any:
-        """Tokens of a prompt, or None once the time is spent."""
-
-        known = _known(encoder, "")
+    def prompt_counter(self, encoder: PromptEncoder, *, of_rows: bool = False) -> Any:
+        """Tokens of a prompt, or None once the time is spent. With `of_rows` the demonstrations are counted, too."""
+        known, both = _known(encoder, ""), _known(encoder, encoder.column)
+        of_rows = of_rows and encoder.column != "prompt"  # of a document another part is given
 
         def count(index: int) -> int | None:
             if index not in known:
                 if self.spent():
                     return None
-                known[index] = len(encoder.prompt(index))
+                text = encoder.rows.solutions[index] if of_rows else None
+                if isinstance(text, str) and text.strip():
+                    given, learnt = encoder.row(index)
+                    both[index] = len(given), len(learnt)
+                else:
+                    given = encoder.prompt(index)
+                known[index] = len(given)
             return known[index]
 
         return count
