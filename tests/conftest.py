@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 
 # Before any Hugging Face import: these libraries read the environment once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -21,6 +23,19 @@ import torch
 from posttrain.models.tiny import build_tiny
 
 torch.set_num_threads(1)
+
+
+_modules_frozen = 0
+
+
+@pytest.fixture(autouse=True)
+def small_heap() -> None:
+    """Take what was imported out of garbage collection: each trainer collects, and would walk a million objects."""
+    global _modules_frozen
+    if len(sys.modules) > _modules_frozen + 100:
+        gc.collect()
+        gc.freeze()
+        _modules_frozen = len(sys.modules)
 
 
 @pytest.fixture(autouse=True)

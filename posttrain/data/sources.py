@@ -259,6 +259,8 @@ def _columns(
     if "prompt" not in found:
         if (cells := separator_hint(present)) is not None:
             raise _missing("prompt", path, present, cells)
+        if "text" in present and not as_text:
+            raise _missing("prompt", path, present, "If the texts are documents, set format: text in the source")
         near = [column for column in present if column.lower() in _PROMPT_SYNONYMS]
         near = near or get_close_matches("prompt", present, n=1)
         wanted = near[0] if near else "<their column>"

@@ -104,6 +104,10 @@ def load_tokenizer(model: Any, *, path: str | Path | None = None) -> PreTrainedT
         raise ConfigError(
             f"no tokenizer could be loaded: {reason(problem)}", where="model.path", got=name
         ) from problem
+    limit = tokenizer.model_max_length
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0:
+        what, fix = "model_max_length of the tokenizer is no number of tokens", "Correct tokenizer_config.json"
+        raise ConfigError(what, where="model.path", got=limit, allowed="a number above 0, or no such line", fix=fix)
     if tokenizer.eos_token_id is None:
         raise DataError("the tokenizer has no end token, so no completion can end", where="model.path", got=name)
     return tokenizer

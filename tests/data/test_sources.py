@@ -105,6 +105,12 @@ def test_null_fields_that_are_left_out_are_counted(tmp_path):
     assert "left out, in 2 cells (the first: " in told and "m.jsonl, row 1, column 'prompt')" in told
 
 
+def test_rows_of_texts_alone_are_told_of_their_format(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "A document."}))
+    with pytest.raises(DataError, match="got 'prompt'; allowed: present: text.*set format: text in the source"):
+        load_source({"path": str(tmp_path / "a.jsonl")})
+
+
 def test_a_message_with_neither_text_nor_anything_else_is_refused(tmp_path):
     (tmp_path / "m.jsonl").write_text(json.dumps({"prompt": [{"role": "user", "content": None}]}))
     with pytest.raises(DataError, match="a message lacks role or content"):

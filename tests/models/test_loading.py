@@ -177,6 +177,13 @@ def test_an_adapter_folder_is_loaded_as_its_merged_model(tiny_dir, tmp_path):
     assert (loaded(ids).logits - base(ids).logits).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("limit", ["many", True, 0, -1, [512]])
+def test_a_limit_of_the_tokenizer_that_is_no_number_is_named(copy, limit):
+    edit(copy, "tokenizer_config.json", model_max_length=limit)
+    with pytest.raises(ConfigError, match=r"model_max_length of the tokenizer is no number of tokens \(got"):
+        load_tokenizer({"path": str(copy)})
+
+
 def test_a_tokenizer_without_end_token_or_template_is_refused(copy):
     edit(copy, "tokenizer_config.json", eos_token=None)
     with pytest.raises(DataError, match="no end token"):

@@ -1,4 +1,7 @@
-"""Every recipe that is shipped passes the checks, for one process and on a machine without a GPU or the Hub."""
+"""Every recipe that is shipped passes the checks, for one process and on a machine without a GPU or the Hub.
+
+Marked slow, and still part of every full run, as `test_smoke.py` is.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,7 @@ ON_PURPOSE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
 def test_a_shipped_recipe_passes_check(path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
