@@ -79,6 +79,7 @@ def describe(cfg: RunConfig) -> ModelFacts:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from posttrain.models.loading import apply_overrides
+    from posttrain.models.positions import position_limit
     from posttrain.seam.known_tokens import token_rows
     from posttrain.seam.sharding import whole_models
 
@@ -104,7 +105,7 @@ def describe(cfg: RunConfig) -> ModelFacts:
     stored = _stored(cfg)
     return ModelFacts(
         parameters,
-        _positions(model.config),
+        position_limit(model.config),
         linear,
         trained * _BYTES_PER_TRAINED,
         head_size=_head_size(config),
@@ -154,21 +155,13 @@ def _loaded_dtype(cfg: RunConfig, config: Any, stored: dict[str, Stored]) -> str
     return own.removeprefix("torch.")
 
 
-def _positions(config: Any) -> int | None:
-    """Places that a row can have; None where the configuration gives no limit."""
-    text = config.get_text_config(decoder=True)
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_target_positions"):
-        value = getattr(text, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
-
-
 def _has_position_table(model: Any) -> bool:
     """Whether positions are looked up in a table made once, of weights or of sines, rather than computed."""
     import torch
 
-    limit = _positions(model.config)
+    from posttrain.models.positions import position_limit
+
+    limit = position_limit(model.config)
     if limit is None:
         return False
     words = ("position", "wpe", "pos_emb")

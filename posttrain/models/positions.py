@@ -26,6 +26,16 @@ def row_positions(attention_mask: Tensor) -> Tensor:
     return torch.minimum((places - first).clamp(min=0), last - first)
 
 
+def position_limit(config: Any) -> int | None:
+    """Places that a row can have, by a model's configuration; None where it gives no limit."""
+    text = config.get_text_config(decoder=True)
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_target_positions"):
+        value = getattr(text, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
 def takes_positions(model: nn.Module) -> bool:
     """Whether the forward of a model reads 2-D position ids: not where it has none, and not where it makes ids of
     several dimensions itself, from images.

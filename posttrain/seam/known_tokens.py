@@ -1,4 +1,4 @@
-"""Token ids of training rows against the model's embeddings."""
+"""Token ids of training rows against the model's embeddings, and their lengths against its positions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from posttrain.errors import DataError
+from posttrain.models.positions import position_limit
 
 
 def token_rows(model: Any) -> int:
@@ -17,14 +18,40 @@ def token_rows(model: Any) -> int:
     return min(int(getattr(layer.weight, "ds_shape", layer.weight.shape)[0]) for layer in layers)
 
 
-def refuse_unknown_tokens(model: Any, rows: Any) -> None:
-    """Refuse tokenised rows with ids beyond the model's embeddings; other kinds of data sets pass.
+def refuse_unreadable_rows(model: Any, rows: Any) -> None:
+    """Refuse tokenised rows that the model cannot read; other kinds of data sets pass.
 
     Raises:
-        DataError: names the first such row and the id.
+        DataError: an id is beyond its embeddings, or a sequence longer than it has positions; names the first row.
     """
     if not isinstance(rows, Dataset) or "input_ids" not in rows.column_names or not len(rows):
         return
+    _refuse_unknown_tokens(model, rows)
+    if (limit := position_limit(model.config)) is not None:
+        _refuse_long_rows(rows, limit)
+
+
+def _refuse_long_rows(rows: Dataset, limit: int) -> None:
+    # trl 1.16: a packed row says how long its sequences are.
+    packed = "seq_lengths" in rows.column_names
+    cells = rows.data.column("seq_lengths" if packed else "input_ids")
+    longest = pc.max(pc.list_flatten(cells) if packed else pc.list_value_length(cells)).as_py()
+    if longest is None or longest <= limit:
+        return
+    for index, cell in enumerate(rows["seq_lengths" if packed else "input_ids"]):
+        length = max(cell, default=0) if packed else len(cell)
+        if length > limit:
+            raise DataError(
+                f"a row is longer than the model's {limit} positions",
+                where=f"train row {index}",
+                got=f"{length} tokens",
+                allowed=f"at most {limit}",
+                fix="Shorten or drop it, or set max_position_embeddings in the model's configuration if it is meant "
+                "to read further",
+            )
+
+
+def _refuse_unknown_tokens(model: Any, rows: Dataset) -> None:
     known = token_rows(model)
     highest = pc.max(pc.list_flatten(rows.data.column("input_ids"))).as_py()
     if highest is None or highest < known:

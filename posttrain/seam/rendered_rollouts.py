@@ -8,6 +8,8 @@ from typing import Any
 from trl import GRPOTrainer
 
 from posttrain.data.rendering import completion_text, encode_prompt, template_inputs
+from posttrain.errors import DataError
+from posttrain.models.positions import position_limit
 
 
 class RenderedRollouts(GRPOTrainer):
@@ -39,7 +41,20 @@ class RenderedRollouts(GRPOTrainer):
             if last != (prompt, inputs):
                 ids, last = encode_prompt(self._tokenizer, prompt, **inputs), (prompt, inputs)
             found.append(list(ids))
+        self._refuse_no_room(max(map(len, found)))
         return found, None, {}
+
+    def _refuse_no_room(self, longest: int) -> None:
+        """Raise DataError where the completion of a prompt could run beyond the positions of the model."""
+        limit, more = position_limit(self.model.config), self.args.max_completion_length
+        if limit is not None and more is not None and longest + more > limit:
+            raise DataError(
+                f"a prompt and its completion do not fit the model's {limit} positions",
+                where="max_completion_length",
+                got=f"{longest} + {more} tokens",
+                allowed=f"at most {limit}",
+                fix="Lower it, or leave out the long prompts",
+            )
 
     def _generate(self, prompts: list[Any]) -> Any:
         prompt_ids, completion_ids, mask, completions, *rest = super()._generate(prompts)

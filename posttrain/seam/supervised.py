@@ -25,7 +25,7 @@ from posttrain.seam.arguments import check_options, option
 from posttrain.seam.head import add_selective_scoring
 from posttrain.seam.hooks import ResumableTrainer
 from posttrain.seam.isolation import refuse_mixed_rows
-from posttrain.seam.known_tokens import refuse_unknown_tokens
+from posttrain.seam.known_tokens import refuse_unreadable_rows
 from posttrain.seam.mixture_log import GROUP_IDS, MixtureLog, group_column, group_numbers
 from posttrain.seam.policy_config import device_defaults
 from posttrain.seam.row_numbers import ROW_INDEX, NumberedCollator, blank_rows, drop_numbers, numbered
@@ -198,7 +198,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
             self.train_dataset = numbered(self.train_dataset) if streams is None else streams
             self.data_collator = NumberedCollator(self.data_collator)
         refuse_mixed_rows(self.model, args)
-        refuse_unknown_tokens(self.model, self.train_dataset)
+        refuse_unreadable_rows(self.model, self.train_dataset)
         base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         budget = args.logits_budget_bytes
         self._scoring = add_selective_scoring(base, logits_budget_bytes=budget, entropy_gradient=False)

@@ -109,3 +109,24 @@ def test_a_trainer_refuses_tokens_that_the_model_does_not_have():
     )
     with pytest.raises(DataError, match=r"train row 0: a row has a token beyond the model's 60 rows .*got 'id 9"):
         trained(model)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_trainer_refuses_rows_beyond_the_positions_of_the_model(packing):
+    model = tiny("llama", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=2)
+    with pytest.raises(
+        DataError, match=r"train row 0: a row is longer than the model's 2 positions .*got '\d+ tokens"
+    ):
+        trained(model, packing=packing)
+
+
+def test_a_policy_refuses_prompts_that_leave_no_room_for_their_completions():
+    model = tiny("llama", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=30)
+    sizes = {"per_device_train_batch_size": 2, "num_generations": 2, "max_completion_length": 8}
+    args = PolicyConfig("unused", **sizes, use_cpu=True, report_to="none", max_steps=1)
+    rows = Dataset.from_list([{"prompt": "x" * 23}] * 4)
+    trainer = PolicyTrainer(
+        model, lambda prompts, **_: [0.0] * len(prompts), args, rows, processing_class=character_tokenizer()
+    )
+    with pytest.raises(DataError, match=r"do not fit the model's 30 positions \(got '2\d \+ 8 tokens'"):
+        trainer.train()
