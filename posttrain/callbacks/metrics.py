@@ -1,8 +1,8 @@
 """`metrics.jsonl`: one JSON object for each logging event of the trainer, written as it happens.
 
-Non-finite numbers are written as the strings "NaN", "Infinity" and "-Infinity"; `null` is what was logged as None. The
-file only grows: a resumed run appends a start event, and `evaluation.records.read_metrics` drops what an earlier
-attempt logged beyond that step.
+Non-finite numbers are written as the strings "NaN", "Infinity" and "-Infinity"; `null` is what was logged as None. A
+resumed run appends a start event. What an earlier attempt logged beyond that step is done again and therefore cut; the
+start event says how many lines and seconds that were (`cut_lines`, `cut_seconds`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from posttrain.evaluation.records import LOG, START, json_value, remove_torn_line
+from posttrain.evaluation.records import LOG, START, cut_after, json_value
 
 
 class MetricsWriter(TrainerCallback):
@@ -38,8 +38,8 @@ class MetricsWriter(TrainerCallback):
         self._began = time.monotonic()
         if state.is_world_process_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            remove_torn_line(self.path)
-            self._append(START, {"max_steps": state.max_steps}, state)
+            cut = cut_after(self.path, state.global_step)
+            self._append(START, {"max_steps": state.max_steps, **cut}, state)
 
     def on_log(
         self,

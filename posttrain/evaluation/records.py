@@ -76,9 +76,8 @@ def json_value(value: Any) -> Any:
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The log events of the run as it finally went, in order; empty if there is no file.
 
-    A run that was interrupted and resumed has several attempts in the file: what an attempt logged beyond the step
-    from which the next one went on is left out, and so is a torn last line. Numbers come back as numbers, the
-    non-finite ones too.
+    Where an attempt logged beyond the step from which the next one went on, that is left out, should it still stand in
+    the file, and so is a torn last line. Numbers come back as numbers, the non-finite ones too.
 
     Raises:
         ValueError: a line other than the last is not JSON.
@@ -98,17 +97,42 @@ def evaluation_seconds(result: Mapping[str, Any]) -> float:
 
 def training_seconds(path: str | Path) -> float:
     """Seconds spent in training, over all attempts: work that was lost to an interruption counts too."""
-    return sum(max(event["elapsed_seconds"] for event in attempt) for attempt in _attempts(Path(path)))
+    return sum(_seconds(attempt) for attempt in _attempts(Path(path)))
 
 
-def remove_torn_line(path: Path) -> None:
-    """Cut a last line without a line end, which a crash left, so that the next line does not join it."""
+def cut_after(path: Path, step: int) -> dict[str, Any]:
+    """Take out of a metrics file what was logged beyond a step, for a run that goes on from there.
+
+    A last line without a line end, which a crash left, goes too. The file is replaced as a whole.
+
+    Returns:
+        `cut_lines` and the seconds of training they took, `cut_seconds`; empty if nothing was beyond the step. A file
+        that is no metrics file is moved away whole, to the name in `set_aside`.
+    """
     if not path.exists():
-        return
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
+        return {}
+    try:
+        attempts = _attempts(path)
+    except (ValueError, KeyError, AttributeError):  # not written by a run: kept, and not gone on with
+        aside = path.with_name(f"{path.stem}.damaged{path.suffix}")
+        path.replace(aside)
+        return {"set_aside": aside.name}
+    written, kept, lines, seconds = iter(path.read_text(encoding="utf-8").split("\n")), list[str](), 0, 0.0
+    for attempt in attempts:
+        own = [(event, next(written)) for event in attempt]
+        stay = [(event, line) for event, line in own if event["step"] <= step]
+        lines += len(own) - len(stay)
+        seconds += _seconds(event for event, _ in own) - _seconds(event for event, _ in stay)
+        kept += [line for _, line in stay]
+    write_atomic(path, "".join(line + "\n" for line in kept))
+    return {"cut_lines": lines, "cut_seconds": round(seconds, 3)} if lines else {}
+
+
+def _seconds(attempt: Iterable[Mapping[str, Any]]) -> float:
+    """Seconds of one attempt, with those of lines that were cut before it."""
+    events = list(attempt)
+    cut = math.fsum(event.get("cut_seconds", 0.0) for event in events if event["event"] == START)
+    return cut + max((event["elapsed_seconds"] for event in events), default=0.0)
 
 
 def _attempts(path: Path) -> list[list[dict[str, Any]]]:

@@ -85,6 +85,10 @@ def test_a_resumed_run_reads_as_one_run_even_after_a_torn_line(finished, tiny_di
         file.write('{"event": "log", "step": 4, "lo')
     train(tiny_dir, folder, steps=5, callbacks=[MetricsWriter(path)], resume=True)
     assert [event["step"] for event in read_metrics(path) if "loss" in event] == [1, 2, 3, 4, 5]
+    # No step stands twice in the file.
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5]
+    assert [line.get("cut_lines") for line in lines if line["event"] == "start"] == [None, 2]
     assert training_seconds(path) > seconds
     starts = [json.loads(line)["step"] for line in path.read_text().splitlines() if '"start"' in line]
     assert starts == [0, 2]

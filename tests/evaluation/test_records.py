@@ -93,15 +93,34 @@ def test_a_run_started_anew_in_the_same_folder_forgets_the_old_curves(tmp_path):
     assert [event["step"] for event in records.read_metrics(path)] == [1]
 
 
-def test_a_torn_last_line_is_left_out_and_can_be_removed(tmp_path):
+def test_a_torn_last_line_is_left_out_and_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
     whole = line("start", 0, 0) + line("log", 1, 2)
     path.write_text(whole + '{"event": "log", "st')
     assert [event["step"] for event in records.read_metrics(path)] == [1]
-    records.remove_torn_line(path)
-    assert path.read_text() == whole
-    records.remove_torn_line(path)
-    assert path.read_text() == whole
+    assert records.cut_after(path, 1) == {} and path.read_text() == whole
+
+
+def test_what_is_done_again_is_cut_and_its_seconds_stay_counted(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert records.cut_after(path, 2) == {}
+    path.write_text(line("start", 0, 0) + "".join(line("log", step, step * 10) for step in (1, 2, 3, 4)))
+    cut = records.cut_after(path, 2)
+    assert cut == {"cut_lines": 2, "cut_seconds": 20}
+    assert path.read_text() == line("start", 0, 0) + line("log", 1, 10) + line("log", 2, 20)
+    with path.open("a") as file:
+        file.write(line("start", 2, 0, **cut) + line("log", 3, 7))
+    assert records.training_seconds(path) == 20 + 20 + 7
+    # It is stopped again, and goes on from before the first stop: seconds that were cut earlier are not forgotten.
+    assert records.cut_after(path, 1) == {"cut_lines": 3, "cut_seconds": 10 + 20 + 7}
+
+
+@pytest.mark.parametrize("content", ["broken\n", '{"step": 1}\n', "[1]\n"])
+def test_a_file_that_no_run_has_written_is_put_aside(tmp_path, content):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(content)
+    assert records.cut_after(path, 0) == {"set_aside": "metrics.damaged.jsonl"}
+    assert not path.exists() and (tmp_path / "metrics.damaged.jsonl").read_text() == content
 
 
 def test_a_damaged_line_is_named(tmp_path):
