@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,26 +49,41 @@ def run(recipe: str | Path, overrides: list[str] | None = None) -> list[Outcome]
         report.show(Console() if sys.stdout.isatty() else Console(width=200))
     report.raise_if_failed()
     done: dict[str, Outcome] = {}
-    for name, parent, stage in resolve_stages(config):
-        try:
-            start = done[parent].model if parent else None
-            named = stage.stage.reference_from if stage.stage is not None else None
-            reference = done[named].model if named in done else named
-            done[name] = Stage(stage, name=name, parent=start, reference=reference).run()
-        except PosttrainError as error:
-            _show_own(error)
-            raise
-        except OSError as problem:
-            from posttrain.resuming import no_room
-
-            told = no_room(problem, stage.trainer.output_dir)
-            if told is None:
-                raise
-            _show_own(told)
-            raise told from problem
-    if config.stages is not None and is_main_process():
-        _compare(config, done)
+    with _alone(Path(str(config.trainer.output_dir))):
+        for name, parent, stage in resolve_stages(config):
+            with _own_told(stage.trainer.output_dir):
+                start = done[parent].model if parent else None
+                named = stage.stage.reference_from if stage.stage is not None else None
+                reference = done[named].model if named in done else named
+                done[name] = Stage(stage, name=name, parent=start, reference=reference).run()
+        if config.stages is not None and is_main_process():
+            _compare(config, done)
     return list(done.values())
+
+
+def _alone(folder: Path) -> AbstractContextManager[None]:
+    """Keep other runs out of the folder, on the main process."""
+    from posttrain.folder_lock import only_run
+
+    return only_run(folder, say=say) if is_main_process() else nullcontext()
+
+
+@contextmanager
+def _own_told(folder: Any) -> Iterator[None]:
+    """Have a mistake that only this rank meets named with the rank, and no room on the disk told as such."""
+    from posttrain.resuming import no_room
+
+    try:
+        yield
+    except PosttrainError as error:
+        _show_own(error)
+        raise
+    except OSError as problem:
+        told = no_room(problem, folder)
+        if told is None:
+            raise
+        _show_own(told)
+        raise told from problem
 
 
 def leave_group() -> None:

@@ -1,0 +1,75 @@
+"""One run at a time in a folder: two would write over each other's checkpoints.
+
+The lock is the system's, so it ends with the process that holds it, however that ends. Who holds it stands beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from posttrain.errors import ResumeError
+
+LOCK_FILE, OWNER_FILE = ".run.lock", ".run.owner.json"
+# A process that a killed run has started may hold the lock a moment longer.
+_SECONDS = 5.0
+
+
+@contextmanager
+def only_run(folder: Path, *, say: Callable[[str], None] = print) -> Iterator[None]:
+    """Inside, no other run writes to the folder; for the main process.
+
+    Args:
+        folder: of the run, made if it is missing.
+        say: is told of a run that ended without letting go.
+
+    Raises:
+        ResumeError: another run holds it; says which process on which host, and since when.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=_SECONDS)
+    except NotImplementedError:  # of filelock, where the file system has no locks
+        say(f"warning: {folder} cannot be locked, so nothing keeps a second run from writing there")
+        yield
+        return
+    except Timeout:
+        raise ResumeError(
+            "another run writes to this folder",
+            where=str(folder),
+            got=_owner(folder),
+            fix="Wait for it to end or stop it, or choose another trainer.output_dir",
+        ) from None
+    try:
+        if (owner := _owner(folder)) is not None:
+            say(f"{folder}: {owner} ended here without cleaning up; going on from what it left")
+        (folder / OWNER_FILE).write_text(json.dumps(_own()), encoding="utf-8")
+        yield
+    finally:
+        (folder / OWNER_FILE).unlink(missing_ok=True)
+        lock.release()
+
+
+def _own() -> dict[str, Any]:
+    since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return {"process": os.getpid(), "host": socket.gethostname(), "since": since}
+
+
+def _owner(folder: Path) -> str | None:
+    """Who holds the folder, or held it and was killed; None if nobody says so."""
+    try:
+        values = json.loads((folder / OWNER_FILE).read_text(encoding="utf-8"))
+        return f"process {values['process']} on {values['host']} since {values['since']}"
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return "a run that did not say which"
