@@ -131,9 +131,12 @@ def set_aside(folder: Path) -> Path | None:
 
 
 def no_room(error: OSError, folder: Any) -> PosttrainError | None:
-    """The clear form of an error that means no room or no right to write; None for every other error."""
+    """The clear form of an error that means no room, no right to write or no folder; None for every other error."""
     from posttrain.seam.manifest import is_no_room
 
+    if isinstance(error, FileNotFoundError) and not Path(folder).exists():
+        told, fix = "the folder of the run was removed while it was running", "Run the recipe again: it starts anew"
+        return PosttrainError(told, where=str(folder), fix=fix)
     if not is_no_room(error):
         return None
     return PosttrainError(

@@ -21,10 +21,12 @@ from posttrain.resuming import (
     inputs,
     is_finished,
     mark_finished,
+    no_room,
     set_aside,
     settings_beside,
 )
 from posttrain.run import run
+from posttrain.seam.manifest import seal
 from posttrain.seam.resumed_settings import changed_beside
 from posttrain.stage_run import Stage
 from tests.config.recipes import GRPO, HPT, SFT, changed, write
@@ -260,11 +262,19 @@ def test_the_newest_complete_checkpoint_is_chosen_by_number(tmp_path):
     for step in (2, 10, 9, 12):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if step != 12:
-            (tmp_path / f"checkpoint-{step}" / "posttrain_complete.json").write_text('{"files": {}}')
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+            seal(tmp_path / f"checkpoint-{step}", step=step)
     folder = RunFolder(tmp_path)
     assert choose_checkpoint("auto", folder, {}) == str(tmp_path / "checkpoint-10")
     assert choose_checkpoint("never", folder, {}) is None
     assert choose_checkpoint("auto", RunFolder(tmp_path / "none"), {}) is None
+
+
+def test_a_folder_that_was_removed_is_told_and_nothing_else_is(tmp_path):
+    missing = FileNotFoundError(2, "No such file or directory", str(tmp_path / "run" / "metrics.jsonl"))
+    assert "the folder of the run was removed while it was running" in str(no_room(missing, tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    assert no_room(missing, tmp_path / "run") is None
 
 
 def test_another_reward_under_the_same_name_is_named(tmp_path):

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from posttrain.errors import PosttrainError, ResumeError
@@ -21,6 +21,7 @@ from posttrain.seam.state import COMPLETE_FILE, write_json
 
 # The Hub's uploads leave out names that begin with "_".
 STAGING = "_staging"
+STATE_FILE = "trainer_state.json"  # of transformers 5.17
 _VERIFIED: set[tuple[str, int]] = set()  # folders whose hashes this process has compared, so that it does so once
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG}
 
@@ -74,23 +75,49 @@ def damage(folder: Path, *, hashes: bool = True) -> str | None:
         hashes: false looks at names and sizes alone.
     """
     try:
-        manifest = json.loads((folder / COMPLETE_FILE).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        whole = json.loads((folder / COMPLETE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         return f"{COMPLETE_FILE} cannot be read ({type(error).__name__})"
-    for name, fact in manifest.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != fact["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {fact['bytes']}"
-    if hashes:
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            found = pool.map(lambda name: _fact(folder / name), manifest)
-        for (name, fact), now in zip(manifest.items(), found, strict=True):
-            if now != fact:
-                return f"the content of {name} was changed"
-        _VERIFIED.add(_mark(folder))
+    if not _is_manifest(whole):
+        return f"{COMPLETE_FILE} does not name files with their sizes and hashes, {STATE_FILE} among them"
+    manifest = whole["files"]
+    try:
+        for name, fact in manifest.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != fact["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {fact['bytes']}"
+        if hashes:
+            with ThreadPoolExecutor(max_workers=4) as pool:
+                found = list(pool.map(lambda name: _fact(folder / name), manifest))
+            for (name, fact), now in zip(manifest.items(), found, strict=True):
+                if now != fact:
+                    return f"the content of {name} was changed"
+        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        if not isinstance(state, dict) or state.get("global_step") != whole["step"]:
+            return f"{STATE_FILE} is not the state after step {whole['step']}"
+        if hashes:
+            _VERIFIED.add(_mark(folder))
+    except (OSError, ValueError, RecursionError) as error:  # also: it is removed meanwhile
+        return f"a file cannot be read ({' '.join(str(error).split())[:120]})"
     return None
+
+
+def _is_manifest(whole: Any) -> bool:
+    """Whether this is what `seal` writes: facts of files below the folder, the trainer's state among them."""
+    files = whole.get("files") if isinstance(whole, dict) else None
+    if not isinstance(files, dict) or STATE_FILE not in files or type(whole.get("step")) is not int:
+        return False
+    return all(
+        isinstance(fact, dict)
+        and type(fact.get("bytes")) is int
+        and isinstance(fact.get("sha256"), str)
+        and not PurePath(name).is_absolute()
+        and ".." not in PurePath(name).parts
+        and "\0" not in name
+        for name, fact in files.items()
+    )
 
 
 def refuse_damaged(folder: Path) -> None:

@@ -30,13 +30,18 @@ def sealed(tmp_path: Path) -> Path:
     (folder / "inner").mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / "inner" / "part.json").write_text("{}")
+    (folder / "trainer_state.json").write_text('{"global_step": 3}')
     manifest.seal(folder, step=3)
     return folder
 
 
 def test_the_manifest_names_every_file_with_size_and_hash(sealed: Path):
     written = json.loads((sealed / "posttrain_complete.json").read_text())
-    assert written["step"] == 3 and set(written["files"]) == {"inner/part.json", "model.safetensors"}
+    assert written["step"] == 3 and set(written["files"]) == {
+        "inner/part.json",
+        "model.safetensors",
+        "trainer_state.json",
+    }
     fact = written["files"]["model.safetensors"]  # of b"weights"; the hash by another program
     assert fact == {"bytes": 7, "sha256": "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"}
     assert manifest.damage(sealed) is None
@@ -55,6 +60,51 @@ def test_every_kind_of_damage_is_told(sealed: Path):
     assert manifest.damage(sealed) == "posttrain_complete.json cannot be read (JSONDecodeError)"
 
 
+FACT = {"bytes": 2, "sha256": "x"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {"step": 3},
+        {"step": 3, "files": {}},
+        {"step": 3, "files": ["trainer_state.json"]},
+        {"step": 3, "files": {"trainer_state.json": None}},
+        {"step": 3, "files": {"trainer_state.json": {"bytes": "2", "sha256": "x"}}},
+        {"step": True, "files": {"trainer_state.json": FACT}},
+        {"step": 3, "files": {"trainer_state.json": FACT, "../secret": FACT}},
+        {"step": 3, "files": {"trainer_state.json": FACT, "/etc/passwd": FACT}},
+        {"step": 3, "files": {"trainer_state.json": FACT, "a\0b": FACT}},
+    ],
+)
+def test_a_manifest_that_seal_did_not_write_verifies_nothing(sealed: Path, content):
+    (sealed / "posttrain_complete.json").write_text(json.dumps(content))
+    told = "posttrain_complete.json does not name files with their sizes and hashes, trainer_state.json among them"
+    assert manifest.damage(sealed) == told
+
+
+@pytest.mark.parametrize("state", ["{}", "[]", '{"global_step": 2}', '{"global_step": null}'])
+def test_a_state_that_was_sealed_anew_is_not_that_of_the_step(sealed: Path, state: str):
+    (sealed / "trainer_state.json").write_text(state)
+    manifest.seal(sealed, step=3)
+    assert manifest.damage(sealed) == "trainer_state.json is not the state after step 3"
+
+
+@pytest.mark.parametrize("state", ["", "nul", "[" * 100_000])
+def test_a_state_that_is_no_json_is_told(sealed: Path, state: str):
+    (sealed / "trainer_state.json").write_text(state)
+    manifest.seal(sealed, step=3)
+    assert str(manifest.damage(sealed)).startswith("a file cannot be read (")
+
+
+def test_links_to_nowhere_and_to_themselves_are_missing_files(sealed: Path):
+    for target in ("nowhere", "model.safetensors"):
+        (sealed / "model.safetensors").unlink()
+        (sealed / "model.safetensors").symlink_to(target)
+        assert manifest.damage(sealed) == "model.safetensors is missing"
+
+
 def test_a_checkpoint_of_an_attempt_before_is_replaced_by_the_new_one(sealed: Path, tmp_path: Path):
     final = tmp_path / "checkpoint-3"
     final.mkdir()
@@ -69,6 +119,7 @@ def test_a_kill_while_one_is_replaced_loses_neither(renamed, sealed: Path, tmp_p
     final = tmp_path / "checkpoint-3"
     final.mkdir()
     (final / "old").write_text("old")
+    (final / "trainer_state.json").write_text('{"global_step": 3}')
     manifest.seal(final, step=3)
     rename, done = Path.rename, []
 
