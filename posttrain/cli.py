@@ -56,7 +56,7 @@ def check(
     """Find every mistake in a recipe, its data and its rewards before any weight is read."""
     from posttrain.config.checks import check as check_recipe
     from posttrain.config.loader import load
-    from posttrain.run import quiet_libraries
+    from posttrain.console import quiet_libraries
 
     quiet_libraries()
     said = console().print if all_rows else None
@@ -263,7 +263,7 @@ def score_tokens(
     ] = False,
 ) -> None:
     """Score the text of a recipe of next-token reasoning ahead of training; a stopped scoring goes on."""
-    from posttrain.run import quiet_libraries
+    from posttrain.console import quiet_libraries
     from posttrain.score_tokens import score_tokens as score
 
     quiet_libraries()
@@ -341,17 +341,9 @@ def _options(
     pass
 
 
-def show_error(error: Exception) -> None:
-    """Print a user's mistake on standard error: one line each, without a traceback."""
-    found = getattr(error, "errors", [error])
-    for item in found:
-        typer.echo(f"error: {item}", err=True)
-    if len(found) > 1:
-        typer.echo(f"{len(found)} errors", err=True)
-
-
 def main() -> None:
     """Entry point of the console script: exit code 2 after a mistake, 143 after SIGTERM, and no traceback."""
+    from posttrain.console import show_error
     from posttrain.errors import PosttrainError
     from posttrain.optional import explains_imports
 

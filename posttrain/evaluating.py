@@ -174,14 +174,13 @@ def evaluate_model(
     """
     from accelerate import Accelerator
 
+    from posttrain.console import is_main_process, quiet_libraries, say
     from posttrain.data.sources import load_source
     from posttrain.eval_record import EvalRecord
     from posttrain.evaluation.progress import EvaluationProgress
     from posttrain.models.generation_settings import open_settings, told
-    from posttrain.run import quiet_libraries
     from posttrain.saved_models import find_model
     from posttrain.seam.isolation import refuse_padded_prompts
-    from posttrain.stage_run import is_main_process, say
 
     chain = load_stage(recipe, overrides, stage)
     name, config = chain[-1]
@@ -268,11 +267,10 @@ def main(argv: list[str] | None = None) -> int:
     """`python -m posttrain.evaluating MODEL --recipe RECIPE …`: the verb, for `accelerate launch`."""
     import typer
 
-    from posttrain.cli import app, show_error
+    from posttrain.cli import app
+    from posttrain.console import is_main_process, leave_group, show_error
     from posttrain.errors import PosttrainError
     from posttrain.optional import explains_imports
-    from posttrain.run import leave_group
-    from posttrain.stage_run import is_main_process
 
     # UsageError of click; typer 0.29 has a copy of its own, without a public name.
     wrong_command_line: Any = typer.BadParameter.__base__

@@ -50,9 +50,9 @@ def filter_rows(config: Any, *, rows: Any, model: Any, block: Any, folder: Path,
     """
     from accelerate import Accelerator
 
+    from posttrain.console import is_main_process
     from posttrain.evaluating import precision
     from posttrain.evaluation.records import write_json, write_jsonl
-    from posttrain.stage_run import is_main_process
 
     path, tokens = folder / "counts.json", 0
     accelerator = Accelerator(**precision(config))
@@ -163,11 +163,10 @@ def filter_model(
     """
     from posttrain.config.checks_mixture import load_split
     from posttrain.config.rif_block import RifBlock
+    from posttrain.console import is_main_process, quiet_libraries, say
     from posttrain.evaluating import load_stage
     from posttrain.evaluation.records import write_jsonl
-    from posttrain.run import quiet_libraries
     from posttrain.saved_models import find_model
-    from posttrain.stage_run import is_main_process, say
 
     name, config = load_stage(recipe, overrides, stage)[-1]
     quiet_libraries()

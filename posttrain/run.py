@@ -13,8 +13,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from posttrain.console import is_main_process, leave_group, quiet_libraries, say, show_error
 from posttrain.errors import ConfigError, PosttrainError, ResumeError, SupportError
-from posttrain.stage_run import Outcome, Stage, is_main_process, say
+from posttrain.stage_run import Outcome, Stage
 
 # Seconds that other ranks leave to rank 0 to tell a mistake which all of them made.
 _PATIENCE = 30.0
@@ -86,18 +87,6 @@ def _own_told(folder: Any) -> Iterator[None]:
         raise told from problem
 
 
-def leave_group() -> None:
-    """Take the process group down in order. torch 2.13: gloo can wait for ever where a DDP model outlives it."""
-    import gc
-
-    import torch.distributed
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        gc.collect()
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-
-
 def _leave_at_once(status: int) -> None:
     """End this process where the others may not be in step: torch 2.13's gloo threads can abort a normal exit."""
     if sys.stdout.isatty():
@@ -107,18 +96,6 @@ def _leave_at_once(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def quiet_libraries() -> None:
-    """Leave the console to the run: no bars for steps that take a moment, no notice of a device nobody asked for."""
-    import datasets
-    import torch
-    from transformers.utils import logging
-
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def _show_own(error: PosttrainError) -> None:
@@ -185,7 +162,6 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns the exit status: 2 after a user's mistake, told in one line each, 143 after a stop by SIGTERM.
     """
-    from posttrain.cli import show_error
     from posttrain.optional import explains_imports
 
     arguments = sys.argv[1:] if argv is None else argv

@@ -29,11 +29,11 @@ def serve(
     """
     from posttrain.config.loader import load
     from posttrain.config.stages import resolve_stages
+    from posttrain.console import quiet_libraries
     from posttrain.models.loading import load_tokenizer, resolve_model_path
     from posttrain.optional import need
     from posttrain.rollouts.cpu import is_cpu_engine
     from posttrain.rollouts.server import ServerSettings, refuse_public, server_environment
-    from posttrain.run import quiet_libraries
 
     quiet_libraries()
     refuse_public(host)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import registry
+from posttrain.console import is_main_process, say
 from posttrain.errors import SupportError
 from posttrain.resuming import (
     changed_settings,
@@ -38,18 +39,6 @@ class Outcome:
     model: Path
     before: float | None
     after: float | None
-
-
-def is_main_process() -> bool:
-    """Whether this is rank 0 of the whole run."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def say(text: str) -> None:
-    """Print a line for the user."""
-    from rich.console import Console
-
-    Console(soft_wrap=True, highlight=False).print(text, markup=False)
 
 
 class Stage:

@@ -70,11 +70,10 @@ def evaluate_unlearning(
     """
     from accelerate import Accelerator
 
+    from posttrain.console import quiet_libraries, say
     from posttrain.evaluating import load_stage, precision, template_variables
     from posttrain.evaluation.eval_folder import claim
-    from posttrain.run import quiet_libraries
     from posttrain.saved_models import find_model
-    from posttrain.stage_run import say
 
     _require_one_process()
     name, config = load_stage(recipe, overrides, stage)[-1]

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain.console import say
 from posttrain.errors import ConfigError, DataError, PosttrainError, SupportError
 from posttrain.evaluation.suite_results import (
     Drift,
@@ -23,7 +24,6 @@ from posttrain.evaluation.suite_results import (
     write_suite,
 )
 from posttrain.saved_models import SavedModel, find_model
-from posttrain.stage_run import say
 from posttrain.suite_tasks import SuiteTasks, find_tasks, sandboxed, tasks_sha256
 
 __all__ = ["Drift", "SuiteOptions", "SuiteResult", "evaluate_suite", "read_suite", "run_suite", "suite_drift"]
@@ -69,9 +69,9 @@ def evaluate_suite(
     """
     from importlib.metadata import version
 
+    from posttrain.console import quiet_libraries
     from posttrain.evaluation import provenance
     from posttrain.evaluation.eval_folder import claim
-    from posttrain.run import quiet_libraries
 
     require_lm_eval()
     # The tasks explain themselves at length, as warnings.

@@ -27,9 +27,9 @@ FLOORS = {
     1: "data rewards models callbacks evaluation rollouts",
     2: "seam",
     3: "methods stages vision tools",
-    4: "config registry run study_continual stage_lineage filtering study_composition stage_rows stage_run resuming "
-    "evaluating eval_record folder_lock saved_models score_tokens suites suite_tasks suite_unlearning serving "
-    "reproduce cli study_verbs study_unlearning_paths mixing certificate jobs __main__",
+    4: "console config registry run study_continual stage_lineage filtering study_composition stage_rows stage_run "
+    "resuming evaluating eval_record folder_lock saved_models score_tokens suites suite_tasks suite_unlearning "
+    "serving reproduce cli study_verbs study_unlearning_paths mixing certificate jobs __main__",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 TRAINING = {"trl", "transformers", "accelerate", "peft", "datasets", "vllm", "deepspeed"}

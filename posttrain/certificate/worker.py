@@ -22,8 +22,8 @@ from transformers import TrainerCallback
 
 from posttrain.certificate.recipes import STEPS, battery_recipe, micro_rows, replay, tiny_copy, trained_run
 from posttrain.config.loader import load
+from posttrain.console import quiet_libraries
 from posttrain.errors import PosttrainError
-from posttrain.run import quiet_libraries
 from posttrain.seam.sharding import spread_small_parameters, whole_tensors
 from posttrain.stage_run import Stage
 

@@ -113,8 +113,7 @@ class _Check:
                 self.add(stops, finding)
         train = self.rows("train")
         held_out = self.rows("eval") if self.cfg.data.eval is not None else None
-        named = [name for name in ("validation", "retain") if getattr(self.cfg.data, name) is not None]
-        further = {name: self.rows(name) for name in named}
+        further = {name: self.rows(name) for name in ("validation", "retain") if getattr(self.cfg.data, name)}
         self.trained = {"train": train, **further}
         for rows in (train, held_out, *further.values()):
             # A trap of the template shows in training rows first; it need not be told twice.

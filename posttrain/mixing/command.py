@@ -99,8 +99,8 @@ def fidelity(
 
 
 def _recipe(recipe: str, overrides: list[str] | None, report_only: bool) -> Any:
+    from posttrain.console import quiet_libraries
     from posttrain.mixing.sweep import MixRecipe
-    from posttrain.run import quiet_libraries
 
     quiet_libraries()
     return MixRecipe(recipe, overrides or [], train=not report_only)

@@ -19,8 +19,8 @@ def decide(config: Any, folder: Path) -> None:
     """Write the file that the stage's method is set to, from the finished runs beside its folder; rank 0 alone."""
     from accelerate import PartialState
 
+    from posttrain.console import is_main_process, say
     from posttrain.evaluation.records import write_json
-    from posttrain.stage_run import is_main_process, say
 
     block = config.stage.mix
     if not block.is_computed:

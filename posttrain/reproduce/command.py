@@ -60,8 +60,8 @@ def reproduce(
     Returns:
         False if a run failed; its log was shown.
     """
+    from posttrain.console import quiet_libraries
     from posttrain.reproduce.progress import Display
-    from posttrain.run import quiet_libraries
 
     quiet_libraries()
     root = source_root(key)

@@ -15,6 +15,7 @@ from posttrain.data.demonstrations import encode_pair, encode_rows
 from posttrain.data.mixture import build_mixture
 from posttrain.data.sources import load_source
 from posttrain.errors import DataError
+from posttrain.models.template_clock import hold_clock
 
 CALL = {"type": "function", "id": "abcdefghi", "function": {"name": "look", "arguments": {"place": "Rome"}}}
 SCHEMA = {"name": "look", "description": "looks", "parameters": {"type": "object", "properties": {}}}
@@ -43,6 +44,14 @@ FAMILIES = {
 # The template opens a thought for the model that these messages do not have, or closes one that they have.
 REFUSED = {("nemotron_3_nano", "call"), ("nemotron_3_nano", "text and call")}
 REFUSED |= {("deepseekv3_training", kind) for kind in MESSAGES if kind != "thought"}
+
+
+@pytest.fixture(autouse=True)
+def date():
+    """Of templates that write one."""
+    hold_clock("2026-01-31")
+    yield
+    hold_clock(None)
 
 
 def template_of(family: str) -> str:

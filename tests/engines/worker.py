@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+from posttrain.console import quiet_libraries
 from posttrain.evaluation.generate import evaluate
 from posttrain.evaluation.results import EvalSettings
 from posttrain.registry import METHODS
-from posttrain.run import quiet_libraries
 from posttrain.seam.sharding import shard_facts
 from tests.batteries.runs import build, dataset, losses, marked_right, replay
 
