@@ -14,6 +14,7 @@ from posttrain.notices import mark_told
 from posttrain.resuming import RUN_FILES
 
 Finding = tuple[bool, PosttrainError]
+_CARD = "the model card"
 _FOLDERS = ("completions", "plots", "model", "merged", "initial", "_staging")
 
 
@@ -78,7 +79,10 @@ def _wrong_tokens(cfg: RunConfig, config: Any) -> Iterator[Finding]:
 
 
 def dry_save(cfg: RunConfig, tokenizer: Any) -> Iterator[Finding]:
-    """Save configuration, tokenizer and adapter configuration into a temporary folder, as the end of the run will."""
+    """Save configuration, tokenizer, adapter configuration and card in a temporary folder, as the end of the run will.
+
+    A card that cannot be written costs nothing else, so it stops nothing.
+    """
     from posttrain.models.config_files import load_config
     from posttrain.models.loading import peft_config
     from posttrain.models.saving import reason, refusal
@@ -96,13 +100,24 @@ def dry_save(cfg: RunConfig, tokenizer: Any) -> Iterator[Finding]:
         parts.append(("the tokenizer", tokenizer.save_pretrained))
     if cfg.model.lora is not None:
         parts.append(("the adapter's configuration", lambda place: peft_config(cfg.model).save_pretrained(place)))
+    parts.append((_CARD, lambda place: _save_card(cfg, place)))
     for name, save in parts:
         with tempfile.TemporaryDirectory() as place:
             try:
                 save(place)
             except Exception as problem:  # noqa: BLE001 - what a file of a model holds may be anything
-                what = f"{name} cannot be saved, so that the end of the run would fail: {reason(problem)}"
-                yield True, ConfigError(what, where=where, fix="Correct the files of the model")
+                end = "there will be none" if name == _CARD else "the end of the run would fail"
+                what = f"{name} cannot be saved, so that {end}: {reason(problem)}"
+                yield name != _CARD, ConfigError(what, where=where, fix="Correct the files of the model")
+
+
+def _save_card(cfg: RunConfig, place: str) -> None:
+    from posttrain import registry
+    from posttrain.seam.card import try_card
+
+    base = None if cfg.model.path is None else str(cfg.model.path)
+    trainer = registry.get(cfg.method.name).load_trainer()
+    try_card(trainer, place, base_model=base, hub_model_id=cfg.hub.repo_id)
 
 
 def places(cfg: RunConfig) -> Iterator[Finding]:

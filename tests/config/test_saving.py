@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from posttrain import registry
 from posttrain.config.checks import check
 from posttrain.config.loader import load
 from posttrain.models.tiny import build_tiny
@@ -36,6 +37,16 @@ def test_what_cannot_be_written_back_is_told(model, tmp_path):
     (told,) = [str(w) for w in found.warnings if "would not write this generation config" in str(w)]
     assert "model.path" in told and "`temperature`" in told and "written back as it is" in told
     assert found.ok
+
+
+def test_a_card_that_cannot_be_written_is_told_and_stops_nothing(tmp_path, monkeypatch):
+    assert not [w for w in report(tmp_path, SFT).warnings if "model card" in str(w)]
+    monkeypatch.setattr(registry.get("sft").load_trainer(), "paper", {"title": "half a pair \ud800", "id": "1"})
+    found = report(tmp_path, SFT)
+    (told,) = [
+        str(w) for w in found.warnings if "the model card cannot be saved, so that there will be none" in str(w)
+    ]
+    assert "surrogates not allowed" in told and found.ok
 
 
 def test_settings_of_the_model_that_are_not_used_are_told(model, tmp_path):
