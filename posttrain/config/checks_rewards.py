@@ -10,8 +10,10 @@ from typing import Any
 
 from posttrain.config.checks_data import Rows
 from posttrain.errors import PosttrainError, RewardError
+from posttrain.rewards.outside import outside_inputs
 
 ROWS = 32
+_SHOWN = 3
 _WRONG = "I do not know."
 Finding = tuple[bool, PosttrainError]
 
@@ -30,6 +32,11 @@ def reward_findings(
         is_verifier: whether its value is the verdict, which must lie in [0, 1].
         threshold: a value from here on counts as solved.
     """
+    if taken := outside_inputs(name, reward.base_dir):
+        more = f", and {len(taken) - _SHOWN} more" if len(taken) > _SHOWN else ""
+        what = f"the reward depends on what no record of the run holds: {'; '.join(taken[:_SHOWN])}{more}"
+        fix = "Put it into a file beside the reward or into the rows, if the run is to be repeated or continued alike"
+        yield False, RewardError(what, where=where, fix=fix)
     good = _completions(rows)
     indices = sorted(good)[:ROWS] or list(range(min(ROWS, len(rows))))
     batches = {"a wrong answer": [_WRONG] * len(indices)}

@@ -21,21 +21,31 @@ def reward_files(names: Iterable[str], base_dir: str | Path = ".") -> dict[str, 
     Args:
         names: of rewards, as in a recipe; packaged ones are left out. base_dir: folder that paths start from.
     """
-    found: dict[Path, str] = {}
-    waiting = [place for name in names if isinstance(place := locate_reward(name, base_dir)[0], Path)]
-    while waiting and len(found) < _MOST_FILES:
-        file = waiting.pop().resolve()
-        if file in found:
-            continue
-        content = file.read_bytes()
-        found[file] = hashlib.sha256(content).hexdigest()
-        if file.suffix == ".py":
-            waiting += _used(content, [file.parent, Path.cwd(), Path(base_dir).resolve()])
+    found = {file: hashlib.sha256(content).hexdigest() for file, content in _contents(names, base_dir).items()}
     base = Path(base_dir).resolve()
     return {
         file.relative_to(base).as_posix() if file.is_relative_to(base) else file.name: digest
         for file, digest in sorted(found.items())
     }
+
+
+def own_sources(name: str, base_dir: str | Path = ".") -> list[tuple[Path, bytes]]:
+    """The Python files among `reward_files` of one reward, with their content."""
+    found = _contents([name], base_dir)
+    return [(file, content) for file, content in sorted(found.items()) if file.suffix == ".py"]
+
+
+def _contents(names: Iterable[str], base_dir: str | Path) -> dict[Path, bytes]:
+    found: dict[Path, bytes] = {}
+    waiting = [place for name in names if isinstance(place := locate_reward(name, base_dir)[0], Path)]
+    while waiting and len(found) < _MOST_FILES:
+        file = waiting.pop().resolve()
+        if file in found:
+            continue
+        found[file] = file.read_bytes()
+        if file.suffix == ".py":
+            waiting += _used(found[file], [file.parent, Path.cwd(), Path(base_dir).resolve()])
+    return found
 
 
 def _used(source: bytes, folders: list[Path]) -> Iterator[Path]:

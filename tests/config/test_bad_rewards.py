@@ -125,3 +125,13 @@ def test_a_shaping_reward_may_leave_the_range_of_a_verdict(tmp_path: Path):
         "async def brief(prompts, completions, **_):\n    return [-2.5] * len(prompts)\n"
     )
     assert checked(tmp_path, "grpo", {"rollout.rewards": ["exact", "mine.py:brief"]}).ok
+
+
+def test_what_a_reward_takes_from_outside_the_record_is_told_with_its_lines(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(
+        "import random\n\n\ndef lucky(prompts, completions, **_):\n"
+        "    return [float(len(text) > 3 and random.random() < 2) for text in completions]\n"
+    )
+    report = checked(tmp_path, "grpo", {"rollout.rewards": ["exact", "mine.py:lucky"]})
+    (found,) = [str(warning) for warning in report.warnings if "no record of the run holds" in str(warning)]
+    assert "rollout.rewards.1" in found and "mine.py, line 5, draws at random (random.random)" in found and report.ok
