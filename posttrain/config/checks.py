@@ -92,7 +92,7 @@ class _Check:
         self.cfg, self.loaded = cfg, loaded
         self.world_size, self.show_rows, self.will_train = world_size, show_rows, will_train
         self.entry = registry.get(cfg.method.name)
-        self.report, self.buildable = CheckReport(), False
+        self.report, self.buildable, self.has_model = CheckReport(), False, True
         self.facts: ModelFacts | None = None
         self.trained: dict[str, Rows | None] = {}
         self.encoder: PromptEncoder | None = None
@@ -209,7 +209,8 @@ class _Check:
         try:
             facts = describe(self.cfg)
         except PosttrainError as error:
-            found = checks_model.is_unreachable(error)
+            # A folder that cannot be read is told once.
+            found = self.has_model = checks_model.is_unreachable(error)
             self.missing(error)
         else:
             for stops, finding in (
@@ -229,6 +230,8 @@ class _Check:
         """The tokenizer, or None if it cannot be had."""
         from posttrain.models.loading import load_tokenizer
 
+        if not self.has_model:
+            return None
         key = self.cfg.model.model_dump_json(include={"path", "tiny", "package", "revision"})
         if key not in self.loaded.tokenizers:
             try:

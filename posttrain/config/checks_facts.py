@@ -9,8 +9,10 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+from posttrain.config import checks_model
 from posttrain.config.checks_data import Rows, prompt_text, rows_text
 from posttrain.config.checks_template import PromptEncoder
 from posttrain.config.length_budget import LengthBudget
@@ -237,33 +239,20 @@ def _encoded(
 
 def weight_findings(cfg: RunConfig, facts: ModelFacts) -> Iterator[Finding]:
     """What the weight files hold against what the configuration makes; local folders only."""
-    from posttrain.models.headers import absent, other_shapes
+    from posttrain.models.weights import load_faults, tried
 
-    where = cfg.where("model", "path")
     stored_otherwise = getattr(facts.config, "quantization_config", None)
     if stored_otherwise:
         yield from _quantised(cfg, stored_otherwise)
-        yield from _dtype_findings(cfg, facts)
-        return
-    changed = other_shapes(facts.stored, facts.shapes)
-    if changed:
-        name, (stored, made) = next(iter(changed.items()))
-        yield (
-            True,
-            ConfigError(
-                f"{len(changed)} tensors of the weight files have other shapes than config.json gives, first {name}",
-                where=where,
-                got=list(stored),
-                allowed=str(list(made)),
-                fix="Use the config.json that belongs to the weights"
-                + (", or remove model.config_overrides" if cfg.model.config_overrides is not None else ""),
-            ),
-        )
-    missing = absent(facts.stored, facts.shapes, facts.tied)
-    if missing:
-        what = f"the weight files lack {len(missing)} of the model's {len(facts.shapes)} weights, first {missing[0]}"
-        fix = "They would be random: restore the files, or use the config.json that belongs to them"
-        yield True, ConfigError(what, where=where, fix=fix)
+    elif facts.stored:
+        folder = str(Path(str(cfg.model.path)).expanduser())
+        try:
+            model, info = tried(folder, facts.config, trusted=cfg.model.trust_remote_code)
+        except ConfigError as fault:
+            faults = [fault]
+        else:
+            faults = list(load_faults(model, info, new_head=cfg.model.new_head, unused=cfg.model.unused_weights))
+        yield from ((True, checks_model.explained(cfg, fault)) for fault in faults)
     yield from _dtype_findings(cfg, facts)
 
 

@@ -51,7 +51,6 @@ class ModelFacts:
     is_learned: bool = False  # positions are rows of a table: there are no others
     dtype: str = "float32"  # of the weights, once loaded
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of the weights, tied ones once
-    tied: Mapping[str, str] = field(default_factory=dict)
     stored: Mapping[str, Stored] = field(default_factory=dict)  # tensors of a local folder's files
 
     @property
@@ -117,7 +116,6 @@ def describe(cfg: RunConfig) -> ModelFacts:
         is_learned=_has_position_table(model),
         dtype=_loaded_dtype(cfg, config, stored),
         shapes={name: tuple(weight.shape) for name, weight in model.named_parameters()},
-        tied=dict(getattr(model, "all_tied_weights_keys", None) or {}),
         stored=stored,
     )
 

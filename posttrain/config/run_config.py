@@ -77,6 +77,10 @@ class ModelBlock(Block):
         default=None, description="date, or date and time, that a chat template reads for the clock: 2026-01-31"
     )
     trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
+    new_head: bool = Field(default=False, description="start with a new output layer where the files have none")
+    unused_weights: bool = Field(
+        default=False, description="let tensors of the files that the model does not have lie idle"
+    )
     config_overrides: ConfigOverrides | None = Field(default=None, description="changes to the model's configuration")
     lora: LoraBlock | None = Field(default=None, description="train low-rank adapters instead of all weights")
     load_in_4bit: bool = Field(

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 _INDEX, _WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
@@ -33,7 +32,12 @@ def stored_tensors(folder: str | Path) -> dict[str, Stored]:
         files = [_WEIGHTS]
     elif (place / _INDEX).is_file():
         index = json.loads((place / _INDEX).read_text(encoding="utf-8"))
-        files = sorted(set(index["weight_map"].values()))
+        named = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
+            raise ValueError(f"{_INDEX} names no files under weight_map")
+        files = sorted(set(named.values()))
+        if outside := [file for file in files if Path(file).name != file or not (place / file).is_file()]:
+            raise ValueError(f"{_INDEX} names {outside[0][:80]!r}, which is no file of the folder")
     else:
         return {}
     found = {}
@@ -47,30 +51,6 @@ def stored_tensors(folder: str | Path) -> dict[str, Stored]:
         except (SafetensorError, OSError) as problem:
             raise ValueError(f"{file}: {' '.join(str(problem).split())[:120]}") from problem
     return found
-
-
-def other_shapes(stored: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """(shape in the file, shape that the configuration gives) of tensors whose names agree and whose shapes do not."""
-    both = {name: (stored[name].shape, shape) for name, shape in shapes.items() if name in stored}
-    return {name: pair for name, pair in both.items() if pair[0] != pair[1]}
-
-
-def absent(stored: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]], tied: Mapping[str, str]) -> list[str]:
-    """Weights of the model that its files lack, which would get random values.
-
-    Empty where the files hold names that the model does not have: they are then renamed or merged while they load.
-
-    Args:
-        stored: of the files. shapes: of the model's weights.
-        tied: names of weights that are one with another, to the other's.
-    """
-    if not stored or not set(stored) <= set(shapes) | set(tied):
-        return []
-    groups: dict[str, set[str]] = {}
-    for name, other in tied.items():
-        group = groups.setdefault(other, {other})
-        group.add(name)
-    return [name for name in shapes if name not in tied and not (groups.get(name, {name}) & set(stored))]
 
 
 def stored_dtype(stored: Mapping[str, Stored]) -> str | None:

@@ -2,7 +2,7 @@
 
 Weights come from safetensors only, and a repository's own code runs only if the recipe says `trust_remote_code: true`.
 A `model` block is a mapping or an object with the keys path, tiny, package, revision, dtype, attn_implementation,
-trust_remote_code, config_overrides, lora and load_in_4bit; a missing key reads as null.
+trust_remote_code, new_head, unused_weights, config_overrides, lora and load_in_4bit; a missing key reads as null.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import cached_file
 
 from posttrain.errors import ConfigError, DataError, SupportError
-from posttrain.models.config_files import load_config, read_adapter, reason
+from posttrain.models.config_files import inspect_folder, load_config, read_adapter, read_mapping, reason
 from posttrain.models.tiny import build_tiny
+from posttrain.models.weights import refuse_partial_adapter, refuse_unfit
 
 _CONFIG_FILES = ("config.json", "tokenizer_config.json")
 # Keys of a model's config that make transformers import code from the repository or the Hub, whatever their value ...
@@ -94,13 +95,17 @@ def load_tokenizer(model: Any, *, path: str | Path | None = None) -> PreTrainedT
     name = str(path) if path is not None else resolve_model_path(model, "")
     revision = None if path is not None else _get(model, "revision")
     trusted = bool(_get(model, "trust_remote_code"))
+    if Path(name).is_dir():
+        inspect_folder(name)
     if not trusted:
         refuse_code(name, revision=revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=revision, trust_remote_code=trusted, padding_side="left"
         )
-    except Exception as problem:  # noqa: BLE001 - what a file of a tokenizer holds may be anything
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as problem:  # noqa: BLE001 - what a file of a tokenizer holds may be anything; Rust may panic
         raise ConfigError(
             f"no tokenizer could be loaded: {reason(problem)}", where="model.path", got=name
         ) from problem
@@ -163,11 +168,7 @@ def refuse_code(name: str, *, revision: str | None = None) -> None:
             continue  # not there, or out of reach: loading will say so
         if found is None:
             continue
-        try:
-            values = json.loads(Path(str(found)).read_text(encoding="utf-8"))
-        except ValueError as problem:
-            what = f"{file} is no JSON: {reason(problem)}"
-            raise ConfigError(what, where="model.path", got=name, fix="Copy the file again") from problem
+        values = read_mapping(Path(str(found)))
         for key in _code_keys(values):
             raise SupportError(
                 f"{file} names code to run, under the key {key!r}",
@@ -228,13 +229,21 @@ def _load(model: Any, path: str) -> PreTrainedModel:
     config = load_config(path, revision=revision, trusted=trusted)
     apply_overrides(config, _get(model, "config_overrides"))
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            path, config=config, revision=revision, trust_remote_code=trusted, **keywords
+        loaded, info = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            revision=revision,
+            trust_remote_code=trusted,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **keywords,
         )
-    except (OSError, ValueError, ImportError, KeyError) as problem:
+    except Exception as problem:  # noqa: BLE001 - what the files hold may be anything
         what = f"the model could not be loaded: {reason(problem)}"
         fix = "Weights are read from safetensors files only"
         raise ConfigError(what, where="model", got=path, fix=fix) from problem
+    refuse_unfit(loaded, info, new_head=bool(_get(model, "new_head")), unused=bool(_get(model, "unused_weights")))
+    return loaded  # type: ignore[no-any-return]
 
 
 def _merged_adapter(model: Any, folder: Path) -> PreTrainedModel:
@@ -248,7 +257,10 @@ def _merged_adapter(model: Any, folder: Path) -> PreTrainedModel:
             fix="Set it to false, or set model.lora.merge_on_save in the run that trained the adapter",
         )
     base = read_adapter(folder / _ADAPTER_FILE)["base_model_name_or_path"]
-    return PeftModel.from_pretrained(_load(model, str(base)), str(folder)).merge_and_unload()
+    merged = PeftModel.from_pretrained(_load(model, str(base)), str(folder))
+    if (folder / _ADAPTER_WEIGHTS).is_file():
+        refuse_partial_adapter(merged, folder / _ADAPTER_WEIGHTS)
+    return merged.merge_and_unload()
 
 
 def adapter_settings(path: str | Path, *, revision: str | None = None) -> dict[str, Any] | None:
@@ -285,7 +297,9 @@ def load_with_adapter(model: Any, *, adapter: str | Path, base: str, revision: s
         kinds = {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118 - not a mapping
     loaded = _load(model, base)
     # peft 0.21 would hold every adapter in float32, also one that was trained in the type of its base.
-    return PeftModel.from_pretrained(loaded, str(adapter), revision=revision, autocast_adapter_dtype="F32" in kinds)
+    model = PeftModel.from_pretrained(loaded, str(adapter), revision=revision, autocast_adapter_dtype="F32" in kinds)
+    refuse_partial_adapter(model, file)
+    return model
 
 
 def _file(path: str | Path, name: str, revision: str | None) -> Path | None:

@@ -159,7 +159,7 @@ def test_weights_of_another_shape_or_missing_ones_are_found_before_they_are_load
     del weights["lm_head.weight"]
     save_file(weights, place / "model.safetensors", {"format": "pt"})
     message = told(checked(tmp_path, "sft", {"model": {"path": str(place)}}))
-    assert "the weight files lack 1 of the model's 12 weights, first lm_head.weight" in message
+    assert "the weight files lack 1 of the model's 12 weights (lm_head.weight)" in message
     edit(place, "config.json", tie_word_embeddings=True)
     assert checked(tmp_path, "sft", {"model": {"path": str(place)}}).ok
 
@@ -194,7 +194,13 @@ def test_rows_that_can_leave_the_first_range_of_longrope_are_refused(tmp_path: P
         ("config.json", {"rope_parameters": {"rope_type": "other"}}, "not a causal .*KeyError: 'other'"),
         ("tokenizer_config.json", {"eos_token": 5}, "no tokenizer could be loaded: .*eos_token"),
         ("config.json", "{", "config.json is no JSON"),
-        ("tokenizer_config.json", "[]", "no tokenizer could be loaded"),
+        ("config.json", "", "config.json is empty"),
+        ("config.json", "\ufeff{}", "config.json begins with a byte order mark"),
+        ("config.json", {"num_attention_heads": 0}, "config.json: num_attention_heads cannot be this .got 0"),
+        ("config.json", {"num_hidden_layers": 10**9}, "config.json: num_hidden_layers cannot be this"),
+        ("config.json", {"vocab_size": 10**20}, "config.json: vocab_size cannot be this"),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json holds no mapping"),
+        ("tokenizer.json", "{", "tokenizer.json is no JSON"),
     ],
     ids=str,
 )
@@ -204,8 +210,8 @@ def test_a_file_of_the_model_that_upstream_cannot_read_is_one_line(file: str, va
         (place / file).write_text(values)
     else:
         edit(place, file, **values)
-    found = [str(error) for error in checked(tmp_path, "sft", {"model": {"path": str(place)}}).errors]
-    assert re.search(text, found[0]) and not any("\n" in line for line in found)
+    message = told(checked(tmp_path, "sft", {"model": {"path": str(place)}}))
+    assert re.search(text, message) and "\n" not in message
 
 
 def test_quantised_weights_are_told_and_train_by_adapters_alone(tmp_path: Path):
