@@ -19,6 +19,7 @@ from posttrain.config import (
     checks_facts,
     checks_mixture,
     checks_model,
+    checks_optimizer,
     checks_rendering,
     checks_rewards,
     checks_run,
@@ -161,6 +162,7 @@ class _Check:
             except PosttrainError as error:
                 self.report.errors.append(error)
             else:
+                self.report.errors += checks_optimizer.optimizer_findings(self.cfg, args)
                 self.tokenizer_settings(args)
                 self.model_settings(args)
                 self.data_settings(args)

@@ -54,8 +54,6 @@ def clock_findings(
 
 def _dated(encoder: PromptEncoder, rows: Rows, *, trained: bool) -> list[int]:
     """Rows whose rendering reads the clock."""
-    from jinja2 import TemplateError
-
     from posttrain.models.template_clock import noted_clock
 
     found = []
@@ -67,7 +65,7 @@ def _dated(encoder: PromptEncoder, rows: Rows, *, trained: bool) -> list[int]:
                     encoder.row(index)
                 else:
                     encoder.prompt(index)
-            except (TemplateError, TypeError, ValueError, KeyError, PosttrainError):
+            except PosttrainError:
                 pass  # told by the checks of the template
             if noted:
                 found.append(index)

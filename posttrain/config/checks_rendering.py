@@ -201,9 +201,7 @@ def _changes(encoder: PromptEncoder, name: str, indices: list[int], without: Wit
 
     A template that fails without it does read it.
     """
-    from jinja2 import TemplateError
-
-    from posttrain.data.rendering import render_prompt
+    from posttrain.data.rendering import TemplateRefusal, render_prompt
 
     for index in indices:
         prompt, inputs, answer = encoder.rows.prompts[index], encoder.inputs(index), None
@@ -216,7 +214,7 @@ def _changes(encoder: PromptEncoder, name: str, indices: list[int], without: Wit
             mine = render_prompt(encoder.tokenizer, prompt, add_generation_prompt=answer is None, **inputs)
             if mine.text != encoder.rendered(index, answer).text:
                 return True
-        except (TemplateError, TypeError, ValueError, KeyError):
+        except TemplateRefusal:
             return True
     return False
 

@@ -20,6 +20,8 @@ from posttrain.errors import DataError, PosttrainError
 SAMPLE = 64
 _THINK = "<think>"
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
+_TRIED = 4  # rows on which a template is tried for an end
+_MOST_CHARACTERS = 10_000_000  # that it may write for them, on top of what they hold
 _SHOWN = 12  # tokens of a difference
 Finding = tuple[bool, PosttrainError]
 
@@ -134,6 +136,11 @@ def template_findings(cfg: RunConfig, encoder: PromptEncoder, rows: Rows, *, tra
     """
     from posttrain.config.checks_clock import clock_findings
 
+    endless = encoder.kept(("trial", trained), partial(_endless, encoder, trained=trained))
+    if endless is not None:
+        what, fix = f"the chat template {endless} on the first rows", "Use another template, or correct its loops"
+        yield True, DataError(what, where=cfg.where("model"), fix=fix)
+        return
     dated = list(clock_findings(cfg, encoder, rows, trained=trained))
     yield from dated
     if any(stops for stops, _ in dated):
@@ -156,14 +163,33 @@ def template_findings(cfg: RunConfig, encoder: PromptEncoder, rows: Rows, *, tra
             yield stops, DataError(text, where=where, fix=fix)
 
 
+def _endless(encoder: PromptEncoder, *, trained: bool) -> str | None:
+    """What is wrong with a template that does not end soon; tried on a few rows, in a process of its own."""
+    from posttrain.models.trial import trouble
+
+    if not encoder.tokenizer.chat_template:
+        return None
+    prompts, solutions = encoder.rows.prompts[:_TRIED], encoder.rows.solutions[:_TRIED]
+    size = sum(len(prompt_text(prompt)) for prompt in prompts) + sum(len(str(text)) for text in solutions)
+
+    def render() -> int:
+        made = 0
+        for index, prompt in enumerate(prompts):
+            if not isinstance(prompt, str):
+                made += len(encoder.rendered(index).text)
+                if trained and isinstance(text := solutions[index], str):
+                    made += len(encoder.rendered(index, text).text)
+        return made
+
+    return trouble(render, most=_MOST_CHARACTERS + 100 * size)
+
+
 def _found(encoder: PromptEncoder, index: int, solution: str | None) -> list[tuple[bool, str, str]]:
     return list(_row_faults(encoder, index, solution))
 
 
 def _row_faults(encoder: PromptEncoder, index: int, solution: str | None) -> Iterator[tuple[bool, str, str]]:
     """(whether it stops the run, what, fix) for one row."""
-    from jinja2 import TemplateError
-
     tokenizer, prompt = encoder.tokenizer, encoder.rows.prompts[index]
     try:
         ids = encoder.prompt(index)
@@ -171,10 +197,6 @@ def _row_faults(encoder: PromptEncoder, index: int, solution: str | None) -> Ite
     except DataError as problem:
         place = f"{problem.where}: " if problem.where else ""
         yield True, f"{place}{problem.what}", problem.fix or "Remove the row"
-        return
-    except (TemplateError, TypeError, ValueError, KeyError) as problem:
-        reason = " ".join(str(problem).split())[:120]
-        yield True, f"the chat template refuses the prompt: {reason}", "Check the roles of the messages"
         return
     bos = tokenizer.bos_token_id
     if bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
@@ -255,12 +277,12 @@ def _turn_faults(
     encoder: PromptEncoder, index: int, given: list[int], ids: list[int], solution: str
 ) -> Iterator[tuple[bool, str, str]]:
     """The tokens of the assistant's turn as the template writes it, against those that are trained."""
-    from jinja2 import TemplateError
+    from posttrain.data.rendering import TemplateRefusal
 
     tokenizer, trained = encoder.tokenizer, [*given, *ids]
     try:
         full = encoder.rendered(index, solution).ids(tokenizer)
-    except (TemplateError, TypeError, ValueError, KeyError):
+    except TemplateRefusal:
         yield False, "the chat template refuses an assistant message", "Only matters for several turns"
         return
     place = next(

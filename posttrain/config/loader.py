@@ -8,6 +8,7 @@ from typing import Any
 
 from posttrain.config.build import build_args
 from posttrain.config.run_config import RunConfig
+from posttrain.config.sound_values import unsound
 from posttrain.config.source import SourceMap, read_recipe
 from posttrain.config.stages import parse_stages, resolve_stages
 from posttrain.config.validation import RecipeError, parse_run, raise_all
@@ -36,6 +37,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
 def parse(values: dict[str, Any], source: SourceMap | None = None) -> RunConfig:
     """Check a recipe given as nested dicts. Raises as `load` does."""
     source = source or SourceMap("recipe")
+    raise_all(unsound(values, source))
     if isinstance(values.get("stages"), dict):
         values = _expanded(values, source)
     errors: list[PosttrainError] = []

@@ -6,8 +6,10 @@ Left out on purpose: anchors, aliases, merge keys, tags and more than one docume
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,9 @@ Key = tuple[str | int, ...]
 _ENV = re.compile(r"\$\{env:([^}]*)\}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAX_DEPTH = 32
+_MOST_BYTES = 200_000
+_MOST_VALUES = 10_000
+_MOST_DIGITS = 400
 _TAGS = {"str", "int", "float", "bool", "null", "timestamp"}
 
 
@@ -101,7 +106,18 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) and not path.is_dir():
+            raise ConfigError("this is a device or a pipe, not a recipe", where=str(path), fix="Give one YAML file")
+        if status.st_size > _MOST_BYTES and not path.is_dir():
+            raise ConfigError(
+                "the file is too large for a recipe",
+                where=str(path),
+                got=f"{status.st_size} bytes",
+                allowed=f"at most {_MOST_BYTES}",
+                fix="Put rows into a data file",
+            )
+        return path.read_text(encoding="utf-8") if status.st_size else ""
     except FileNotFoundError:
         folder = path.parent if path.parent.is_dir() else Path()
         names = [str(item.relative_to(folder)) for item in folder.glob("*.y*ml")]
@@ -113,7 +129,9 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError as problem:
         raise ConfigError(f"not a UTF-8 text file: {problem.reason}", where=str(path)) from None
     except OSError as problem:
-        raise ConfigError(f"cannot be read: {problem.strerror}", where=str(path)) from None
+        raise ConfigError(f"cannot be read: {problem.strerror}", where=str(path)[:200]) from None
+    except ValueError as problem:
+        raise ConfigError(f"cannot be read: {problem}", where=ascii(str(path))[:200]) from None
 
 
 def _compose(text: str, file: str) -> Any:
@@ -148,6 +166,9 @@ class _Reader:
             self.source.lines.setdefault(key, line)
         if depth > _MAX_DEPTH:
             raise ConfigError("nested too deeply", where=self.place(line, key), allowed=f"{_MAX_DEPTH} levels")
+        if len(self.seen) >= _MOST_VALUES:
+            what, fix = "the recipe holds more values than a run has settings", "Put rows into a data file"
+            raise ConfigError(what, where=self.source.file, allowed=f"at most {_MOST_VALUES}", fix=fix)
         if id(node) in self.seen:
             place = self.place(self.source.lines.get(key, line), key)
             raise ConfigError(
@@ -188,7 +209,14 @@ class _Reader:
         if "${env:" in text:
             text = _ENV.sub(lambda match: _variable(match.group(1), where), text)
             plain = plain and _ENV.fullmatch(node.value) is not None
-        return _plain_scalar(text) if plain else text
+        if not plain:
+            return text
+        if len(text) > _MOST_DIGITS and not set(text) - set("+-_.0123456789abcdefABCDEFxo"):
+            raise ConfigError("the number is too large", where=where, got=text, fix="Put it in quotes if it is a text")
+        try:
+            return _plain_scalar(text)
+        except (ValueError, OverflowError) as problem:
+            raise ConfigError(f"not a value: {problem}", where=where, got=text) from None
 
     def untagged(self, node: Any, key: Key, *allowed: str) -> None:
         if node.tag.rsplit(":", 1)[-1] not in allowed or not node.tag.startswith("tag:yaml.org,2002:"):
@@ -215,12 +243,18 @@ def _variable(name: str, where: str) -> str:
     return os.environ[name]
 
 
+@functools.cache
+def _scalars() -> Any:
+    from ruamel.yaml import YAML
+
+    return YAML(typ="safe", pure=True)
+
+
 def _plain_scalar(text: str) -> Any:
     """A scalar as YAML 1.2 reads it unquoted; dates stay text."""
-    from ruamel.yaml import YAML
     from ruamel.yaml.nodes import ScalarNode
 
-    reader = YAML(typ="safe", pure=True)
+    reader = _scalars()
     tag = str(reader.resolver.resolve(ScalarNode, text, (True, False)))
     if tag.rsplit(":", 1)[-1] in ("int", "float", "bool", "null"):
         return reader.constructor.construct_object(ScalarNode(tag, text))
@@ -231,7 +265,10 @@ def _apply(values: dict[str, Any], text: str, source: SourceMap) -> None:
     """Set one value by its dotted path."""
     path, separator, raw = text.partition("=")
     where = f"override {text}"
-    parts = [int(part) if part.isdigit() else part for part in path.strip().split(".")]
+    parts = [
+        int(part) if part.isdecimal() and part.isascii() and len(part) < 10 else part
+        for part in path.strip().split(".")
+    ]
     if not separator or not all(part != "" for part in parts) or not re.fullmatch(r"[\w.-]+", path.strip()):
         raise ConfigError("not an override", where=where, allowed="block.key=value, e.g. trainer.learning_rate=1e-6")
     key: Key = tuple(parts)

@@ -23,6 +23,12 @@ def parse_stages(values: dict[str, Any], source: SourceMap, errors: list[Posttra
     if len(errors) > before:
         return None
     _check_plan(values, stages, source, errors)
+    trainer = values.get("trainer")
+    folder = trainer.get("output_dir") if isinstance(trainer, dict) else None
+    if folder is not None and not isinstance(folder, str):
+        where = source.where(("trainer", "output_dir"))
+        errors.append(ConfigError("wrong type", where=where, got=folder, allowed="text, or null"))
+        return None
     runs = [_parse_stage(values, index, stage, source, errors) for index, stage in enumerate(stages)]
     if len(errors) > before or not runs or runs[-1] is None:
         return None

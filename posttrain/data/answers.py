@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from posttrain.data.cells import written
-from posttrain.data.rendering import ASSISTANT_MESSAGES, Rendered, render_prompt, without_none
+from posttrain.data.rendering import ASSISTANT_MESSAGES, Rendered, TemplateRefusal, render_prompt, without_none
 from posttrain.errors import DataError
 
 if TYPE_CHECKING:
@@ -163,12 +163,9 @@ def render_answer(
 
 
 def _turn(tokenizer: Any, prompt: Sequence[Mapping[str, Any]], message: Any, variables: Mapping[str, Any]) -> str:
-    from jinja2 import TemplateError
-
     try:
         turns = [*prompt, without_none(message)]
         return render_prompt(tokenizer, turns, add_generation_prompt=False, **variables).text
-    except (TemplateError, TypeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:120]
-        what = f"the chat template refuses the demonstration's message: {reason}"
+    except TemplateRefusal as error:
+        what = f"the chat template refuses the demonstration's message: {error.reason}"
         raise DataError(what, got=message, fix="Use another template, or write the demonstration as text") from error

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from posttrain.data.markers import Markers, markers_of
-from posttrain.errors import ConfigError, DataError
+from posttrain.errors import ConfigError, DataError, PosttrainError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +29,14 @@ _OURS = (
     *("conversation", "messages", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict"),
     *("return_tensors", "return_assistant_tokens_mask", "tokenizer_kwargs", "padding", "truncation", "max_length"),
 )
+
+
+class TemplateRefusal(DataError):
+    """The chat template raised an error; `reason` is its text."""
+
+    def __init__(self, what: str, *, reason: str = "", **facts: Any):
+        super().__init__(what, **facts)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -126,7 +134,11 @@ def render_prompt(
     assistant_messages: Any = None,
     **chat_template_kwargs: Any,
 ) -> Rendered:
-    """The prompt as the tokenizer is given it; arguments as in `encode_prompt`. What follows it is not looked at."""
+    """The prompt as the tokenizer is given it; arguments as in `encode_prompt`. What follows it is not looked at.
+
+    Raises:
+        TemplateRefusal: the template raised an error.
+    """
     if special_tokens_in_text not in ("text", "token"):
         raise ConfigError(
             "unknown value", where=SPECIAL_TOKENS, got=special_tokens_in_text, allowed="one of: text, token"
@@ -150,9 +162,16 @@ def render_prompt(
             else markers.hide(value)
             for key, value in chat_template_kwargs.items()
         }
-    text = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=add_generation_prompt, tokenize=False, **chat_template_kwargs
-    )
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=add_generation_prompt, tokenize=False, **chat_template_kwargs
+        )
+    except PosttrainError:
+        raise
+    except Exception as error:  # a template is a program, which may fail in any way
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        fix = "Check the roles of the messages, and the template"
+        raise TemplateRefusal(f"the chat template refuses the prompt: {reason}", reason=reason, fix=fix) from error
     return Rendered(str(text), (), markers, hides)
 
 

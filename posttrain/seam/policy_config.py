@@ -276,6 +276,9 @@ class PolicyConfig(GRPOConfig):
 
     def _resolve_estimator(self) -> UPGEConfig:
         """The preset with every part the user set replaced by theirs."""
+        if self.preset not in UPGE_PRESETS:
+            allowed = "one of: " + ", ".join(UPGE_PRESETS)
+            raise ConfigError("unknown preset", where="method.preset", got=self.preset, allowed=allowed)
         preset = UPGE_PRESETS[self.preset]
         changes: dict[str, Any] = {
             name: getattr(self, name)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
-import pickle
 import resource
 import select
 import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from posttrain.errors import PosttrainError
@@ -72,16 +74,17 @@ def _batch(names: Sequence[str], attempt: Callable[[str], Any], seconds: float) 
     os.close(writer)
     done: list[Outcome] = []
     begin = time.monotonic()
-    with os.fdopen(reader, "rb", buffering=0) as results:
+    with os.fdopen(reader, "rb") as results:
         while len(done) < len(names):
             ready, _, _ = select.select([results], [], [], max(0.0, begin + seconds - time.monotonic()))
             if not ready:
                 os.kill(child, signal.SIGKILL)
                 done.append(Outcome(names[len(done)], "hang", "", time.monotonic() - begin))
                 break
-            try:
-                done.append(pickle.load(results))
-            except EOFError:
+            line = results.readline()
+            if line.endswith(b"\n"):
+                done.append(Outcome(**json.loads(line)))
+            else:
                 done.append(Outcome(names[len(done)], "crash", "the process died", time.monotonic() - begin))
                 break
             begin = time.monotonic()
@@ -91,12 +94,12 @@ def _batch(names: Sequence[str], attempt: Callable[[str], Any], seconds: float) 
 
 def _work(names: Sequence[str], attempt: Callable[[str], Any], writer: int) -> None:
     """In the child: try one after the other and hand the outcomes back."""
-    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY, used + _MEMORY))
     try:
         with os.fdopen(writer, "wb") as results:
             for name in names:
-                pickle.dump(outcome(name, lambda name=name: attempt(name)), results)
+                results.write(json.dumps(asdict(outcome(name, functools.partial(attempt, name)))).encode() + b"\n")
                 results.flush()
     finally:
         os._exit(0)
