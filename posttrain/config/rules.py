@@ -106,7 +106,7 @@ def _tiny_size(cfg: RunConfig, tiny: Any) -> Iterator[PosttrainError]:
             yield ConfigError(
                 what, where=cfg.where("model", "tiny", key), got=value, allowed=f"at most {most}", fix=fix
             )
-    if weights > _MOST_WEIGHTS:
+    if weights > _MOST_WEIGHTS and tiny.num_layers <= _MOST_LAYERS:
         got, allowed = f"about {weights:.2g} weights", f"at most {_MOST_WEIGHTS:.0g}"
         yield ConfigError(what, where=cfg.where("model", "tiny"), got=got, allowed=allowed, fix=fix)
 

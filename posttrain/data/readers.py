@@ -293,7 +293,12 @@ class LocalFile:
 
     def _latin(self, error: UnicodeDecodeError, names: list[str], at: int | None) -> DataError:
         column = None
-        for name, cell in zip(names, next(csv.reader([error.object.decode("latin-1")])), strict=False):
+        line = io.StringIO(error.object.decode("latin-1"), newline="")
+        try:
+            cells = next(csv.reader(line, delimiter=self.separator), [])
+        except csv.Error:
+            cells = []
+        for name, cell in zip(names, cells, strict=False):
             try:
                 cell.encode("latin-1").decode("utf-8")
             except UnicodeDecodeError:

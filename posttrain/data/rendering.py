@@ -166,7 +166,7 @@ def render_prompt(
         text = tokenizer.apply_chat_template(
             messages, add_generation_prompt=add_generation_prompt, tokenize=False, **chat_template_kwargs
         )
-    except PosttrainError:
+    except (PosttrainError, MemoryError):
         raise
     except Exception as error:  # a template is a program, which may fail in any way
         reason = " ".join(str(error).split())[:120] or type(error).__name__

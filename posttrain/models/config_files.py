@@ -137,7 +137,7 @@ def read_adapter(file: Path) -> dict[str, Any]:
     return values
 
 
-def reason(problem: Exception) -> str:
+def reason(problem: BaseException) -> str:
     """The message of an error on one line; with its kind, where the message alone may be a mere name."""
     kind = "" if isinstance(problem, OSError | ValueError | ImportError) else f"{type(problem).__name__}: "
     return kind + " ".join(str(problem).split())[:300].rstrip(".")

@@ -12,33 +12,32 @@ import signal
 import time
 from collections.abc import Callable
 
-SECONDS = 5  # of computing
-_WALL_SECONDS = 15.0
-_BYTES = 2 << 30  # on top of what the process has
+SECONDS = 3  # of computing
+_WALL_SECONDS = 10.0
+_BYTES = 1 << 30  # on top of what the process has
 _TOO_MUCH, _FAILED = 3, 4
 
 
-def trouble(attempt: Callable[[], int], *, most: int, seconds: int = SECONDS) -> str | None:
+def trouble(attempt: Callable[[], int], *, most: int) -> str | None:
     """What is wrong with a call, if it does not end soon and soundly; None if it does, or raises an exception.
 
     Args:
         attempt: returns how much it made, such as characters; called in a child of this process.
         most: that it may make.
-        seconds: of computing that it may take.
 
     Returns:
-        "does not come to an end", "needs more than 2 GB of memory", "writes more than ...", "ends the process".
+        "does not come to an end", "needs more than 1 GB of memory", "writes more than ...", "ends the process".
     """
     child = os.fork()
     if child == 0:
-        _try(attempt, most, seconds)
+        _try(attempt, most)
     status = _waited(child)
     if status is None:
         return None  # it waits rather than computes, as a fork of several threads may: nothing is known
     if os.WIFSIGNALED(status):
         is_slow = os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL)
-        return f"does not come to an end within {seconds} s" if is_slow else "ends the process"
-    return {_TOO_MUCH: f"writes more than {most:,} characters", _FAILED: "needs more than 2 GB of memory"}.get(
+        return f"does not come to an end within {SECONDS} s" if is_slow else "ends the process"
+    return {_TOO_MUCH: f"writes more than {most:,} characters", _FAILED: "needs more than 1 GB of memory"}.get(
         os.WEXITSTATUS(status)
     )
 
@@ -69,13 +68,13 @@ def _computed(child: int) -> float:
         return 0.0
 
 
-def _try(attempt: Callable[[], int], most: int, seconds: int) -> None:
+def _try(attempt: Callable[[], int], most: int) -> None:
     """In the child."""
     code = 0
     try:
         signal.signal(signal.SIGXCPU, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
         with open("/proc/self/statm") as file:
             bound = int(file.read().split()[0]) * resource.getpagesize() + _BYTES
         resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
