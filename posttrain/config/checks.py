@@ -211,7 +211,6 @@ class _Check:
         try:
             facts = describe(self.cfg)
         except PosttrainError as error:
-            # A folder that cannot be read is told once.
             found = self.has_model = checks_model.is_unreachable(error)
             self.missing(error)
         else:
@@ -232,7 +231,7 @@ class _Check:
         """The tokenizer, or None if it cannot be had."""
         from posttrain.models.loading import load_tokenizer
 
-        if not self.has_model:
+        if not self.has_model:  # a folder that cannot be read is told once
             return None
         key = self.cfg.model.model_dump_json(include={"path", "tiny", "package", "revision"})
         if key not in self.loaded.tokenizers:
@@ -299,8 +298,7 @@ class _Check:
             self.add(stops, finding)
         if len(self.report.errors) > before:
             return False
-        budget = LengthBudget()
-        learns = trained and self.entry.kind == "supervised"
+        budget, learns = LengthBudget(rows), trained and self.entry.kind == "supervised"
         for stops, finding in checks_data.long_prompts(self.cfg, rows, budget.prompt_counter(encoder, of_rows=learns)):
             self.add(stops, finding)
         if trained:
@@ -311,10 +309,7 @@ class _Check:
             for findings in (checks_facts.unknown_tokens, checks_facts.long_rows):
                 for stops, finding in findings(self.cfg, self.facts, encoder, rows, budget, trained=trained):
                     self.add(stops, finding)
-        if budget.skipped:
-            self.report.facts.append(
-                f"{budget.skipped} long {rows.split} texts were not measured; the run measures them"
-            )
+        self.report.facts += budget.facts()
         if rows.split == "train":
             self.report.previews += checks_rendering.previews(self.cfg, encoder, trained=trained, count=self.show_rows)
             self.report.facts += checks_rendering.reward_facts(self.cfg, tokenizer)

@@ -222,12 +222,14 @@ def _encoded(
         text = text if isinstance(text, str) and text.strip() else None
         if index in rows.dropped or (trained and text is None):
             continue
+        if budget.sample is not None and index not in budget.sample:
+            continue
         # A token covers at least one byte.
         own = len(prompt_text(prompt).encode()) + len((text or "").encode()) + len(str(encoder.inputs(index)).encode())
         turns = 1 if isinstance(prompt, str) else len(prompt)
         if room is not None and around is not None and own + around + _AROUND * turns <= room:
             continue
-        if budget.spent():
+        if budget.spent(index):
             continue
         ids = encoder.row(index) if text is not None else (encoder.prompt(index), [])
         around = len(ids[0]) + len(ids[1]) if around is None else around

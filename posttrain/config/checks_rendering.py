@@ -17,7 +17,7 @@ from posttrain.config.run_config import RunConfig
 from posttrain.data.rendering import ASSISTANT_MESSAGES
 from posttrain.errors import DataError, PosttrainError
 
-_SECONDS = 10.0  # spent on looking for control tokens in rows
+_SECONDS = 4.0  # spent on looking for control tokens in rows
 # How a list of messages begins as JSON, or as Python writes it.
 _MESSAGES = re.compile(r"\s*\[\s*\{\s*[\"'](role|content|from)[\"']\s*:")
 _WHATS = {

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import heapq
 import time
 from typing import Any
 
-from posttrain.config.checks_data import Rows, kept
+from posttrain.config.checks_data import Rows, kept, prompt_text
 from posttrain.config.checks_template import PromptEncoder
 from posttrain.config.run_config import RunConfig
 
 # Seconds spent on counting tokens; rows beyond are measured by the run itself.
 LENGTH_SECONDS = 20.0
+# Of more rows than this a sample is counted: the longest ones by their characters, and others spread evenly.
+MANY_ROWS = 20_000
+_LONGEST, _SPREAD = 500, 2500
 
 
 def _known(encoder: PromptEncoder, column: str) -> dict[int, Any]:
@@ -20,15 +24,42 @@ def _known(encoder: PromptEncoder, column: str) -> dict[int, Any]:
     return found
 
 
+def _sample(rows: Rows) -> frozenset[int]:
+    """Rows to count: the longest ones, and others spread evenly."""
+    sizes = [
+        len(prompt_text(prompt)) + len(str(text)) for prompt, text in zip(rows.prompts, rows.solutions, strict=True)
+    ]
+    longest = heapq.nlargest(_LONGEST, range(len(sizes)), key=sizes.__getitem__)
+    return frozenset([*longest, *range(0, len(sizes), len(sizes) // _SPREAD)])
+
+
 class LengthBudget:
-    """Counts tokens where they may pass a limit, for a limited time."""
+    """Counts tokens where they may pass a limit, for a limited time; of very many rows those of a sample."""
 
-    def __init__(self, seconds: float = LENGTH_SECONDS):
+    def __init__(self, rows: Rows | None = None, seconds: float = LENGTH_SECONDS):
         self.end, self.skipped = time.monotonic() + seconds, 0
+        self.rows, self.sample = rows, None if rows is None or len(rows) <= MANY_ROWS else _sample(rows)
 
-    def spent(self) -> bool:
+    def spent(self, index: int) -> bool:
+        """Whether a row is not to be counted."""
+        if self.sample is not None and index not in self.sample:
+            return True
         self.skipped += time.monotonic() > self.end
         return self.skipped > 0
+
+    def facts(self) -> list[str]:
+        """What was not counted."""
+        if self.rows is None:
+            return []
+        told = []
+        if self.sample is not None:
+            told.append(
+                f"{len(self.sample)} of {len(self.rows)} {self.rows.split} rows were tokenised, the longest ones and "
+                "others spread evenly; the run measures them all"
+            )
+        if self.skipped:
+            told.append(f"{self.skipped} long {self.rows.split} texts were not measured; the run measures them")
+        return told
 
     def prompt_counter(self, encoder: PromptEncoder, *, of_rows: bool = False) -> Any:
         """Tokens of a prompt, or None once the time is spent. With `of_rows` the demonstrations are counted, too."""
@@ -37,7 +68,7 @@ class LengthBudget:
 
         def count(index: int) -> int | None:
             if index not in known:
-                if self.spent():
+                if self.spent(index):
                     return None
                 text = encoder.rows.solutions[index] if of_rows else None
                 if isinstance(text, str) and text.strip():
@@ -62,7 +93,7 @@ class LengthBudget:
             if limit is None or (is_text and not supervised and len(text.encode()) + 1 <= limit):
                 return None
             if index not in known:
-                if self.spent():
+                if self.spent(index):
                     return None
                 given, learnt = encoder.row(index)
                 known[index] = len(given), len(learnt)

@@ -1,0 +1,23 @@
+"""Of very many rows a sample is tokenised, the longest among them, and the report says of how many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from posttrain.config import length_budget
+from posttrain.errors import DataError
+from tests.config.recipes import checked, numbered, rows_file
+
+
+def test_the_longest_of_many_rows_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, value in {"MANY_ROWS": 30, "_LONGEST": 2, "_SPREAD": 4}.items():
+        monkeypatch.setattr(length_budget, name, value)
+    rows = numbered(40)
+    rows[17]["prompt"] = "a" * 1000
+    report = checked(tmp_path, "sft", {"data.train": {"path": rows_file(tmp_path, rows)}, "trainer.max_length": 400})
+    assert "1 of 40 rows (row 17)" in str(report.errors[0]) and isinstance(report.errors[0], DataError)
+    assert any("of 40 train rows were tokenised, the longest ones and others" in fact for fact in report.facts)
+    few = checked(tmp_path, "sft", {"data.train": {"path": rows_file(tmp_path, numbered(30))}})
+    assert few.ok and not any("tokenised" in fact for fact in few.facts)
