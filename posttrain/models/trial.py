@@ -6,6 +6,7 @@ it from files and from a single range of more than 100,000 items, and from none 
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import resource
 import signal
@@ -72,6 +73,7 @@ def _try(attempt: Callable[[], int], most: int) -> None:
     """In the child."""
     code = 0
     try:
+        faulthandler.disable()
         signal.signal(signal.SIGXCPU, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
