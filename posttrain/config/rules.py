@@ -10,15 +10,12 @@ from typing import Any
 
 from posttrain import registry
 from posttrain.config import checks_engine
+from posttrain.config.rules_sizes import generated_rows, learning_rate, tiny_size
 from posttrain.config.rules_streams import stream_rules
 from posttrain.config.run_config import DataSource, MixtureEntry, RunConfig
 from posttrain.config.source import Key
 from posttrain.errors import ConfigError, PosttrainError, SupportError
 
-_MOST_ROWS = 1_000_000  # generated
-_MOST_WEIGHTS, _MOST_LAYERS = 10**9, 256  # of a tiny model
-_MOST_POSITIONS = 2**24
-_HIGHEST_RATE = 10.0
 _GENERATED = ("size", "seed", "options")
 _READ = ("name", "split", "revision", "columns", "limit", "answer_after")
 
@@ -80,7 +77,7 @@ def _model(cfg: RunConfig) -> Iterator[PosttrainError]:
                 got=tiny.hidden_size,
                 allowed=f"a multiple of 2 * num_heads = {2 * tiny.num_heads}",
             )
-        yield from _tiny_size(cfg, tiny)
+        yield from tiny_size(cfg, tiny)
         if model.config_overrides is not None:
             yield ConfigError(
                 "a tiny model is made from its own keys",
@@ -95,20 +92,6 @@ def _model(cfg: RunConfig) -> Iterator[PosttrainError]:
             got=model.attn_implementation,
             fix="Set model.dtype to bfloat16, or model.attn_implementation to sdpa",
         )
-
-
-def _tiny_size(cfg: RunConfig, tiny: Any) -> Iterator[PosttrainError]:
-    """A model that is made here has a size that can be made here."""
-    weights = tiny.num_layers * tiny.hidden_size * (4 * tiny.hidden_size + 3 * tiny.intermediate_size)
-    what, fix = "this is no tiny model", "Give a model folder, or lower the sizes"
-    for key, most in (("num_layers", _MOST_LAYERS), ("max_position_embeddings", _MOST_POSITIONS)):
-        if (value := getattr(tiny, key)) > most:
-            yield ConfigError(
-                what, where=cfg.where("model", "tiny", key), got=value, allowed=f"at most {most}", fix=fix
-            )
-    if weights > _MOST_WEIGHTS and tiny.num_layers <= _MOST_LAYERS:
-        got, allowed = f"about {weights:.2g} weights", f"at most {_MOST_WEIGHTS:.0g}"
-        yield ConfigError(what, where=cfg.where("model", "tiny"), got=got, allowed=allowed, fix=fix)
 
 
 def _quantised(cfg: RunConfig) -> Iterator[PosttrainError]:
@@ -236,10 +219,7 @@ def _source(cfg: RunConfig, place: Key, rows: DataSource) -> Iterator[PosttrainE
     if kind != "path" and rows.size is None:
         where = cfg.where(*place, "size")
         yield ConfigError("generated rows need a number", where=where, allowed="int >= 1", fix=f"Write {written}.size")
-    if kind != "path" and rows.size is not None and rows.size > _MOST_ROWS:
-        what, fix = "more rows than are made in memory", "Write them into a file once, and give its path"
-        where = cfg.where(*place, "size")
-        yield ConfigError(what, where=where, got=rows.size, allowed=f"at most {_MOST_ROWS}", fix=fix)
+    yield from generated_rows(cfg, place, rows)
     if rows.task is not None and rows.task not in TASKS:
         yield ConfigError(
             "unknown task",
@@ -307,15 +287,7 @@ def _rewards(cfg: RunConfig) -> Iterator[PosttrainError]:
 
 def _steps(cfg: RunConfig) -> Iterator[PosttrainError]:
     written = cfg.trainer.fields
-    rate = cfg.trainer.learning_rate
-    if rate is not None and rate > _HIGHEST_RATE:
-        yield ConfigError(
-            "no model learns at this rate",
-            where=cfg.where("trainer", "learning_rate"),
-            got=rate,
-            allowed=f"at most {_HIGHEST_RATE:g}",
-            fix="Rates of post-training are about 1e-6 to 1e-3",
-        )
+    yield from learning_rate(cfg)
     max_steps = written.get("max_steps", -1)
     if max_steps > 0 and "num_train_epochs" in written:
         yield ConfigError(

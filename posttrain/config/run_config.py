@@ -78,9 +78,7 @@ class ModelBlock(Block):
     )
     trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
     new_head: bool = Field(default=False, description="start with a new output layer where the files have none")
-    unused_weights: bool = Field(
-        default=False, description="let tensors of the files that the model does not have lie idle"
-    )
+    unused_weights: bool = Field(default=False, description="let tensors that the model does not have lie idle")
     config_overrides: ConfigOverrides | None = Field(default=None, description="changes to the model's configuration")
     lora: LoraBlock | None = Field(default=None, description="train low-rank adapters instead of all weights")
     load_in_4bit: bool = Field(

@@ -258,8 +258,7 @@ def _merged_adapter(model: Any, folder: Path) -> PreTrainedModel:
         )
     base = read_adapter(folder / _ADAPTER_FILE)["base_model_name_or_path"]
     merged = PeftModel.from_pretrained(_load(model, str(base)), str(folder))
-    if (folder / _ADAPTER_WEIGHTS).is_file():
-        refuse_partial_adapter(merged, folder / _ADAPTER_WEIGHTS)
+    refuse_partial_adapter(merged, folder / _ADAPTER_WEIGHTS)
     return merged.merge_and_unload()
 
 

@@ -125,6 +125,9 @@ def refuse_partial_adapter(model: Any, file: str | Path) -> None:
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
+    if not Path(file).is_file():
+        fix = "Weights are read from safetensors files only"
+        raise ConfigError(f"the adapter has no {Path(file).name}", where="model", got=str(file), fix=fix)
     with safe_open(str(file), framework="pt") as weights:
         stored = set(weights.keys())
     made = set(get_peft_model_state_dict(model))
