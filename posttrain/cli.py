@@ -205,12 +205,30 @@ def doctor(
     is_well = all(row.ok for row in rows)
     if not gradients or not is_well:
         console().print(table)
+        _print_walls()
     if gradients and is_well:
         from posttrain.certificate.command import check_gradients
 
         is_well = check_gradients(recipe, overrides or [], config_file=config_file, console=console())
     if not is_well:
         raise typer.Exit(1)
+
+
+def _print_walls() -> None:
+    """What a reward could reach on this machine, as a worker found by trying."""
+    import os
+
+    from rich.table import Table
+
+    if os.name != "posix":
+        return
+    from posttrain.rewards.pool import try_walls
+
+    table = Table("a reward's way to", "tried just now")
+    found = try_walls() or {"everything around it": "open: this system has no such walls"}
+    for name, state in found.items():
+        table.add_row(name, state)
+    console().print(table)
 
 
 @app.command()

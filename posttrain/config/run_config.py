@@ -25,6 +25,9 @@ class MethodBlock(OpenBlock):
     name: Name = Field(description="key of the method; `posttrain methods` lists them")
 
 
+Whole = Annotated[int, Field(ge=0)]
+
+
 class TinyModel(Block):
     """A small causal language model made from its configuration, with tokenizer and chat template."""
 
@@ -247,8 +250,9 @@ class RolloutBlock(OpenBlock):
     )
     reward_network: bool = Field(default=False, description="let rewards open connections")
     reward_environment: list[Name] = Field(
-        default_factory=list, description="secret environment variables that rewards need; others are taken away"
+        default_factory=list, description="environment variables that rewards get besides harmless ones such as PATH"
     )
+    reward_processes: Whole = Field(default=0, description="programs that a reward process may run at one time")
 
 
 class TrainerBlock(OpenBlock):
@@ -265,13 +269,8 @@ def _enough_memory(value: int) -> int:
 
 
 # Of both blocks; in the eval block null stands for what the rollout block says.
-REWARD_LIMITS = (
-    "reward_workers",
-    "reward_timeout_seconds",
-    "reward_memory_bytes",
-    "reward_network",
-    "reward_environment",
-)
+_LIMITS = ("workers", "timeout_seconds", "memory_bytes", "network", "environment", "processes")
+REWARD_LIMITS = tuple(f"reward_{name}" for name in _LIMITS)
 
 
 class EvalBlock(Block):
@@ -313,6 +312,9 @@ class EvalBlock(Block):
     )
     reward_environment: list[Name] | None = Field(
         default=None, description="likewise; null = that of the rollout block, else none"
+    )
+    reward_processes: Whole | None = Field(
+        default=None, description="likewise; null = that of the rollout block, else 0"
     )
 
     def settings(self) -> dict[str, Any]:

@@ -1,44 +1,39 @@
 """What a reward's worker process may use, and how the process takes these limits upon itself.
 
 Loaded by every worker before anything else, so it needs only the standard library; what only Unix has is imported
-where it is used. The limits protect the run from a grader that hangs, grows or dies, and keep what a completion may
-trick it into away from the network. They are no jail for code that wants out: it runs as the user, with their files.
+where it is used. The limits protect the run from a grader that hangs, grows or dies, the walls (`walls.py`) other
+processes from it. They are no jail for code that wants out: it runs as the user, with their files.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import platform
 import re
 import signal
 import socket
-import struct
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 from posttrain.errors import ConfigError
+from posttrain.rewards.walls import CLOSED, OPEN, Openings, raise_walls, standing
 
 _MAX_OPEN_FILES = 1024
 _MAX_FILE_BYTES = 2**30
-# Parts of a variable's name that mark its value as a secret.
-_SECRET_PARTS = frozenset(
-    "TOKEN TOKENS SECRET SECRETS KEY KEYS APIKEY PASS PASSWORD PASSWD PASSPHRASE CREDENTIAL CREDENTIALS AUTH "
-    "AUTHORIZATION COOKIE PAT".split()
+# What a worker gets of the environment, besides what the recipe names: nothing that holds a secret by its purpose.
+_PASSED_ON = frozenset(
+    "PATH HOME USER LOGNAME SHELL LANG LANGUAGE TZ TMPDIR TEMP TMP LD_LIBRARY_PATH DYLD_LIBRARY_PATH LD_PRELOAD "
+    "PYTHONHOME PYTHONHASHSEED PYTHONUNBUFFERED PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX PYTHONUTF8 "
+    "PYTHONIOENCODING PYTHONWARNINGS PYTHONNOUSERSITE PYTHONUSERBASE PYTHONFAULTHANDLER VIRTUAL_ENV CONDA_PREFIX "
+    "CUDA_VISIBLE_DEVICES CUDA_DEVICE_ORDER CUDA_HOME CUDA_PATH NVIDIA_VISIBLE_DEVICES HIP_VISIBLE_DEVICES "
+    "ROCR_VISIBLE_DEVICES HF_HOME HF_HUB_CACHE HF_DATASETS_CACHE HF_HUB_OFFLINE HF_DATASETS_OFFLINE "
+    "HF_HUB_DISABLE_TELEMETRY HF_ENDPOINT TRANSFORMERS_OFFLINE TRANSFORMERS_CACHE TORCH_HOME NLTK_DATA "
+    "TOKENIZERS_PARALLELISM XDG_CACHE_HOME XDG_CONFIG_HOME XDG_DATA_HOME MPLBACKEND MPLCONFIGDIR "
+    "SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE".split()
 )
-_SECRET_VALUE = re.compile(r"://[^/\s:@]+:[^/\s@]+@|\b(?:hf_|sk-|gh[pousr]_|github_pat_)\w{16,}")
-# Linux only: prctl options, and the fields of a filter program.
-_PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 22, 38
-_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
-_ALLOW, _DENY = 0x7FFF0000, 0x00050000 | errno.EPERM
-# Machine -> (its number in a filter, system calls refused): socket and the way round it (io_uring_setup), and reaching
-# into another process (ptrace, process_vm_readv, process_vm_writev, pidfd_getfd). socketpair stays: asyncio needs it.
-_FILTERS = {
-    "x86_64": (0xC000003E, (41, 425, 101, 310, 311, 438)),
-    "aarch64": (0xC00000B7, (198, 425, 117, 270, 271, 438)),
-}
+_PASSED_ON_FAMILY = re.compile(r"LC_[A-Z]+|[A-Z]+_NUM_THREADS")
+_SECRET_VALUE = re.compile(r"://[^/\s@]*@|\b(?:hf_|sk-|gh[pousr]_|github_pat_)\w{16,}")
 
 
 @dataclass(frozen=True)
@@ -49,48 +44,57 @@ class RewardLimits:
     timeout_seconds: float = 30.0  # for one call of a reward
     memory_bytes: int | None = 4 * 2**30  # address space of a worker; None = not limited
     network: bool = False  # whether a reward may open connections
-    environment: tuple[str, ...] = ()  # secret environment variables that are passed on all the same
+    environment: tuple[str, ...] = ()  # environment variables that are passed on besides those known to be harmless
+    processes: int = 0  # that a worker may have started at one time; 0 = it starts no programs
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be used."""
         for name, good, allowed in (
             ("workers", self.workers >= 0, "integer >= 0"),
             ("timeout_seconds", self.timeout_seconds > 0, "float > 0"),
+            ("processes", self.processes >= 0, "integer >= 0"),
             ("memory_bytes", self.memory_bytes is None or self.memory_bytes >= 2**28, "at least 268435456, or null"),
         ):
             if not good:
                 got = getattr(self, name)
                 raise ConfigError("out of range", where=f"rollout.reward_{name}", got=got, allowed=allowed)
 
-    def describe(self, network: str | None = None) -> str:
+    def describe(self, walls: dict[str, str] | None = None) -> str:
         """The limits in one line, for the record of a run.
 
         Args:
-            network: how it is closed as a worker told, see `apply`; None = no worker was started yet.
+            walls: what a worker found when it tried, see `apply`; None = no worker was started yet.
         """
         if self.workers == 0:
             return "inside the training process, without limits"
         memory = "no memory limit" if self.memory_bytes is None else f"{self.memory_bytes / 2**30:.3g} GiB"
-        by_kernel = network == "kernel" or (network is None and has_kernel_filter())
-        guard = "closed by the kernel" if by_kernel else "closed in Python only"
+        network = "open" if self.network else "closed in Python only"
+        if not self.network and (walls or {}).get("sockets") == CLOSED:
+            network = "closed by the kernel"
+        programs = f"{self.processes} processes" if self.processes else "no programs"
+        told = "" if walls is None else f", open: {', '.join(self.gaps(walls)) or 'nothing else'}"
         return (
-            f"{self.workers} worker processes, {self.timeout_seconds:g} s a call, {memory}, network "
-            f"{'open' if self.network else guard}"
+            f"{self.workers} worker processes for each reward file, {self.timeout_seconds:g} s a call, {memory}, "
+            f"{programs}, network {network}{told}"
         )
 
-
-def has_kernel_filter() -> bool:
-    """Whether this machine's kernel can refuse sockets to one process."""
-    return sys.platform == "linux" and platform.machine() in _FILTERS and struct.calcsize("P") == 8
+    def gaps(self, walls: dict[str, str]) -> list[str]:
+        """What is open to a reward although the recipe does not allow it, in the words of `walls.standing`."""
+        allowed = {"sockets": self.network, "new processes": self.processes > 0}
+        if not walls:
+            return ["everything that only the kernel could close"]
+        return [name for name, state in walls.items() if state == OPEN and not allowed.get(name)]
 
 
 def worker_environment(limits: RewardLimits) -> dict[str, str]:
-    """The environment of a worker: this process's, without what looks like a secret, and with one thread a library."""
+    """The environment of a worker: variables known to hold no secret and those the recipe names, with one thread a
+    library. A known variable whose value looks like a secret all the same stays behind.
+    """
     kept = {
         name: value
         for name, value in os.environ.items()
         if name in limits.environment
-        or not (_SECRET_PARTS & set(re.split(r"[^A-Z]+", name.upper())) or _SECRET_VALUE.search(value))
+        or ((name in _PASSED_ON or _PASSED_ON_FAMILY.fullmatch(name)) and not _SECRET_VALUE.search(value))
     }
     threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
     return {**kept, **threads}
@@ -99,11 +103,12 @@ def worker_environment(limits: RewardLimits) -> dict[str, str]:
 # ---- what follows runs in the worker ----
 
 
-def apply(*, memory_bytes: int | None, network: bool) -> str:
+def apply(*, memory_bytes: int | None, network: bool, processes: int) -> dict[str, str]:
     """Take the limits upon this process, for good.
 
     Returns:
-        How the network is closed: "kernel", "python" (only against code that uses Python's socket module), or "open".
+        Which attacks the kernel keeps from this machine now, tried for real: see `walls.standing`; empty on systems
+        without these walls.
     """
     import resource
 
@@ -112,10 +117,13 @@ def apply(*, memory_bytes: int | None, network: bool) -> str:
     _bound(resource.RLIMIT_FSIZE, _MAX_FILE_BYTES)
     if memory_bytes is not None:
         _bound(resource.RLIMIT_AS, memory_bytes)
-    if network:
-        return "open"
-    sys.addaudithook(_refuse_network)
-    return "kernel" if has_kernel_filter() and _install_filter() else "python"
+    raise_walls(Openings(network=network, processes=processes))
+    found = standing() if sys.platform == "linux" else {}
+    if not network:
+        sys.addaudithook(_refuse_network)
+    if processes == 0:
+        sys.addaudithook(_refuse_programs)
+    return found
 
 
 def _bound(kind: int, most: int) -> None:
@@ -137,27 +145,12 @@ def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
         raise PermissionError(errno.EPERM, "rewards have no network; set rollout.reward_network: true to allow it")
 
 
-class _Program(ctypes.Structure):
-    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+_PROGRAM_EVENTS = frozenset("os.fork os.forkpty os.posix_spawn os.system os.exec subprocess.Popen".split())
 
 
-def _install_filter() -> bool:
-    """Let the kernel refuse some system calls to this process and its children; whether it agreed."""
-    architecture, refused = _FILTERS[platform.machine()]
-    # Each step: (operation, steps to skip if true, steps to skip if false, operand); the last two allow and deny.
-    checks = [(_EQUAL, number) for number in refused]
-    if platform.machine() == "x86_64":
-        checks.insert(0, (_AT_LEAST, 0x40000000))  # the same calls under the numbers of the x32 interface
-    total = len(checks)
-    steps = [(_LOAD, 0, 0, 4), (_EQUAL, 0, total + 2, architecture), (_LOAD, 0, 0, 0)]
-    steps += [(kind, total - place, 0, number) for place, (kind, number) in enumerate(checks)]
-    steps += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _DENY)]
-    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
-    program = _Program(len(steps), ctypes.cast(code, ctypes.c_void_p))
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        return False
-    return libc.prctl(_PR_SET_SECCOMP, 2, ctypes.byref(program), 0, 0) == 0
+def _refuse_programs(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in _PROGRAM_EVENTS:
+        raise PermissionError(errno.EPERM, "rewards start no processes; set rollout.reward_processes to allow some")
 
 
 def end_with(lifeline: int) -> None:

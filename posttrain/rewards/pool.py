@@ -10,8 +10,11 @@ import atexit
 import json
 import logging
 import os
+import secrets
 import select
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -23,10 +26,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from posttrain import errors
-from posttrain.errors import PosttrainError, RewardError, SupportError
-from posttrain.rewards.limits import RewardLimits, has_kernel_filter, worker_environment
+from posttrain.errors import RewardError, SupportError
+from posttrain.rewards.limits import RewardLimits, worker_environment
 from posttrain.rewards.outcomes import NOT_TRIED, RewardOutcome, failed, spread
+from posttrain.rewards.refusals import refusal_told
 
 _logger = logging.getLogger(__name__)
 
@@ -35,6 +38,12 @@ START_SECONDS = 180.0
 _MAX_ANSWER_BYTES = 2**24
 # A worker whose pipe a grandchild holds open does not show its end there; its state is looked at this often.
 _LOOK_SECONDS = 0.2
+# Linux: process, user and group of the sender beside each message.
+_TELLS_SENDER = hasattr(socket, "SO_PASSCRED")
+_CREDENTIALS = struct.Struct("3i")
+_NOTHING = (
+    b'{"reward": "format", "base_dir": ".", "row_wise": true, "prompts": [], "completions": [], "columns": {}}\n'
+)
 
 
 @dataclass
@@ -64,9 +73,12 @@ class Worker:
     def __init__(self, limits: RewardLimits):
         self.limits = limits
         request_end, self._requests = os.pipe()
-        self._replies, reply_end = os.pipe()
+        # A socket, because the kernel tells for each message of one which process sent it.
+        self._replies, reply_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        if _TELLS_SENDER:
+            self._replies.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         lifeline_end, self._lifeline = os.pipe()
-        passed = (request_end, reply_end, lifeline_end)
+        passed = (request_end, reply_end.detach(), lifeline_end)
         paths = [path or os.getcwd() for path in sys.path]
         try:
             self.process = subprocess.Popen(
@@ -81,22 +93,25 @@ class Worker:
             for descriptor in passed:
                 os.close(descriptor)
         os.set_blocking(self._requests, False)
-        os.set_blocking(self._replies, False)
+        self._replies.setblocking(False)
         settings = {
             "memory_bytes": limits.memory_bytes,
             "network": limits.network,
+            "processes": limits.processes,
             "python_path": os.environ.get("PYTHONPATH"),
         }
         self._out, self._in = json.dumps(settings).encode() + b"\n", b""
         self.task: Task | None = None
-        self.network: str | None = None
+        self.walls: dict[str, str] | None = None  # as the worker found them, before it loaded any reward
+        self._secret = ""  # of the request; an answer without it belongs to another one
         self.has_served = False
         self._loading, self._deadline = True, 0.0
 
     def begin(self, task: Task, request: bytes) -> None:
         """Take a request; the pipe is written to by `advance`."""
         self.task, self._loading = Task(list(task.rows), task.row_wise), True
-        self._out += request
+        self._secret = secrets.token_hex(16)
+        self._out += f"{self._secret} ".encode() + request
         self._deadline = time.monotonic() + max(START_SECONDS, self.limits.timeout_seconds)
 
     @property
@@ -126,7 +141,7 @@ class Worker:
                 self._out = self._out[os.write(self._requests, self._out[: 2**16]) :]
         while self.task is not None:
             try:
-                received = os.read(self._replies, 2**16)
+                received = self._receive()
             except BlockingIOError:
                 break
             if not received:
@@ -142,24 +157,43 @@ class Worker:
             limit = START_SECONDS if self._loading else self.limits.timeout_seconds
             raise _Gone(f"timed out: no answer within {limit:g} s (reward_timeout_seconds)")
 
+    def _receive(self) -> bytes:
+        """What there is to read; only the worker itself may have sent it, no process that it started.
+
+        Raises:
+            BlockingIOError: nothing yet. _Gone: another process wrote.
+        """
+        try:
+            if not _TELLS_SENDER:
+                return self._replies.recv(2**16)
+            received, notes, _, _ = self._replies.recvmsg(2**16, socket.CMSG_SPACE(_CREDENTIALS.size))
+        except ConnectionResetError:
+            return b""
+        senders = {_CREDENTIALS.unpack(data)[0] for _, kind, data in notes if kind == socket.SCM_CREDENTIALS}
+        if received and senders != {self.process.pid}:
+            raise _Gone("worker died: a process that it started wrote in its name")
+        return received
+
     def _take(self, line: bytes, outcomes: dict[int, RewardOutcome]) -> None:
         """One line of the worker. Its process may be in the hands of a completion, so every part is checked."""
         try:
             answer = json.loads(line)
             if self.task is None or not isinstance(answer, dict):
                 raise ValueError
-            if self.network is None:
-                self.network = str(answer["network"])
+            if self.walls is None:
+                self.walls = {str(name): str(state) for name, state in answer["walls"].items()}
+            elif not secrets.compare_digest(str(answer["request"]).encode(), self._secret.encode()):
+                raise ValueError
             elif "refused" in answer:
-                raise _refusal(answer["refused"])
+                raise refusal_told(answer["refused"])
             elif "loaded" in answer or "retrying" in answer:
                 self._loading = False
                 self.task = self.task if self.task.rows else None
             else:
                 self._settle(answer, self.task, outcomes)
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise _Gone("worker died: it sent something that is no answer") from None
-        if self.network is not None and not self._loading:
+        if self.walls is not None and not self._loading:
             self._deadline = time.monotonic() + self.limits.timeout_seconds
 
     def _settle(self, answer: dict[str, Any], task: Task, outcomes: dict[int, RewardOutcome]) -> None:
@@ -208,22 +242,29 @@ class Worker:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        for descriptor in (self._replies, self._lifeline):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._replies = self._lifeline = -1
+        self._replies.close()
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+        self._lifeline = -1
 
 
 class WorkerPool:
-    """The workers of one set of limits; they are started when there is work for them and kept."""
+    """The workers of one reward file under one set of limits; they are started when there is work and kept.
 
-    def __init__(self, limits: RewardLimits):
+    Args:
+        limits: of each of them.
+        is_trusted: whether what they run neither comes from the user nor works on what a model wrote with a large
+            library; for others it is told which walls are missing.
+    """
+
+    def __init__(self, limits: RewardLimits, *, is_trusted: bool = True):
         if os.name != "posix":
             raise SupportError(
                 "worker processes for rewards need Linux or macOS", where="rollout.reward_workers", fix="Set it to 0"
             )
         self.limits, self._idle, self._lock, self._pid = limits, list[Worker](), threading.Lock(), os.getpid()
-        self.network: str | None = None
+        self.walls: dict[str, str] | None = None
+        self.is_trusted = is_trusted
         atexit.register(self.close)
 
     def run(self, job: Job, tasks: list[Task]) -> dict[int, RewardOutcome]:
@@ -285,11 +326,10 @@ class WorkerPool:
             if left:
                 waiting.appendleft(Task(left, row_wise))
             return
-        if self.network is None and worker.network == "python" and has_kernel_filter():
-            _logger.warning(
-                "the kernel does not allow the network filter of rewards; only Python's sockets are closed"
-            )
-        self.network = worker.network or self.network
+        if self.walls is None and worker.walls is not None:
+            self.walls = worker.walls
+            if not self.is_trusted and (gaps := tuple(self.limits.gaps(worker.walls))):
+                tell_gaps(gaps)
         if worker.task is None:
             worker.has_served = True
             self._idle.append(worker)
@@ -312,32 +352,43 @@ def _wait(workers: list[Worker]) -> None:
     poll.poll(max(0.0, seconds) * 1000)
 
 
-def _refusal(facts: dict[str, Any]) -> PosttrainError:
-    """The error that a worker reported, as if it had been raised here."""
-    kind = getattr(errors, str(facts["kind"]), RewardError)
-    kind = kind if isinstance(kind, type) and issubclass(kind, PosttrainError) else RewardError
-    texts = {name: None if facts[name] is None else str(facts[name])[:2000] for name in ("where", "allowed", "fix")}
-    got = {"got": _Verbatim(facts["got"])} if "got" in facts else {}
-    return kind(str(facts["what"])[:2000], **texts, **got)
-
-
-class _Verbatim(str):
-    """Text that is already what `repr` gave."""
-
-    def __repr__(self) -> str:
-        return str(self)
-
-
 @cache
-def _pool_of(limits: RewardLimits, pid: int) -> WorkerPool:
-    return WorkerPool(limits)
+def tell_gaps(gaps: tuple[str, ...]) -> None:
+    """Say once what untrusted reward code can reach on this machine."""
+    _logger.warning(
+        "this run's rewards work on untrusted code or text, and this machine leaves open to them: %s "
+        "(posttrain doctor, SECURITY.md). Train in a container or as a user of its own if that matters",
+        ", ".join(gaps),
+    )
+
+
+_pools: dict[tuple[RewardLimits, str, int], WorkerPool] = {}
 
 
 def describe(limits: RewardLimits) -> str:
     """The limits in one line, with what the workers of this process found possible."""
-    return limits.describe(pool_of(limits).network if limits.workers else None)
+    found = [pool.walls for (used, _, pid), pool in _pools.items() if (used, pid) == (limits, os.getpid())]
+    return limits.describe(next((walls for walls in found if walls is not None), None))
 
 
-def pool_of(limits: RewardLimits) -> WorkerPool:
-    """The pool of this process for these limits."""
-    return _pool_of(limits, os.getpid())
+def pool_of(limits: RewardLimits, group: str = "", *, is_trusted: bool = True) -> WorkerPool:
+    """The pool of this process for these limits and a group of rewards that may share a process."""
+    key = (limits, group, os.getpid())
+    if key not in _pools:
+        _pools[key] = WorkerPool(limits, is_trusted=is_trusted)
+    return _pools[key]
+
+
+def try_walls() -> dict[str, str]:
+    """What a worker with the usual limits finds closed and open on this machine, see `walls.standing`.
+
+    Raises:
+        RewardError: no worker can be started.
+    """
+    pool = WorkerPool(RewardLimits(workers=1))
+    try:
+        job = Job("format", lambda task: _NOTHING, lambda outcomes: False)
+        pool.run(job, [Task([], True)])
+    finally:
+        pool.close()
+    return pool.walls or {}

@@ -21,12 +21,15 @@ from posttrain.errors import RewardError
 from posttrain.rewards import REWARDS, Reward, load_reward, locate_reward
 from posttrain.rewards.limits import RewardLimits
 from posttrain.rewards.outcomes import RewardOutcome, finish, is_async, is_hopeless, score
-from posttrain.rewards.pool import Job, Task, pool_of
+from posttrain.rewards.pool import Job, Task, WorkerPool, pool_of, tell_gaps
 from posttrain.rewards.worker import LIVE_ARGUMENTS
 
 __all__ = ["RewardLimits", "RewardScorer"]
 
 _logger = logging.getLogger(__name__)
+
+# Packaged rewards that compare texts with the standard library alone.
+_PLAIN = ("exact", "format", "next_token", "one_of")
 
 # Requests for each worker that a batch of rows is cut into, so that a slow row holds up little.
 _REQUESTS_PER_WORKER = 4
@@ -45,7 +48,7 @@ class RewardScorer:
     Args:
         reward: a packaged reward, or "file.py:function".
         base_dir: folder that a relative file path starts from.
-        limits: of the workers; scorers with equal limits share them.
+        limits: of the workers; scorers of one file with equal limits share them, those of different files never do.
         max_failed_fraction: where more rows of a call than this have failed, and one time limit has gone by, the rest
             is not tried and counts as failed. So a grader that hangs costs a bounded time.
 
@@ -62,7 +65,13 @@ class RewardScorer:
         max_failed_fraction: float = 0.1,
     ):
         self.reward, self.base_dir = reward, str(Path(base_dir).resolve())
-        _, self.__name__ = locate_reward(reward, base_dir)
+        place, self.__name__ = locate_reward(reward, base_dir)
+        # Rewards of one file share workers; so do packaged ones without a large library behind them.
+        is_plain = reward in _PLAIN
+        self._group, self._is_trusted = (
+            "" if is_plain else str(Path(place).resolve() if isinstance(place, Path) else place),
+            is_plain,
+        )
         self.limits = RewardLimits() if limits is None else limits
         self.max_failed_fraction = max_failed_fraction
         self.outcomes: list[RewardOutcome] = []
@@ -96,10 +105,15 @@ class RewardScorer:
         if self.limits.workers == 0:
             self._here()
         else:
-            pool_of(self.limits).run(self._job({"prompts": [], "completions": []}, 0), [Task([], True)])
+            self._pool().run(self._job({"prompts": [], "completions": []}, 0), [Task([], True)])
+
+    def _pool(self) -> WorkerPool:
+        return pool_of(self.limits, self._group, is_trusted=self._is_trusted)
 
     def _here(self) -> Reward:
         if self._function is None:
+            if not self._is_trusted:
+                tell_gaps(("all of this process, in which they run (rollout.reward_workers: 0)",))
             self._function = load_reward(self.reward, self.base_dir)
         return self._function
 
@@ -122,7 +136,7 @@ class RewardScorer:
             if name not in LIVE_ARGUMENTS and (known is None or name in known)
         }
         count = len(arguments["completions"])
-        rows, pool = list(range(count)), pool_of(self.limits)
+        rows, pool = list(range(count)), self._pool()
         if known is not None:
             size = -(-count // (self.limits.workers * _REQUESTS_PER_WORKER))
             tasks = [Task(rows[start : start + size], True) for start in range(0, count, size)]

@@ -35,10 +35,13 @@ def main() -> None:
     with os.fdopen(requests, "rb") as lines, os.fdopen(replies, "wb") as answers:
         settings = json.loads(lines.readline())
         _restore_path(settings["python_path"])
-        network = limits.apply(memory_bytes=settings["memory_bytes"], network=settings["network"])
-        _answer(answers, network=network)
+        found = limits.apply(
+            memory_bytes=settings["memory_bytes"], network=settings["network"], processes=settings["processes"]
+        )
+        _answer(answers, walls=found)
         for line in lines:
-            _serve(json.loads(line), answers)
+            _current["request"], _, content = line.decode("ascii").partition(" ")
+            _serve(json.loads(content), answers)
 
 
 def _restore_path(python_path: str | None) -> None:
@@ -49,7 +52,14 @@ def _restore_path(python_path: str | None) -> None:
         os.environ["PYTHONPATH"] = python_path
 
 
+_process = os.getpid()
+_current = {"request": ""}  # the secret of the request that is being worked on, part of every answer
+
+
 def _answer(answers: IO[bytes], **content: Any) -> None:
+    if os.getpid() != _process:
+        os._exit(0)  # a fork that a reward left behind comes back here; the answer is not its to give
+    content |= _current
     answers.write(json.dumps(content).encode("ascii") + b"\n")
     answers.flush()
 

@@ -111,6 +111,7 @@ def test_the_limits_of_a_recipe_are_those_of_the_python_interface_by_default():
         memory_bytes=block.reward_memory_bytes,
         network=block.reward_network,
         environment=tuple(block.reward_environment),
+        processes=block.reward_processes,
     )
 
 

@@ -75,13 +75,14 @@ def test_a_supervised_stage_is_evaluated_under_the_limits_of_a_shared_rollout_bl
         "reward_memory_bytes": memory,
         "reward_network": True,
         "reward_environment": ["JUDGE_KEY"],
+        "reward_processes": 3,
     }
     plan = changed(PLAN, {f"rollout.{name}": value for name, value in limits.items()})
     plan["stages"] = [plan["stages"][0], {**plan["stages"][2]}]
     (_, _, first), (_, _, second) = resolve_stages(load(write(tmp_path, plan)))
     assert first.rollout is None
     found = [reward_scorer(run, "exact", evaluation=True).limits for run in (first, second)]
-    assert found == [RewardLimits(1, 4.5, memory, True, ("JUDGE_KEY",))] * 2
+    assert found == [RewardLimits(1, 4.5, memory, True, ("JUDGE_KEY",), 3)] * 2
     assert reward_scorer(second, "exact").limits == found[0]
 
 

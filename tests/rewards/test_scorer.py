@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from posttrain.errors import ConfigError, RewardError, SupportError
-from posttrain.rewards.limits import has_kernel_filter, worker_environment
+from posttrain.rewards.limits import worker_environment
 from posttrain.rewards.outcomes import NOT_TRIED
 from posttrain.rewards.pool import describe, pool_of
 from posttrain.rewards.scorer import RewardLimits, RewardScorer
+from posttrain.rewards.walls import has_filter
 
 LIMITS = RewardLimits(timeout_seconds=5.0, memory_bytes=2**30)
 
@@ -196,7 +197,7 @@ def test_a_broken_contract_stops_at_once(folder: Path, name: str, message: str, 
 
 def test_what_a_reward_prints_is_not_taken_for_an_answer(folder: Path, capfd: pytest.CaptureFixture):
     # Limits of its own, so that the worker starts with the captured standard error.
-    assert score(folder, "printing", limits=RewardLimits(timeout_seconds=35.0)) == ([1.0, 1.0, 1.0], None)
+    assert score(folder, "printing", limits=RewardLimits(timeout_seconds=35.0, processes=4)) == ([1.0, 1.0, 1.0], None)
     assert "from a shell" in capfd.readouterr().err
 
 
@@ -230,22 +231,22 @@ def test_infrastructure_errors_are_retried_once(folder: Path, tmp_path: Path):
     assert counter.read_text() == "xx"
 
 
-@pytest.mark.skipif(not has_kernel_filter(), reason="the kernel of this machine cannot refuse sockets")
+@pytest.mark.skipif(not has_filter(), reason="the kernel of this machine cannot refuse sockets")
 def test_the_kernel_refuses_sockets_that_python_does_not_see(folder: Path):
     assert score(folder, "raw_socket")[0] == [-1.0, -1.0, -1.0]
-    assert pool_of(LIMITS).network == "kernel"
+    assert scorer(folder, "raw_socket")._pool().walls["sockets"] == "closed"
     opened = score(folder, "raw_socket", limits=RewardLimits(network=True))[0]
     assert min(opened) >= 3.0
 
 
-def test_secrets_of_the_environment_stay_behind_unless_named(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_not_known_to_be_harmless_stays_behind_unless_named(folder: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("HF_TOKEN", "MY_API_KEY", "PLAIN_NAME"):
         monkeypatch.setenv(name, "value")
     monkeypatch.setenv("DATABASE", "postgres://user:word@host/base")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     # Other limits than the other tests have, so that workers start with this environment.
-    assert score(folder, "secret", limits=RewardLimits(timeout_seconds=31.0))[0] == [0.0, 0.0, 1.0]
-    named = RewardLimits(timeout_seconds=31.0, environment=("MY_API_KEY",))
+    assert score(folder, "secret", limits=RewardLimits(timeout_seconds=31.0))[0] == [0.0, 0.0, 0.0]
+    named = RewardLimits(timeout_seconds=31.0, environment=("MY_API_KEY", "PLAIN_NAME"))
     assert score(folder, "secret", limits=named)[0] == [0.0, 1.0, 1.0]
     assert "DATABASE" not in worker_environment(LIMITS)
     assert worker_environment(LIMITS)["TOKENIZERS_PARALLELISM"] == "false"
@@ -310,7 +311,7 @@ from posttrain.rewards.scorer import RewardLimits, RewardScorer
 if __name__ == "__main__":
     # A shell starts background jobs with SIGINT ignored, and they pass that on.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    reward = RewardScorer("mine.py:outliving", base_dir=sys.argv[1], limits=RewardLimits(workers=1))
+    reward = RewardScorer("mine.py:outliving", base_dir=sys.argv[1], limits=RewardLimits(workers=1, processes=2))
     reward(["p"] * 2, ["a"] * 2, marker=[sys.argv[2], sys.argv[3]])
 """
 
@@ -386,7 +387,13 @@ def test_an_interrupted_call_does_not_answer_into_the_next(folder: Path, monkeyp
 def test_the_record_of_a_run_says_what_the_limits_are():
     limits = RewardLimits(timeout_seconds=36.0)
     RewardScorer("exact", limits=limits).load()
-    kind = "by the kernel" if pool_of(limits).network == "kernel" else "in Python only"
-    assert describe(limits) == f"2 worker processes, 36 s a call, 4 GiB, network closed {kind}"
-    assert limits.describe("python").endswith("network closed in Python only")
-    assert RewardLimits(network=True, memory_bytes=None).describe().endswith("no memory limit, network open")
+    walls = pool_of(limits).walls
+    assert describe(limits) == limits.describe(walls)
+    start = "2 worker processes for each reward file, 36 s a call, 4 GiB, no programs, network "
+    assert limits.describe(dict.fromkeys(walls, "closed")) == f"{start}closed by the kernel, open: nothing else"
+    assert limits.describe({**walls, "sockets": "open", "new processes": "closed"}).startswith(
+        f"{start}closed in Python only, open: "
+    )
+    allowed = RewardLimits(network=True, memory_bytes=None, processes=8)
+    told = allowed.describe({"sockets": "open", "new processes": "open", "settings of the kernel": "open"})
+    assert told.endswith("no memory limit, 8 processes, network open, open: settings of the kernel")
