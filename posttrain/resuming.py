@@ -286,6 +286,7 @@ def settings_beside(config: Any, *, splits: Any, template_sha256: str | None = N
         template_sha256: of the tokenizer's chat template, which may change where the model's path stays.
     """
     from posttrain.evaluating import reward_code
+    from posttrain.evaluation.provenance import without_secrets
 
     model = {key: value for key, value in config.model.model_dump().items() if key not in _FREE_MODEL}
     if model.get("path") is not None and Path(model["path"]).expanduser().is_dir():
@@ -301,7 +302,7 @@ def settings_beside(config: Any, *, splits: Any, template_sha256: str | None = N
         found["sha256 of the model's chat template"] = template_sha256
     if config.stage is not None:
         found["stage.rif"] = None if config.stage.rif is None else config.stage.rif.model_dump()
-    return dict(json.loads(json.dumps(_flat(found), default=str)))
+    return dict(without_secrets(json.loads(json.dumps(_flat(found), default=str))))
 
 
 def resumed_record(checkpoint: str | None, applied: list[str]) -> dict[str, Any] | None:

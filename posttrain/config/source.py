@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import ConfigError
+from posttrain.hidden import remember
 
 Key = tuple[str | int, ...]
 _ENV = re.compile(r"\$\{env:([^}]*)\}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SECRET_NAME = re.compile(r"TOKEN|SECRET|KEY|PASS|PWD|CREDENTIAL|AUTH|COOKIE|JWT|DSN", re.IGNORECASE)
 _MAX_DEPTH = 32
 _MOST_BYTES = 200_000
 _MOST_VALUES = 10_000
@@ -240,6 +242,7 @@ def _variable(name: str, where: str) -> str:
             where=where,
             fix=f"Set it: export {name}=..., then try again",
         )
+    remember(os.environ[name], is_secret=_SECRET_NAME.search(name) is not None)
     return os.environ[name]
 
 

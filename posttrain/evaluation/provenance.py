@@ -1,7 +1,8 @@
 """What a stranger needs to repeat a run: versions, commit, data fingerprints, world layout, command line.
 
-Secrets never enter: values under names that hold one, values that look like an access token, and the values of secret
-environment variables are replaced by "<hidden>". The environment itself is not recorded.
+Secrets never enter: values under names that hold one, values that look like an access token, what `${env:NAME}`
+brought into the recipe, and the values of secret environment variables are replaced by "<hidden>". The environment
+itself is not recorded.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from typing import Any
 import posttrain
 from posttrain.data.streams import RowStreams
 from posttrain.evaluation.records import json_value
+from posttrain.hidden import HIDDEN, hide, is_hidden
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets")
-HIDDEN = "<hidden>"
 # Written by `posttrain reproduce` itself.
 _RESULTS = ":(top,exclude,glob)recipes/*/RESULTS.json"
 
@@ -123,36 +124,41 @@ def command_line(argv: Sequence[str] | None = None) -> list[str]:
         match = _ASSIGNMENT.match(argument)
         if hide_next:
             shown.append(HIDDEN)
-        elif match and _is_secret_name(match[2]):
+        elif match and is_secret_name(match[2]):
             shown.append(f"{match[1]}{match[2]}={HIDDEN}")
         else:
             shown.append(without_secrets(argument))
-        hide_next = argument.startswith("--") and match is None and _is_secret_name(argument.lstrip("-"))
+        hide_next = argument.startswith("--") and match is None and is_secret_name(argument.lstrip("-"))
     return shown
 
 
 def without_secrets(value: Any, *, name: str = "") -> Any:
-    """A copy of a nested value in which secrets are replaced by "<hidden>"; `name` is the key it stands under."""
+    """A copy of a nested value in which secrets are replaced by "<hidden>"; `name` is the key it stands under.
+
+    Tuples become lists.
+    """
     if isinstance(value, dict):
         return {key: without_secrets(item, name=str(key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [without_secrets(item, name=name) for item in value]
     if not isinstance(value, str) or not value:
-        return value
-    if _is_secret_name(name):
+        return HIDDEN if isinstance(value, int | float) and is_hidden(value) else value
+    if is_secret_name(name):
         return HIDDEN
+    value = hide(value)
     for secret in _secrets_in_environment():
         value = value.replace(secret, HIDDEN)
     return _SECRET_VALUE.sub(HIDDEN, value)
 
 
-def _is_secret_name(name: str) -> bool:
+def is_secret_name(name: str) -> bool:
+    """Whether what stands under this name is a secret."""
     return bool(_SECRET_NAME.search(name)) and not _NOT_SECRET.search(name)
 
 
 def _secrets_in_environment() -> list[str]:
     """Values that `${env:NAME}` may have brought into a recipe; short ones would blank out ordinary words."""
-    values = [value for name, value in os.environ.items() if _is_secret_name(name) and len(value) >= 8]
+    values = [value for name, value in os.environ.items() if is_secret_name(name) and len(value) >= 8]
     return sorted(values, key=len, reverse=True)
 
 

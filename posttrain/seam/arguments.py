@@ -6,6 +6,7 @@ stand in `upstream_fields.py`. This module imports neither torch nor trl.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import enum
@@ -14,7 +15,7 @@ import math
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from posttrain.errors import ConfigError
 from posttrain.seam.upstream_fields import ROLLOUT_FIELDS, SET_BY, UPSTREAM_RANGES, Block, Range, upstream_block
@@ -23,6 +24,7 @@ __all__ = [
     "UPSTREAM_RANGES",
     "FieldSpec",
     "Range",
+    "WithoutSecrets",
     "check_options",
     "check_value",
     "field_specs",
@@ -182,6 +184,27 @@ def _upstream_range(config_class: type, item: dataclasses.Field, annotation: Any
     names = [str(member.value) for kind in _members(annotation) if _is_enum(kind) for member in kind]
     names = names or [str(choice) for choice in item.metadata.get("choices") or ()]
     return Range(choices=tuple(names) or None)
+
+
+class WithoutSecrets:
+    """Arguments that tell no secret: loggers get them from `to_dict`, training_args.bin is written of `shown`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, with "<hidden>" for secrets."""
+        from posttrain.evaluation.provenance import without_secrets
+
+        return without_secrets(super().to_dict())  # type: ignore[misc]
+
+    def shown(self) -> Self:
+        """A copy in which secrets are "<hidden>"."""
+        from posttrain.evaluation.provenance import without_secrets
+
+        found = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, str | int | float | dict | list):
+                # Past checks of assignments: this copy is written, not used.
+                found.__dict__[name] = without_secrets(value, name=name)
+        return found
 
 
 def check_options(config: Any) -> None:

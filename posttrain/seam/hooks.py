@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,9 +20,11 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from posttrain import __version__
 from posttrain.errors import PosttrainError, ResumeError
+from posttrain.evaluation.provenance import without_secrets
 from posttrain.models import saving
 from posttrain.seam import manifest
 from posttrain.seam import state as checkpoint
+from posttrain.seam.arguments import WithoutSecrets
 from posttrain.seam.continued import ContinuedSettings
 from posttrain.seam.memory import memory_told
 from posttrain.seam.row_use import CountedRows
@@ -237,7 +240,7 @@ class ResumableTrainer(ContinuedSettings, CountedRows):
         # Called by transformers 5.17 on the rank that writes, with the weights of all.
         folder = output_dir or self.args.output_dir  # type: ignore[attr-defined]
         problems = saving.save_parts(
-            lambda: super(ResumableTrainer, self)._save(output_dir, state_dict),  # type: ignore[misc]
+            lambda: self._save_without_secrets(output_dir, state_dict),
             self.accelerator.unwrap_model(self.model),  # type: ignore[attr-defined]
             folder,
             tokenizer=self.processing_class,  # type: ignore[attr-defined]
@@ -248,10 +251,26 @@ class ResumableTrainer(ContinuedSettings, CountedRows):
         elif problems:
             raise saving.unsaved(problems, folder)
 
+    @contextmanager
+    def _secrets_hidden(self) -> Iterator[None]:
+        """What is written of the arguments in here, a pickle beside the weights or a card, holds no secret."""
+        args, hub_id = self.args, getattr(self, "hub_model_id", None)  # type: ignore[has-type]
+        self.args = args.shown() if isinstance(args, WithoutSecrets) else args
+        self.hub_model_id = self.args.hub_model_id if hub_id == args.hub_model_id else hub_id
+        try:
+            yield
+        finally:
+            self.args, self.hub_model_id = args, hub_id
+
+    def _save_without_secrets(self, output_dir: str | None, state_dict: Any) -> None:
+        with self._secrets_hidden():
+            super()._save(output_dir, state_dict)  # type: ignore[misc]
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """As TRL's, before every checkpoint; a card that cannot be written costs neither checkpoint nor run."""
         try:
-            super().create_model_card(*args, **kwargs)  # type: ignore[misc]
+            with self._secrets_hidden():
+                super().create_model_card(*without_secrets(args), **without_secrets(kwargs))  # type: ignore[misc]
         except Exception as problem:  # noqa: BLE001 - the card is made of texts of many sources
             if manifest.is_no_room(problem):
                 raise

@@ -15,7 +15,7 @@ from trl import GRPOConfig
 from posttrain.errors import ConfigError, SupportError
 from posttrain.losses.upge import UPGE_PRESETS, UPGEConfig
 from posttrain.models.generation_settings import check_generation_kwargs, narrowed
-from posttrain.seam.arguments import check_options, option
+from posttrain.seam.arguments import WithoutSecrets, check_options, option
 from posttrain.seam.engine_file import refuse_overrides
 from posttrain.seam.sharding import asked_engine, cpu_group, refuse_offload
 
@@ -95,7 +95,7 @@ def verifier_index(names: list[str], wanted: str | None) -> int:
 
 
 @dataclass
-class PolicyConfig(GRPOConfig):
+class PolicyConfig(WithoutSecrets, GRPOConfig):
     """GRPO with any combination of the four parts of the unified policy gradient estimator.
 
     `preset` names a row of `posttrain.losses.upge.UPGE_PRESETS`; a field below that is not None replaces that part of

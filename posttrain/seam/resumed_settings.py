@@ -18,6 +18,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from posttrain.errors import ResumeError
+from posttrain.evaluation.provenance import without_secrets
 from posttrain.seam.arguments import field_specs
 
 APPLIED = frozenset(
@@ -83,7 +84,8 @@ _KNOWN = ("lr", "weight_decay", "betas", "eps")
 
 def recorded_settings(args: Any) -> dict[str, Any]:
     """What a checkpoint keeps of its run's arguments, as JSON: every field that is not free, without secrets."""
-    return {name: plain(getattr(args, name)) for name in field_specs(type(args)) if name not in FREE}
+    found = {name: plain(getattr(args, name)) for name in field_specs(type(args)) if name not in FREE}
+    return {name: without_secrets(value, name=name) for name, value in found.items()}
 
 
 def plain(value: Any) -> Any:

@@ -21,7 +21,7 @@ from posttrain.errors import ConfigError, PosttrainError, SupportError
 from posttrain.losses.reductions import LossCounts, LossOutput, reduce_loss
 from posttrain.losses.supervised import dft_loss, nll_loss
 from posttrain.models.template_clock import guard_clock
-from posttrain.seam.arguments import check_options, option
+from posttrain.seam.arguments import WithoutSecrets, check_options, option
 from posttrain.seam.head import add_selective_scoring
 from posttrain.seam.hooks import ResumableTrainer
 from posttrain.seam.isolation import refuse_mixed_rows
@@ -37,7 +37,7 @@ _LOSSES = {"nll": nll_loss, "dft": dft_loss}
 
 
 @dataclass
-class SupervisedConfig(SFTConfig):
+class SupervisedConfig(WithoutSecrets, SFTConfig):
     """Supervised fine-tuning on demonstrations, tokenised exactly as the policy methods tokenise theirs.
 
     Rows with columns `prompt` and `demonstration_column` train the demonstration and its end token; other formats that
