@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import sys
 from pathlib import Path
@@ -61,7 +62,9 @@ def serve(
     sys.stderr.flush()
     command = [sys.executable, "-m", "posttrain.rollouts.serve"]
     command += settings.options(host=host, port=port, is_cpu=is_cpu)
-    os.execvpe(command[0], command, server_environment(token, host=host, is_cpu=is_cpu, devices=None))
+    os.execvpe(
+        command[0], command, server_environment(token, host=host, is_cpu=is_cpu, devices=None, model=str(model))
+    )
 
 
 def _token(file: Path) -> tuple[str, str]:
@@ -70,9 +73,47 @@ def _token(file: Path) -> tuple[str, str]:
 
     given = os.environ.get(TOKEN_VARIABLE)
     if given:
-        return given, f"it takes requests with the token in {TOKEN_VARIABLE}"
+        return _long_enough(given, TOKEN_VARIABLE), f"it takes requests with the token in {TOKEN_VARIABLE}"
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-            stream.write(secrets.token_urlsafe(32) + "\n")
-    return file.read_text().strip(), f'for the run: export {TOKEN_VARIABLE}="$(cat {file})"'
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+                stream.write(secrets.token_urlsafe(32) + "\n")
+        except OSError as error:
+            raise ConfigError(f"the token cannot be written: {error.strerror}", where=str(file)) from None
+    return _read_token(file), f'for the run: export {TOKEN_VARIABLE}="$(cat {file})"'
+
+
+def _read_token(file: Path) -> str:
+    """The token in a file that is this user's alone.
+
+    Raises:
+        ConfigError: others may read or write it, or it holds no token.
+    """
+    try:
+        with file.open("rb") as stream:
+            facts = os.fstat(stream.fileno())
+            text = stream.read(4096)
+    except OSError as error:
+        raise ConfigError(f"the token cannot be read: {error.strerror}", where=str(file)) from None
+    if facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
+        raise ConfigError(
+            "others may know the token in this file, for they may read or write it",
+            where=str(file),
+            got=f"mode {facts.st_mode & 0o777:04o}, owner {facts.st_uid}",
+            allowed=f"mode 0600, owner {os.geteuid()}",
+            fix="Delete it, and a new one is made",
+        )
+    return _long_enough(text.decode("utf-8", errors="replace").strip(), str(file))
+
+
+def _long_enough(token: str, where: str) -> str:
+    if not re.fullmatch(r"[\x21-\x7e]{32,512}", token):
+        raise ConfigError(
+            "this is no token",
+            where=where,
+            got=f"{len(token)} characters",
+            allowed="32 to 512 characters of ASCII, without spaces",
+            fix="Delete it, and a new one is made",
+        )
+    return token

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import ConfigError, PosttrainError
-from posttrain.rollouts.guard import TOKEN_VARIABLE
+from posttrain.rollouts.guard import TOKEN_VARIABLE, WEIGHT_BYTES_VARIABLE
 
 
 class EngineError(PosttrainError):
@@ -70,28 +70,48 @@ class ServerSettings:
         return words + ["--disable-uvicorn-access-log"] + ["--enforce-eager"] * is_cpu
 
 
+# Addresses that only this machine, or machines of the same private network, can have (RFC 1122, RFC 1918).
+_NEAR = tuple(ipaddress.IPv4Network(text) for text in ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
+
+
 def refuse_public(host: str) -> None:
-    """Refuse an address that is neither of this machine's loopback nor private, or that means all interfaces.
+    """Refuse an address unless it is of this machine's loopback or of a private network. A name is taken if all its
+    addresses are.
 
     Raises:
         ConfigError: with what is allowed.
     """
-    try:
-        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
-    except ValueError:
-        try:
-            address = ipaddress.ip_address(socket.gethostbyname(host))
-        except OSError as error:
-            raise ConfigError("no such host", where="host", got=host) from error
-    if address.is_unspecified or not (address.is_loopback or address.is_private):
-        raise ConfigError(
-            "an engine that takes weights does not listen on every or on a public interface",
-            where="host",
-            got=host,
-            allowed="127.0.0.1, or the address of one private interface",
+    for address in _addresses(host):
+        is_own_v6 = isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None and address.is_private
+        if is_own_v6 and not address.is_unspecified:
+            raise ConfigError("not an IPv4 address", where="host", got=host, allowed="such as 127.0.0.1")
+        near = isinstance(address, ipaddress.IPv4Address) and any(
+            address in network and address not in (network.network_address, network.broadcast_address)
+            for network in _NEAR
         )
-    if address.version != 4:
-        raise ConfigError("not an IPv4 address", where="host", got=host, allowed="such as 127.0.0.1")
+        if not near:
+            raise ConfigError(
+                "an engine that takes weights does not listen on every or on a public interface",
+                where="host",
+                got=host,
+                allowed="127.0.0.1, or the address of one private interface",
+            )
+
+
+def _addresses(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """Every address that a name stands for, or the one that is written."""
+    try:
+        return [ipaddress.ip_address(host)]
+    except ValueError:
+        pass
+    try:
+        # Also the old forms of a number (0, 127.1, 0x7f000001), as whatever listens would read them.
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError("no such host", where="host", got=host) from error
+    addresses = [ipaddress.ip_address(text) for text in sorted({str(entry[4][0]).split("%")[0] for entry in found})]
+    # What listens uses an IPv4 address; a private IPv6 address beside it ("localhost" is ::1 too) does no harm.
+    return [address for address in addresses if address.version == 4 or not address.is_private] or addresses
 
 
 def free_port(host: str) -> int:
@@ -113,10 +133,13 @@ def interface_of(host: str) -> str | None:
     return None
 
 
-def server_environment(token: str, *, host: str, is_cpu: bool, devices: str | None) -> dict[str, str]:
+def server_environment(
+    token: str, *, host: str, is_cpu: bool, devices: str | None, model: str | None = None
+) -> dict[str, str]:
     """Environment of a server's process; the token goes this way, never on the command line.
 
-    What the engine's workers open among themselves, without a token, listens on the interface of `host` alone.
+    It takes weights of four times the bytes of the files in the folder `model`, which is float32 for 8-bit ones. What
+    the engine's workers open among themselves, without a token, listens on the interface of `host` alone.
     """
     from posttrain.rollouts.cpu import engine_environment
 
@@ -131,6 +154,9 @@ def server_environment(token: str, *, host: str, is_cpu: bool, devices: str | No
     if (interface := interface_of(host)) is not None:
         own["GLOO_SOCKET_IFNAME"] = interface
     own["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    stored = sum(file.stat().st_size for file in Path(model).glob("*.safetensors")) if model is not None else 0
+    if stored:
+        own[WEIGHT_BYTES_VARIABLE] = str(4 * stored + 2**20)
     if devices is not None:
         own["CUDA_VISIBLE_DEVICES"] = devices
     return own | (engine_environment() if is_cpu else {})
@@ -157,7 +183,9 @@ class EngineServer:
         port = free_port(host)
         self.url = f"http://{host}:{port}"
         log.parent.mkdir(parents=True, exist_ok=True)
-        environment = server_environment(self.token, host=host, is_cpu=is_cpu, devices=settings.devices)
+        environment = server_environment(
+            self.token, host=host, is_cpu=is_cpu, devices=settings.devices, model=settings.model
+        )
         command = [sys.executable, "-m", "posttrain.rollouts.serve"]
         with log.open("wb") as output:
             self.process = subprocess.Popen(

@@ -11,7 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from posttrain.rollouts.guard import TOKEN_VARIABLE, WEIGHTS_ROUTE, Guard
+from posttrain.rollouts import guard
+from posttrain.rollouts.guard import TOKEN_VARIABLE, WEIGHT_BYTES_VARIABLE, WEIGHTS_ROUTE, Guard
 
 TOKEN = "t" * 43
 
@@ -94,3 +95,51 @@ def test_a_server_without_a_real_token_does_not_start(monkeypatch, token):
     monkeypatch.setenv(TOKEN_VARIABLE, token)
     with pytest.raises(RuntimeError, match="at least 32 characters"):
         Guard(None)
+
+
+def weights(reached, body, *, headers=(), pause=0.0, monkeypatch):
+    """What a sender of weights gets, and whether the engine was called; it pauses before each part."""
+    called, parts, sent = [], list(body), []
+
+    class Engine:
+        async def collective_rpc(self, method, args):
+            called.append(method)
+            return [[1]]
+
+    async def receive():
+        await asyncio.sleep(pause)
+        return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "PUT",
+        "path": WEIGHTS_ROUTE,
+        "headers": [(b"authorization", b"Bearer " + TOKEN.encode()), *headers],
+        "app": SimpleNamespace(state=SimpleNamespace(engine_client=Engine())),
+    }
+    monkeypatch.setenv(WEIGHT_BYTES_VARIABLE, "1000")
+    asyncio.run(Guard(None)(scope, receive, send))
+    return sent[0]["status"], called, len(parts), dict(sent[0]["headers"]).get(b"connection")
+
+
+def test_weights_that_are_too_large_are_not_read_to_the_end(reached, monkeypatch):
+    assert weights(reached, [b"x" * 400] * 2 + [b"x" * 200], monkeypatch=monkeypatch) == (
+        200,
+        ["posttrain_load"],
+        0,
+        None,
+    )
+    assert weights(reached, [b"x" * 400] * 9, monkeypatch=monkeypatch) == (413, [], 6, b"close")
+    told = [(b"content-length", b"1001")]
+    assert weights(reached, [b"x"] * 9, headers=told, monkeypatch=monkeypatch) == (413, [], 9, b"close")
+
+
+def test_a_sender_that_stops_or_trickles_is_let_go(reached, monkeypatch):
+    monkeypatch.setattr(guard, "PAUSE_SECONDS", 0.05)
+    assert weights(reached, [b"x"] * 3, pause=0.2, monkeypatch=monkeypatch) == (408, [], 3, b"close")
+    monkeypatch.setattr(guard, "_GRACE_SECONDS", 0.1)
+    status, called, left, _ = weights(reached, [b"x"] * 90, pause=0.02, monkeypatch=monkeypatch)
+    assert (status, called) == (408, []) and 80 < left < 90
