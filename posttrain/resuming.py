@@ -296,7 +296,7 @@ def settings_beside(config: Any, *, splits: Any, template_sha256: str | None = N
     found = {"model": model, "data.max_prompt_length": config.data.max_prompt_length}
     found |= {f"data.{name}": name in splits for name in ("validation", "retain")}
     if config.rollout is not None:
-        found["rollout.rewards"] = [entry.model_dump() for entry in config.rollout.rewards]
+        found["rollout.rewards"] = [entry.model_dump(exclude_none=True) for entry in config.rollout.rewards]
         found |= {f"SHA-256 of {name}": value for name, value in reward_code(config).items()}
     if template_sha256 is not None:
         found["sha256 of the model's chat template"] = template_sha256

@@ -83,7 +83,9 @@ def reward_scorer(cfg: RunConfig, name: str, *, evaluation: bool = False) -> Any
 
     accepted = {} if cfg.rollout is None else {"max_failed_fraction": cfg.rollout.max_failed_fraction}
     limits = reward_limits(cfg, evaluation=evaluation)
-    return RewardScorer(name, base_dir=Path(cfg.source.file).parent, limits=limits, **accepted)
+    entries = [] if cfg.rollout is None else [entry for entry in cfg.rollout.rewards if entry.name == name]
+    chosen = entries[0].options() if entries else {}
+    return RewardScorer(name, base_dir=Path(cfg.source.file).parent, limits=limits, **accepted, **chosen)
 
 
 def own_reward_files(cfg: RunConfig) -> dict[str, dict[str, str]]:

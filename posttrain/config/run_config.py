@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Private
 
 from posttrain.config.block import Block, Count, Day, Name, OpenBlock, Seed
 from posttrain.config.mix_block import MixBlock
+from posttrain.config.reward_entry import RewardEntry, distinct, named
 from posttrain.config.rif_block import RifBlock
 from posttrain.config.source import Key, SourceMap
 
@@ -208,32 +209,13 @@ class DataBlock(Block):
     )
 
 
-def _named(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
-class RewardEntry(Block):
-    """One reward function."""
-
-    name: Name = Field(description="name of a packaged reward, or file.py:function beside the recipe")
-    weight: float = Field(default=1.0, description="factor in the sum of rewards", allow_inf_nan=False)
-
-
-def _distinct(value: list[RewardEntry]) -> list[RewardEntry]:
-    names = [entry.name for entry in value]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ValueError(f"reward {repeated[0]!r} is listed twice")
-    return value
-
-
 class RolloutBlock(OpenBlock):
     """How completions are sampled and scored; policy methods only."""
 
     engine: Literal["hf", "vllm"] = Field(default="hf", description="what generates: transformers, or vLLM")
     mode: Literal["colocate", "server"] | None = Field(default=None, description="where vLLM runs; null = colocate")
     rewards: Annotated[
-        list[Annotated[RewardEntry, BeforeValidator(_named)]], Field(min_length=1), AfterValidator(_distinct)
+        list[Annotated[RewardEntry, BeforeValidator(named)]], Field(min_length=1), AfterValidator(distinct)
     ] = Field(description="reward functions; their weighted sum is the reward")
     verifier: Name | None = Field(default=None, description="reward whose value is the verdict; null = the first")
     reward_workers: Annotated[int, Field(ge=0)] = Field(

@@ -1,15 +1,36 @@
 r"""Where the final answer of a completion is. One rule for every reward, so that verdicts agree.
 
-A final answer is marked by a line that begins with "Answer:" or "####" (the mark of GSM8K), or by \boxed{...}.
+A final answer is marked by a line that begins with one of `MARKERS` (#### is that of GSM8K), or by \boxed{...}. Case
+and Markdown around the word do not matter, nor do "final" or "the ... is": "**Answer:** 42", "### Final answer: 42".
 """
 
 from __future__ import annotations
 
+import re
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 MARKERS = ("Answer:", "####")
-_BOX = "\\boxed{"
+_BOX = re.compile(r"\\boxed\s{0,4}\{")
+_MARK = re.compile(
+    r"^[ \t>]{0,16}(?:"
+    # A word with a colon, or a heading or bold line that is nothing but the word.
+    r"(?P<open>(?:\#{1,6}[ \t]{0,4})?[*_]{0,3})(?P<word>(?:final[ \t])?answer|the[ \t](?:final[ \t])?answer[ \t]is)"
+    r"(?:(?P<inner>[*_]{0,3})[ \t]{0,4}[:：](?P<close>[*_]{0,3})|(?P<alone>[*_]{0,3}[ \t]{0,4})$)"
+    r"|(?P<hash>\#\#\#\#)(?!\#))",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A line mark: where what follows begins, and whether it is "####"."""
+
+    end: int
+    is_hash: bool
+    emphasis: str  # opened before the word and not closed behind it
 
 
 def completion_text(completion: str | Sequence[dict[str, Any]]) -> str:
@@ -21,44 +42,67 @@ def completion_text(completion: str | Sequence[dict[str, Any]]) -> str:
 
 
 def marked_answer(text: str) -> str | None:
-    """What follows the last marker on its own line, stripped; None without a marker line, "" if nothing follows.
+    """What follows the last marker on its own line or, if that is blank, on the next line that is not; stripped.
 
-    A marker counts only at the beginning of a line (spaces before it are allowed).
+    None without a marker line, "" if nothing follows. A marker counts only at the beginning of a line (spaces, quote
+    marks and Markdown before it are allowed). Emphasis around the whole answer is taken away.
     """
-    position = marker_end(text)
-    return None if position is None else text[position:].split("\n", 1)[0].strip()
+    block = marked_block(text)
+    return None if block is None else _without_emphasis(block.split("\n", 1)[0].strip())
 
 
 def marked_block(text: str) -> str | None:
     """What follows the last marker up to the end of the text, stripped, for answers of several lines; or None."""
-    position = marker_end(text)
-    return None if position is None else text[position:].strip()
+    mark = last_mark(text)
+    if mark is None:
+        return None
+    block = text[mark.end :].strip()
+    if mark.emphasis and block.split("\n", 1)[0].rstrip().endswith(mark.emphasis):
+        first, *rest = block.split("\n", 1)
+        block = "\n".join([first.rstrip().removesuffix(mark.emphasis).rstrip(), *rest])
+    return block
 
 
 def marker_end(text: str) -> int | None:
     """Index right after the last marker that begins a line; None without one."""
-    end = len(text)
-    while end >= 0:
-        begin = text.rfind("\n", 0, end) + 1
-        stripped = text[begin:end].lstrip()
-        for marker in MARKERS:
-            if stripped.startswith(marker):
-                return end - len(stripped) + len(marker)
-        end = begin - 1
-    return None
+    mark = last_mark(text)
+    return None if mark is None else mark.end
+
+
+def last_mark(text: str) -> Mark | None:
+    """The last marker that begins a line; None without one."""
+    found = None
+    for match in _MARK.finditer(text):
+        # Without a colon the word must be a heading or emphasised: a line "answer" of prose is none.
+        if match["alone"] is None or match["open"]:
+            found = match
+    if found is None:
+        return None
+    emphasis = (found["open"] or "").lstrip("# \t")
+    closed = (found["inner"] or "") + (found["close"] or "") + (found["alone"] or "").strip()
+    return Mark(found.end(), found["hash"] is not None, "" if emphasis == closed else emphasis)
+
+
+def _without_emphasis(line: str) -> str:
+    for mark in ("**", "__"):
+        if line.startswith(mark) and line.endswith(mark) and len(line) > 2 * len(mark):
+            inner = line[len(mark) : -len(mark)]
+            return inner.strip() if mark not in inner else line
+    return line
 
 
 def boxed_answer(text: str) -> tuple[int, str] | None:
     r"""Position and content of the last \boxed{...} with balanced braces; None if there is none or it never closes."""
-    position = text.rfind(_BOX)
-    if position < 0:
+    openings = deque(_BOX.finditer(text), maxlen=1)
+    if not openings:
         return None
-    begin = position + len(_BOX)
+    opening = openings[0]
+    begin = opening.end()
     depth = 1
     for index in range(begin, len(text)):
         depth += {"{": 1, "}": -1}.get(text[index], 0)
         if depth == 0:
-            return position, text[begin:index].strip()
+            return opening.start(), text[begin:index].strip()
     return None
 
 

@@ -1,164 +1,196 @@
-r"""Mathematical equality with the reference answer, by math-verify.
+r"""Mathematical equality with the reference answer.
 
-math-verify guards itself with signal.alarm, which only works in the main thread; here its timers are off and the input
-is bounded instead, so rewards may run in any thread or process. Only its LaTeX grammar is used: its reader for plain
-expressions hands text to Python's eval. A grader in a process of its own with a clock is left out of this file.
+Text is read by a grammar of our own (`math_text`, `math_tree`), never by an evaluator of Python code; structure is
+compared by `math_equality`, values by `math_numbers`. docs/rewards.md says what counts as equal. With `strict` off
+math-verify decides instead (`math_lenient`).
 """
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from posttrain.rewards.answers import boxed_answer, completion_text, marked_answer, marker_end, normalise
+from posttrain.rewards.answers import boxed_answer, completion_text, last_mark, marked_answer, normalise
+from posttrain.rewards.math_equality import equal
+from posttrain.rewards.math_numbers import Budget, TooLaborious, Undefined
+from posttrain.rewards.math_text import Unreadable, clean, tokens_of
+from posttrain.rewards.math_tree import Node, Opaque, parse
+from posttrain.rewards.math_units import with_units_as_words
 
-MAX_ANSWER_CHARACTERS = 200
+MAX_ANSWER_CHARACTERS = 2_000
 _MAX_TEXT_CHARACTERS = 20_000
-_MAX_DIGITS = 60
-_MAX_DEPTH = 12
-_MAX_POWER = 10_000
-_MAX_POLYNOMIAL_POWER = 12
-# Sums, searches, derivatives and big factorials (Gamma is one) that a computer algebra system would carry out,
-# whatever the length of the text.
-_LABORIOUS = re.compile(
-    r"\\(sum|prod|int|iint|oint|lim|limsup|liminf|Gamma|partial)(?![A-Za-z])|!!|[^\dA-Za-z]!|\d{3,}!"
-    r"|\{\s*d(\^[^{}]*|\^\s*\{[^{}]*\})?\s*\}\s*\{\s*d\s*\\?[A-Za-z]"
+_PROSE = re.compile(r"[A-Za-z][A-Za-z'-]*(?:[ ,]+[A-Za-z][A-Za-z'-]*)*[.!]?")
+_SHORT_WORDS = frozenset("no on up at in it is we he me so us or if of to by an as".split())
+_ANNOUNCED = re.compile(
+    r"(?:so,? |thus,? |therefore,? |hence,? )?(?:the )?(?:final |correct )?answer is:?\s+", re.IGNORECASE
 )
-_FACTORIAL = re.compile(r"!|\\[dt]?binom")
-_EXPONENT = re.compile(r"(\)|\})?\s*(?:\^|\*\*)\s*(\{|\()?")
+_HOPE = re.compile(r"\.?\s*I hope (?:it|this) is correct\.?$", re.IGNORECASE)
 
 
 def math(
-    prompts: Sequence[Any], completions: Sequence[Any], *, answer: Sequence[str | None] | None = None, **_: Any
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    *,
+    answer: Sequence[str | None] | None = None,
+    strict: bool = True,
+    **_: Any,
 ) -> list[float | None]:
     r"""1.0 where the final answer is mathematically equal to the reference, else 0.0.
 
-    The final answer is the content of the last \boxed{...} or the text after the last line mark ("Answer:", "####"),
-    whichever stands later; a completion with neither is wrong. It is read as LaTeX: 1/2, 0.5 and \frac{1}{2} are
-    equal, as are 1,000 and 1000. An answer longer than `MAX_ANSWER_CHARACTERS`, or one over which computer algebra
-    would take long (towers of powers, big factorials, sums, integrals), is only compared as text.
+    The final answer is the content of the last \boxed{...} or what follows the last line mark ("Answer:", "####"),
+    whichever stands later; a completion with neither is wrong. 1/2, 0.5 and \frac{1}{2} are equal, as are 1,000 and
+    1000; case, brackets, order in brackets, units, percent, number bases and the left side of an equation count. An
+    answer whose value cannot be found within a computed bound of work is compared as text only.
 
     Args:
         prompts: not read.
         completions: strings or chat message lists.
         answer: references, one for each completion, with or without \boxed{...} or dollar signs.
+        strict: False = math-verify's own verdict on the two answers.
 
     Returns:
         One value for each completion; None where the reference is missing or blank, and where it cannot be read and is
         not equal as text.
     """
     references = answer if answer is not None else [None] * len(completions)
-    return [score_one(text, reference) for text, reference in zip(completions, references, strict=True)]
+    pairs = zip(completions, references, strict=True)
+    return [score_one(text, reference, strict=strict) for text, reference in pairs]
 
 
 def warm_up() -> None:
     """Load what the first comparison would load, which takes seconds."""
-    score_one("Answer: \\frac{1}{2}", "0.5")
+    for strict in (True, False):
+        score_one("Answer: \\sqrt{\\frac{1}{2}}", "0.5", strict=strict)
 
 
-def score_one(completion: Any, answer: str | None) -> float | None:
+def score_one(completion: Any, answer: str | None, *, strict: bool = True) -> float | None:
     """Verdict on one completion, see `math`. Safe in any thread; pure but for a cache of parsed references."""
     if answer is None or not answer.strip():
         return None
-    reference = _bare(_final_answer(answer) or answer)
-    stated = _final_answer(completion_text(completion)[-_MAX_TEXT_CHARACTERS:])
-    given = _bare(stated) if stated else ""
-    if given and normalise(given) == normalise(reference):
-        return 1.0
-    parsed_reference = _parse_reference(reference)
-    if not parsed_reference:
+    reference = bare(final_answer(answer) or answer)
+    stated = final_answer(completion_text(completion)[-_MAX_TEXT_CHARACTERS:])
+    given = bare(stated) if stated else ""
+    if not strict:
+        from posttrain.rewards.math_lenient import lenient_verdict
+
+        return lenient_verdict(reference, given)
+    verdict = compare(reference, given)
+    return None if verdict is None else float(verdict)
+
+
+def compare(reference: str, given: str) -> bool | None:
+    """Whether two bare answers are equal; None where the reference has no meaning here and the texts differ."""
+    if given and _plain(given) == _plain(reference):
+        return True
+    readings = _readings(reference)
+    if not readings or not _is_decidable(reference):
         return None
-    if not given or _is_laborious(given):
-        return 0.0
-    _, verify = _math_verify()
-    # math-verify 0.9: errors inside the comparison are logged by it and count as "not equal".
-    return float(verify(list(parsed_reference), _parse(given), timeout_seconds=None))
+    if not given or len(given) > MAX_ANSWER_CHARACTERS:
+        return False
+    others, budget = _readings(given), Budget()
+    for place in range(max(len(readings), len(others)) if others else 0):
+        try:
+            if equal(readings[min(place, len(readings) - 1)], others[min(place, len(others) - 1)], budget):
+                return True
+        except (TooLaborious, Undefined, RecursionError):
+            continue
+    return False
 
 
-def _final_answer(text: str) -> str | None:
-    """Content of the last box or marked line, whichever begins later in the text."""
-    boxed, mark = boxed_answer(text), marker_end(text)
-    if boxed and (mark is None or boxed[0] >= mark):
+def final_answer(text: str) -> str | None:
+    """Content of the last box or marked line, whichever begins later in the text.
+
+    A heading of words behind a box ("#### Check") is no answer.
+    """
+    boxed, mark = boxed_answer(text), last_mark(text)
+    if boxed and (mark is None or boxed[0] >= mark.end or (mark.is_hash and _is_heading(marked_answer(text)))):
         return boxed[1]
     return marked_answer(text)
 
 
-def _bare(answer: str) -> str:
-    """Answer without the math signs around it and without a full stop at its end."""
-    bare = answer.strip().rstrip(".").strip()
-    for begin, end in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
-        if bare.startswith(begin) and bare.endswith(end) and len(bare) > len(begin) + len(end):
-            inner = bare[len(begin) : len(bare) - len(end)]
-            return inner.strip() if begin not in inner else bare
-    return bare
+def _is_heading(line: str | None) -> bool:
+    return not line or bool(re.match(r"[*_\s]*[A-Za-z]{3}", line))
 
 
-def _is_laborious(answer: str) -> bool:
-    """Whether reading or comparing the answer could take long: a bound on its text, not on the time."""
-    if len(answer) > MAX_ANSWER_CHARACTERS or _LABORIOUS.search(answer):
-        return True
-    longest = max(map(len, re.findall(r"\d+", answer)), default=0)
-    if longest > _MAX_DIGITS or (_FACTORIAL.search(answer) and (longest > 3 or "^" in answer or "**" in answer)):
-        return True
-    depth = deepest = 0
-    for character in answer:
-        depth += {"(": 1, "{": 1, "[": 1, ")": -1, "}": -1, "]": -1}.get(character, 0)
-        deepest = max(deepest, depth)
-    return deepest > _MAX_DEPTH or _has_large_power(answer)
+def bare(answer: str) -> str:
+    """Answer without the math signs, emphasis and box around it, and without a full stop at its end."""
+    text = _HOPE.sub("", answer.strip())
+    announced = _ANNOUNCED.match(text)
+    text = text[announced.end() :] if announced else text
+    for _ in range(4):
+        before = text
+        text = text.strip()
+        text = text if text.endswith("...") else text.rstrip(".;, ").strip()
+        for mark in ("**", "__", "`", "*"):
+            if text.startswith(mark) and text.endswith(mark) and len(text) > 2 * len(mark):
+                inner = text[len(mark) : -len(mark)]
+                text = inner if mark not in inner else text
+        for begin, end in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
+            if text.startswith(begin) and text.endswith(end) and len(text) > len(begin) + len(end):
+                inner = text[len(begin) : len(text) - len(end)]
+                text = inner.strip() if begin not in inner and not inner.endswith("\\") else text
+        boxed = boxed_answer(text)
+        if boxed and boxed[0] == 0 and text.endswith("}") and boxed[1]:
+            text = boxed[1]
+        if text == before:
+            break
+    return text
 
 
-def _has_large_power(answer: str) -> bool:
-    """Whether the product of all numbers in exponents exceeds its bound, or a power stands inside an exponent."""
-    product, polynomial_product = 1, 1
-    has_variables = re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", answer))
-    for match in _EXPONENT.finditer(answer):
-        base_end, opening = match.groups()
-        exponent = _group(answer, match.end(), opening) if opening else answer[match.end() : match.end() + 12]
-        if opening and ("^" in exponent or "**" in exponent):
-            return True
-        for number in re.findall(r"\d+", exponent if opening else exponent.split(" ")[0])[:20]:
-            product *= max(1, int(number))
-            if base_end and has_variables:
-                polynomial_product *= max(1, int(number))
-    return product > _MAX_POWER or polynomial_product > _MAX_POLYNOMIAL_POWER
+def _plain(text: str) -> str:
+    """Text for comparison as text: one spelling of characters, and no space that only sets symbols apart."""
+    return re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", normalise(clean(_without_math_signs(text[:20_000]))))
 
 
-def _group(text: str, begin: int, opening: str) -> str:
-    closing = {"{": "}", "(": ")"}[opening]
-    depth = 1
-    for index in range(begin, len(text)):
-        depth += {opening: 1, closing: -1}.get(text[index], 0)
-        if depth == 0:
-            return text[begin:index]
-    return text[begin:]
+def _without_math_signs(text: str) -> str:
+    text = re.sub(r"\\[()]|(?<!\\)\\[\[\]]", " ", text)
+    inline = re.sub(r"(?<!\\)\$([^$]*[^$\\\s])\$", r" \1 ", text)
+    return inline if "$" not in inline or "\\$" in inline else text
 
 
 @lru_cache(maxsize=4096)
-def _parse_reference(reference: str) -> tuple[Any, ...]:
-    return () if _is_laborious(reference) else tuple(_parse(reference))
+def _readings(answer: str) -> tuple[Node, ...]:
+    """Trees of an answer: as it stands, and with letters at its end as units. Empty where it cannot be read."""
+    if len(answer) > MAX_ANSWER_CHARACTERS:
+        return ()
+    text = clean(_without_math_signs(answer))
+    prose = _prose(text)
+    if prose is not None:
+        return (Node("text", name=prose),)
+    found = []
+    for reading in (text, with_units_as_words(text)):
+        if reading is not None:
+            try:
+                found.append(parse(reading))
+            except (Unreadable, Opaque, RecursionError):
+                continue
+    return tuple(found)
 
 
-def _parse(answer: str) -> list[Any]:
-    parse, _ = _math_verify()
-    from math_verify import LatexExtractionConfig
+def _prose(text: str) -> str | None:
+    """The words of an answer that has nothing but words; None for others."""
+    words = re.sub(r"\\(?:text|textbf|textit|mathrm|mbox|textrm)\s*\{([^{}]*)\}", r"\1", text).strip(" .\"'!")
+    if not _PROSE.fullmatch(words):
+        return None
+    pieces = re.findall(r"[A-Za-z'-]+", words)
+    if len(pieces) == 1 and pieces[0].lower() in _SHORT_WORDS:
+        return words
+    is_word = [any(token.kind == "word" for token in tokens_of(piece)) for piece in pieces if piece.isalpha()]
+    joins = [piece in ("and", "or", "if") for piece in pieces if piece.isalpha()]
+    if any(word and not join for word, join in zip(is_word, joins, strict=True)):
+        return " ".join(pieces)
+    return None
 
-    # Inside a box the whole answer is read or nothing; without one, math-verify would search it for readable parts.
-    return parse(
-        f"\\boxed{{{answer}}}",
-        extraction_config=[LatexExtractionConfig(boxed_match_priority=0)],
-        fallback_mode="no_fallback",
-        parsing_timeout=None,
-    )
 
-
-@lru_cache(maxsize=1)
-def _math_verify() -> tuple[Any, Any]:
-    from math_verify import parse, verify
-
-    # math-verify 0.9 warns on every process's first call that its timers are off, which is on purpose here.
-    for name in ("math_verify.parser", "math_verify.grader"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return parse, verify
+@lru_cache(maxsize=4096)
+def _is_decidable(reference: str) -> bool:
+    """Whether the reference's own value can be found within the bound."""
+    for reading in _readings(reference):
+        try:
+            if equal(reading, reading, Budget()):
+                return True
+        except (TooLaborious, Undefined, RecursionError):
+            continue
+    return False

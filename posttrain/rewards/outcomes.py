@@ -29,6 +29,7 @@ class RewardOutcome:
     status: Status
     reason: str | None
     seconds: float  # of the row's own call; where one call scored a batch, that call's time divided by its rows
+    is_late: bool = False  # called wrong because it exceeded its time
 
     @property
     def is_failed(self) -> bool:
@@ -39,6 +40,11 @@ class RewardOutcome:
 def scored(value: float | None, seconds: float) -> RewardOutcome:
     """Outcome of a call that returned; None means that the reward does not apply to the row."""
     return RewardOutcome(value, "not_applicable" if value is None else "scored", None, seconds)
+
+
+def wrong_if_late(seconds: float) -> RewardOutcome:
+    """Outcome of a completion that exceeded its time where the recipe calls that wrong."""
+    return RewardOutcome(0.0, "scored", None, seconds, is_late=True)
 
 
 def failed(reason: str, seconds: float) -> RewardOutcome:

@@ -13,14 +13,14 @@ import inspect
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from posttrain.errors import RewardError
 from posttrain.rewards import REWARDS, Reward, load_reward, locate_reward
 from posttrain.rewards.limits import RewardLimits
-from posttrain.rewards.outcomes import RewardOutcome, finish, is_async, is_hopeless, score
+from posttrain.rewards.outcomes import RewardOutcome, finish, is_async, is_hopeless, score, wrong_if_late
 from posttrain.rewards.pool import Job, Task, WorkerPool, pool_of, tell_gaps
 from posttrain.rewards.worker import LIVE_ARGUMENTS
 
@@ -35,6 +35,7 @@ _PLAIN = ("exact", "format", "next_token", "one_of")
 _REQUESTS_PER_WORKER = 4
 # Part of the time limit that a call of a slow function is meant to take; rows differ.
 _TIME_USED = 0.5
+_WRONG_IF_LATE = frozenset({"math"})
 
 
 class RewardScorer:
@@ -51,6 +52,10 @@ class RewardScorer:
         limits: of the workers; scorers of one file with equal limits share them, those of different files never do.
         max_failed_fraction: where more rows of a call than this have failed, and one time limit has gone by, the rest
             is not tried and counts as failed. So a grader that hangs costs a bounded time.
+        on_timeout: what a completion is whose own call exceeds the time limit: "wrong" = scored 0.0 and counted in
+            `timed_out`, the other rows go on; "fail" = a failed row; None = "wrong" for the reward math, whose
+            verdict is about equality alone, "fail" for others. Without workers nothing is ever over its time.
+        options: further keywords of the reward, the same for all rows.
 
     Raises:
         ConfigError: for an unknown name or a missing file.
@@ -63,6 +68,8 @@ class RewardScorer:
         base_dir: str | Path = ".",
         limits: RewardLimits | None = None,
         max_failed_fraction: float = 0.1,
+        on_timeout: Literal["wrong", "fail"] | None = None,
+        options: Mapping[str, Any] | None = None,
     ):
         self.reward, self.base_dir = reward, str(Path(base_dir).resolve())
         place, self.__name__ = locate_reward(reward, base_dir)
@@ -74,6 +81,9 @@ class RewardScorer:
         )
         self.limits = RewardLimits() if limits is None else limits
         self.max_failed_fraction = max_failed_fraction
+        self.on_timeout = on_timeout or ("wrong" if reward in _WRONG_IF_LATE else "fail")
+        self.options = dict(options or {})
+        self.timed_out = 0  # completions of all calls that were called wrong because they exceeded their time
         self.outcomes: list[RewardOutcome] = []
         self._function: Reward | None = None
         self._rows_per_call: int | None = None  # of a user's function that was too slow for a whole batch
@@ -87,7 +97,7 @@ class RewardScorer:
             RewardError: the function breaks its contract (number or type of values), or cannot be loaded; or a column
                 cannot be sent to a worker. ConfigError, SupportError: as from `load_reward` and packaged rewards.
         """
-        arguments = {"prompts": list(prompts), "completions": list(completions), **columns}
+        arguments = {"prompts": list(prompts), "completions": list(completions), **columns, **self.options}
         if not completions:
             self.outcomes = []
         elif self.limits.workers == 0:
@@ -151,7 +161,22 @@ class RewardScorer:
                 outcomes |= pool.run(self._job(sent, count), [Task([row], False) for call in lost for row in call])
             for call in late:
                 self._look_at_pace([outcomes[row] for row in call])
-        return [outcomes[row] for row in rows]
+        return self._without_late([outcomes[row] for row in rows])
+
+    def _is_late(self, outcome: RewardOutcome) -> bool:
+        return self.on_timeout == "wrong" and str(outcome.reason).startswith("timed out")
+
+    def _without_late(self, outcomes: list[RewardOutcome]) -> list[RewardOutcome]:
+        """The outcomes with completions over their time called wrong, where the recipe says so; they are counted."""
+        late = sum(map(self._is_late, outcomes))
+        if late and not self.timed_out:
+            _logger.warning(
+                "reward %s: %d of %d completions took longer than rollout.reward_timeout_seconds (%g) and count as "
+                "wrong (on_timeout: wrong); later ones are counted under reward/%s/timed_out_fraction",
+                *(self.__name__, late, len(outcomes), self.limits.timeout_seconds, self.__name__),
+            )
+        self.timed_out += late
+        return [wrong_if_late(outcome.seconds) if self._is_late(outcome) else outcome for outcome in outcomes]
 
     def _look_at_pace(self, outcomes: list[RewardOutcome]) -> None:
         """Find out from the rows of a call that ran out of time whether one of them hangs, or all are slow."""
@@ -202,7 +227,8 @@ class RewardScorer:
 
         def gives_up(outcomes: dict[int, RewardOutcome]) -> bool:
             spent = time.monotonic() - started > self.limits.timeout_seconds
-            return spent and is_hopeless(outcomes.values(), count, self.max_failed_fraction)
+            lost = [outcome for outcome in outcomes.values() if not self._is_late(outcome)]
+            return spent and is_hopeless(lost, count, self.max_failed_fraction)
 
         return Job(self.reward, encode, gives_up)
 

@@ -141,6 +141,7 @@ class RewardRecorder:
         times = torch.tensor([outcome.seconds for outcome in outcomes], dtype=torch.float64)
         for quantity, value in {
             "failed_fraction": sum(outcome.is_failed for outcome in outcomes) / len(outcomes),
+            "timed_out_fraction": sum(outcome.is_late for outcome in outcomes) / len(outcomes),
             "not_applicable_fraction": sum(o.status == "not_applicable" for o in outcomes) / len(outcomes),
             "seconds": max(scoring.seconds for scoring in ranks),
             "seconds_p95": torch.quantile(times, 0.95).item(),

@@ -1,0 +1,399 @@
+r"""Answers as trees, by a recursive-descent parser of our own: text is never handed to an evaluator of Python code.
+
+The tree keeps what computer algebra forgets: brackets, order, names, case, units, bases, both sides of a relation.
+Left out on purpose are sums, integrals, limits and derivatives: `Opaque` says so, and they are compared as text only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from posttrain.rewards.math_text import FUNCTIONS, GREEK_NAMES, Token, Unreadable, tokens_of
+
+MAX_DEPTH = 30
+MAX_TOKENS = 1200
+RELATIONS = dict(zip("= < > le ge ne in approx equiv".split(), "= < > <= >= != in ~ ==".split(), strict=True))
+_CURRENCY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
+_OPENING = {"vec", "hat", "widehat", "overrightarrow", "overline", "bar", "lfloor", "lceil", "langle"}
+_CALLED = frozenset("fgh")
+
+
+class Opaque(Exception):
+    """The answer holds an operation that is deliberately not carried out."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A part of an answer; which `kind`s there are is told by the parser's methods that make them."""
+
+    kind: str
+    args: tuple[Node, ...] = ()
+    name: str = ""
+    value: Fraction = Fraction(0)
+    decimals: int | None = None
+
+
+def number(value: int | Fraction, decimals: int | None = None) -> Node:
+    """A number as it was written."""
+    return Node("num", value=Fraction(value), decimals=decimals)
+
+
+def parse(text: str) -> Node:
+    """Tree of a cleaned answer. Raises Unreadable, or Opaque."""
+    tokens = tokens_of(text)
+    if not tokens or len(tokens) > MAX_TOKENS:
+        raise Unreadable("nothing, or too much")
+    parser = _Parser(tokens)
+    tree = parser.listing()
+    parser.end()
+    return tree
+
+
+class _Parser:
+    def __init__(self, tokens: list[Token]):
+        self.tokens, self.place, self.depth, self.bars = tokens, 0, 0, 0
+
+    # --- looking and taking ---
+
+    @property
+    def next(self) -> Token:
+        return self.tokens[self.place] if self.place < len(self.tokens) else Token("end", "")
+
+    def peek(self, ahead: int = 1) -> Token:
+        place = self.place + ahead
+        return self.tokens[place] if place < len(self.tokens) else Token("end", "")
+
+    def take(self) -> Token:
+        token = self.next
+        self.place += 1
+        return token
+
+    def takes(self, kind: str, *texts: str) -> Token | None:
+        return self.take() if self.next.kind == kind and self.next.text in texts else None
+
+    def need(self, kind: str, text: str) -> None:
+        if not self.takes(kind, text):
+            raise Unreadable(f"{text!r} is missing before {self.next.text!r}")
+
+    def end(self) -> None:
+        while self.next.kind == "op" and self.next.text in ".;,":
+            self.take()
+        if self.next.kind != "end":
+            raise Unreadable(f"{self.next.text!r} is left over")
+
+    def deeper(self) -> None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise Unreadable("nested too deeply")
+
+    # --- lists and relations ---
+
+    def listing(self) -> Node:
+        """Items with commas, semicolons, "and", "or" between them; one item stands for itself."""
+        items, marks = [self.relation()], set()
+        while True:
+            mark = self.takes("op", ",", ";") or self.takes("word", "and", "or")
+            if not mark:
+                break
+            if mark.text in ",;":
+                extra = self.takes("word", "and", "or")
+                mark = extra or mark
+            if self.next.kind == "end" or self.next.text in ("}", ")"):
+                break
+            marks.add(mark.text)
+            items.append(self.relation())
+        if len(items) == 1:
+            return items[0]
+        return Node("list", tuple(items), "or" if "or" in marks else "and")
+
+    def relation(self) -> Node:
+        sides, signs = [self.union()], []
+        while self.next.kind in ("op", "command") and self.next.text in RELATIONS:
+            signs.append(RELATIONS[self.take().text])
+            sides.append(self.union())
+        if self.next.kind == "command" and self.next.text in ("pmod", "bmod", "mod"):
+            self.take()
+            sides[-1] = Node("mod", (sides[-1], self.argument()))
+        if self.next.kind == "op" and self.next.text == ":":
+            parts = [sides[-1]]
+            while self.takes("op", ":"):
+                parts.append(self.union())
+            sides[-1] = Node("ratio", tuple(parts))
+        return Node("rel", tuple(sides), " ".join(signs)) if signs else sides[0]
+
+    def union(self) -> Node:
+        left = self.quantity()
+        while self.next.kind == "command" and self.next.text in ("cup", "cap", "setminus"):
+            name = self.take().text
+            left = Node("setop", (left, self.quantity()), name)
+        return left
+
+    def quantity(self) -> Node:
+        """A sum with a unit before or behind it."""
+        sign = 1
+        if self.next.text in ("-", "+") and self.peek().text in _CURRENCY:
+            sign = -1 if self.take().text == "-" else 1
+        currency = self.takes("op", *_CURRENCY)
+        if self.next.text == "US" and self.peek().text == "$":
+            self.place += 2
+            currency = Token("op", "$")
+        if self.next.kind == "word":
+            return self.prose()
+        value = self.sum()
+        value = value if sign == 1 else Node("neg", (value,))
+        if currency:
+            while self.next.kind == "word" and self.next.text.lower() not in ("and", "or"):
+                self.take()
+            return Node("unit", (value,), _CURRENCY[currency.text])
+        unit = self.unit()
+        return Node("unit", (value,), unit) if unit else value
+
+    def unit(self) -> str:
+        words: list[str] = []
+        if self.next.kind == "op" and self.next.text in _CURRENCY:
+            return _CURRENCY[self.take().text]
+        while True:
+            token = self.next
+            if token.kind == "word" and token.text.lower() not in ("and", "or", "if"):
+                words.append(token.text)
+            elif words and token.kind == "op" and token.text in "/^-*{}" and self.peek().kind != "end":
+                if token.text not in "{}":
+                    words.append(token.text)
+            elif words and token.text == "}" and "^" in words:
+                pass
+            elif words and token.kind == "number" and words[-1] in ("^", "-"):
+                words.append(token.text)
+            elif words and token.kind == "command" and token.text in ("cdot", "times"):
+                words.append("*")
+            elif words and token.kind == "symbol":
+                words.append(token.text)
+            else:
+                return " ".join(words)
+            self.take()
+
+    def prose(self) -> Node:
+        words: list[str] = []
+        single = self.next
+        if len(single.text) == 1 and self.peek().kind in ("end", "op"):
+            self.take()
+            self.tokens[self.place - 1] = Token("symbol", single.text)
+            self.place -= 1
+            return self.sum()
+        while self.next.kind in ("word", "symbol") and self.next.text not in ("and", "or"):
+            words.append(self.take().text)
+        if not words:
+            raise Unreadable("a list without an item")
+        return Node("text", name=" ".join(words))
+
+    # --- arithmetic ---
+
+    def sum(self) -> Node:
+        self.deeper()
+        parts = [self.signed()]
+        while True:
+            if self.takes("op", "+"):
+                parts.append(self.signed())
+            elif self.takes("op", "-"):
+                parts.append(Node("neg", (self.signed(),)))
+            elif mark := self.takes("command", "pm", "mp"):
+                parts.append(Node("pm", (self.signed(),), mark.text))
+            else:
+                break
+        self.depth -= 1
+        return parts[0] if len(parts) == 1 else Node("add", tuple(parts))
+
+    def signed(self) -> Node:
+        if self.takes("op", "-"):
+            return Node("neg", (self.signed(),))
+        if self.takes("op", "+"):
+            return self.signed()
+        if mark := self.takes("command", "pm", "mp"):
+            return Node("pm", (self.signed(),), mark.text)
+        return self.product()
+
+    def product(self) -> Node:
+        left = self.mixed()
+        while True:
+            if self.takes("op", "*") or self.takes("command", "cdot", "times"):
+                left = Node("mul", (left, self.after_sign()))
+            elif self.takes("op", "/"):
+                left = Node("div", (left, self.after_sign()))
+            elif self.begins_factor() and self.next.kind != "number":
+                left = Node("mul", (left, self.power()))
+            else:
+                return left
+
+    def after_sign(self) -> Node:
+        if self.takes("op", "-"):
+            return Node("neg", (self.after_sign(),))
+        return self.power()
+
+    def mixed(self) -> Node:
+        """A power, or a whole number and a fraction behind it that belong together."""
+        first = self.next
+        is_whole = first.kind == "number" and first.decimals is None and first.value.denominator == 1
+        after = [self.peek(ahead) for ahead in range(1, 5)]
+        pair = (after[0], after[2])
+        is_plain = [token.kind for token in pair] == ["number"] * 2 and after[1].text == "/" and after[0].after_space
+        if is_whole and is_plain and after[3].text not in ("/", "^", "!"):
+            if any(token.value.denominator != 1 for token in pair) or not 0 < pair[0].value < pair[1].value:
+                raise Unreadable("two numbers side by side")
+            self.place += 4
+            return number(first.value + pair[0].value / pair[1].value)
+        if is_whole and after[0].text == "frac":
+            self.take()
+            fraction = self.power()
+            values = [part.value for part in fraction.args if part.kind == "num" and part.value.denominator == 1]
+            if fraction.kind == "div" and len(values) == 2 and 0 < values[0] < values[1]:
+                return number(first.value + values[0] / values[1])
+            return Node("mul", (number(first.value), fraction))
+        return self.power()
+
+    def begins_factor(self) -> bool:
+        token = self.next
+        if token.kind in ("number", "symbol"):
+            return True
+        if token.kind == "op":
+            return token.text in "({" or (token.text == "|" and self.bars == 0)
+        known = FUNCTIONS | GREEK_NAMES | _OPENING
+        return token.kind == "command" and (
+            token.text in known or token.text in ("frac", "binom", "infty", "{", "angle", "triangle", "ell", "hbar")
+        )
+
+    def power(self) -> Node:
+        base = self.postfix(self.primary())
+        while self.next.kind == "op" and self.next.text == "^":
+            after = self.peek()
+            closed = after.text == "{" and self.peek(2).text == "circ" and self.peek(3).text == "}"
+            if after.text == "circ" or closed:
+                self.place += 4 if closed else 2
+                base = self.postfix(self.degrees(base))
+                continue
+            self.take()
+            base = self.postfix(Node("pow", (base, self.exponent())))
+        return base
+
+    def degrees(self, value: Node) -> Node:
+        scale = self.next
+        if scale.text in ("C", "F") and scale.kind in ("symbol", "word"):
+            self.take()
+            return Node("unit", (value,), f"degree {scale.text}")
+        return Node("deg", (value,))
+
+    def exponent(self) -> Node:
+        if self.takes("op", "-"):
+            return Node("neg", (self.exponent(),))
+        if self.takes("op", "+"):
+            return self.exponent()
+        base = self.primary()
+        if self.next.text == "^" and self.next.kind == "op":  # a tower is read from above
+            self.take()
+            return Node("pow", (base, self.exponent()))
+        return self.postfix(base)
+
+    def postfix(self, node: Node) -> Node:
+        while True:
+            if self.takes("op", "!"):
+                node = Node("fact2" if self.takes("op", "!") else "fact", (node,))
+            elif self.takes("op", "%"):
+                node = Node("pct", (node,))
+            elif self.next.kind == "word" and self.next.text.lower() == "percent":
+                self.take()
+                node = Node("pct", (node,))
+            else:
+                return node
+
+    # --- what is not divided further ---
+
+    def primary(self) -> Node:
+        self.deeper()
+        token = self.take()
+        if token.kind == "number":
+            node = self.digits(token)
+        elif token.kind == "symbol":
+            node = self.symbol(token.text)
+        elif token.kind == "op" and token.text in "([{]":
+            node = self.bracket(token.text)
+        elif token.kind == "op" and token.text == "|":
+            self.bars += 1
+            node = Node("abs", (self.sum(),))
+            self.need("op", "|")
+            self.bars -= 1
+        elif token.kind == "command":
+            node = self.command(token.text)
+        else:
+            raise Unreadable(f"{token.text!r} where a value should be")
+        self.depth -= 1
+        return node
+
+    def digits(self, token: Token) -> Node:
+        if self.next.text == "_" and token.decimals is None and token.value.denominator == 1:
+            self.take()
+            return Node("base", name=token.text, args=(self.argument(),))
+        return Node("num", value=token.value, decimals=token.decimals)
+
+    def symbol(self, name: str) -> Node:
+        while self.next.kind == "op" and self.next.text in "_'":
+            if self.take().text == "'":
+                name += "'"
+            else:
+                name += "_" + self.raw_argument()
+        if name.rstrip("'") in _CALLED and self.next.text == "(" and self.next.kind == "op":
+            self.take()
+            inside = self.listing()
+            self.need("op", ")")
+            return Node("call", inside.args if inside.kind == "list" else (inside,), name)
+        return Node("sym", name=name)
+
+    def bracket(self, opening: str) -> Node:
+        bars, self.bars = self.bars, 0
+        if opening == "{":
+            inside = self.listing()
+            self.need("op", "}")
+            self.bars = bars
+            return Node("set", inside.args) if inside.kind == "list" else inside
+        items = [self.relation()]
+        while self.takes("op", ",", ";"):
+            items.append(self.relation())
+        closing = self.take()
+        self.bars = bars
+        if closing.kind != "op" or closing.text not in ")][":
+            raise Unreadable("a bracket that does not close")
+        if len(items) == 1:
+            if opening + closing.text not in ("()", "[]"):
+                raise Unreadable("brackets that do not match")
+            return items[0]
+        # ]a, b[ is the open interval (a, b) of some countries.
+        pair = ("(" if opening == "]" else opening) + (")" if closing.text == "[" else closing.text)
+        return Node("tuple", tuple(items), pair)
+
+    def argument(self) -> Node:
+        """What a macro takes: a group, or one token; of a number behind a macro its first digit."""
+        if self.takes("op", "{"):
+            inside = self.listing()
+            self.need("op", "}")
+            return inside
+        token = self.next
+        if token.kind == "number" and token.text.isdigit() and len(token.text) > 1:
+            rest = token.text[1:]
+            self.tokens[self.place] = Token("number", rest, Fraction(int(rest)))
+            return number(int(token.text[0]))
+        return self.primary()
+
+    def raw_argument(self) -> str:
+        if not self.takes("op", "{"):
+            return self.take().text
+        depth, parts = 1, []
+        while depth:
+            token = self.take()
+            if token.kind == "end":
+                raise Unreadable("a subscript that does not close")
+            depth += {"{": 1, "}": -1}.get(token.text, 0) if token.kind == "op" else 0
+            parts.append(token.text if depth else "")
+        return "".join(parts)
+
+    def command(self, name: str) -> Node:
+        from posttrain.rewards import math_macros
+
+        return math_macros.read(self, name)
