@@ -22,6 +22,7 @@ from posttrain.rewards.math_units import with_units_as_words
 MAX_ANSWER_CHARACTERS = 2_000
 _MAX_TEXT_CHARACTERS = 20_000
 _PROSE = re.compile(r"[A-Za-z][A-Za-z'-]*(?:[ ,]+[A-Za-z][A-Za-z'-]*)*[.!]?")
+_TEXT_MACRO = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox|textrm)\s*\{([^{}]*)\}")
 _SHORT_WORDS = frozenset("no on up at in it is we he me so us or if of to by an as".split())
 _ANNOUNCED = re.compile(
     r"(?:so,? |thus,? |therefore,? |hence,? )?(?:the )?(?:final |correct )?answer is:?\s+", re.IGNORECASE
@@ -122,6 +123,7 @@ def bare(answer: str) -> str:
     for _ in range(4):
         before = text
         text = text.strip()
+        text = re.sub(r"\\[,;:! ]$", "", text)
         text = text if text.endswith("...") else text.rstrip(".;, ").strip()
         for mark in ("**", "__", "`", "*"):
             if text.startswith(mark) and text.endswith(mark) and len(text) > 2 * len(mark):
@@ -141,7 +143,8 @@ def bare(answer: str) -> str:
 
 def _plain(text: str) -> str:
     """Text for comparison as text: one spelling of characters, and no space that only sets symbols apart."""
-    return re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", normalise(clean(_without_math_signs(text[:20_000]))))
+    spelled = _TEXT_MACRO.sub(r" \1 ", clean(_without_math_signs(text[:_MAX_TEXT_CHARACTERS])))
+    return re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", normalise(spelled)).strip(".")
 
 
 def _without_math_signs(text: str) -> str:
@@ -171,7 +174,7 @@ def _readings(answer: str) -> tuple[Node, ...]:
 
 def _prose(text: str) -> str | None:
     """The words of an answer that has nothing but words; None for others."""
-    words = re.sub(r"\\(?:text|textbf|textit|mathrm|mbox|textrm)\s*\{([^{}]*)\}", r"\1", text).strip(" .\"'!")
+    words = _TEXT_MACRO.sub(r"\1", text).strip(" .\"'!")
     if not _PROSE.fullmatch(words):
         return None
     pieces = re.findall(r"[A-Za-z'-]+", words)

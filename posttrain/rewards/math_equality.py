@@ -43,10 +43,13 @@ def _by_kind(one: Node, other: Node, budget: Budget) -> bool | None:
     if "text" in kinds:
         return one.kind == other.kind and _words(one.name) == _words(other.name)
     intervals = [intervals_of(node, budget) for node in (one, other)]
-    if None not in intervals and (kinds & {"rel", "setop"} or REALS in (one, other) or _mixed_relations(one, other)):
+    if None not in intervals and (
+        kinds & {"rel", "setop", "builder"} or REALS in (one, other) or _mixed_relations(one, other)
+    ):
         return _same_intervals(one, other, intervals, budget)
     if one.kind == "rel":
-        return _relation(one, other, budget)
+        apart = _componentwise(one) if other.kind == "list" else None
+        return _relation(one, other, budget) if apart is None else equal(apart, other, budget)
     if one.kind == "list" and kinds <= {"list", "set"} or one.kind == other.kind == "set":
         return _unordered(one, other, budget)
     if one.kind == other.kind == "cases":
@@ -180,8 +183,11 @@ def _units(one: Node, other: Node, budget: Budget) -> bool:
     """An answer without a unit leaves it away; two units must measure the same."""
     first = unit_of(one.name)
     if other.kind != "unit":
-        is_angle = first == (1, frozenset({("degree", 1)})) and _degrees_outside_functions(other)
-        return equal(one.args[0], _without_degrees(other) if is_angle else other, budget)
+        if not _degrees_outside_functions(other):
+            return equal(one.args[0], other, budget)
+        if first == (1, frozenset({("degree", 1)})):
+            return equal(one.args[0], _without_degrees(other), budget)
+        return first == (1, frozenset({("radian", 1)})) and same_value(one.args[0], other, budget)
     second = unit_of(other.name)
     if first is None or second is None:
         return equal(one.args[0], other.args[0], budget)
@@ -224,12 +230,23 @@ def _name_of(node: Node) -> str | None:
 
 
 def _as_name(node: Node) -> str | None:
+    if node.kind == "mul" and node.args[0] == Node("sym", name="m"):  # the measure of an angle
+        return _as_name(node.args[1]) if node.args[1].name.startswith("\\angle") else None
     if node.kind == "sym" and node.name not in ("e", "i", "\\pi") and not node.name.startswith("set "):
         return node.name
     if node.kind in ("call", "abs", "tuple"):
         names = [_as_name(part) if part.kind != "num" else str(part.value) for part in node.args]
         return None if None in names else f"{node.kind} {node.name}({','.join(map(str, names))})"
     return None
+
+
+def _componentwise(relation: Node) -> Node | None:
+    """(x, y) = (1, 2) as x = 1, y = 2; None for other relations."""
+    sides = relation.args
+    if relation.name != "=" or [side.kind for side in sides] != ["tuple"] * 2 or not _as_name(sides[0]):
+        return None
+    pairs = list(zip(sides[0].args, sides[1].args, strict=False))
+    return Node("list", tuple(Node("rel", pair, "=") for pair in pairs), "and")
 
 
 def _relation(one: Node, other: Node, budget: Budget) -> bool:
@@ -266,6 +283,8 @@ def _stated(relation: Node, budget: Budget) -> tuple[str | None, Node | None]:
 
 def _proportional(one: Node, other: Node, budget: Budget) -> bool:
     """Whether two equations or inequalities say the same: both sides' difference is a multiple of the other's."""
+    if one == other:
+        return True
     sides = []
     for relation in (one, other):
         left, right = relation.args

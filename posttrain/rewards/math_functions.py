@@ -34,7 +34,7 @@ def evaluate(node: Node, draw: int, context: Any, budget: Budget) -> Any:
     Raises:
         TooLaborious: before a result too large is built. Undefined, or an ArithmeticError: no value here.
     """
-    budget.charge(1 if context.dps < 100 else 2)
+    _charge(1, context, budget)
     kind = node.kind
     if kind == "num":
         return context.mpf(node.value.numerator) / node.value.denominator
@@ -46,6 +46,8 @@ def evaluate(node: Node, draw: int, context: Any, budget: Budget) -> Any:
     if kind == "neg":
         return -values[0]
     if kind == "add":
+        for value in values:
+            budget.see(_log2(value, context))
         return context.fsum(values) if all(map(context.isfinite, values)) else values[0]
     if kind == "mul":
         return values[0] * values[1]
@@ -80,6 +82,10 @@ def _symbol(name: str, draw: int, context: Any) -> Any:
     return context.mpf(above) / below
 
 
+def _charge(units: float, context: Any, budget: Budget) -> None:
+    budget.charge(units * max(1.0, context.dps / 60))
+
+
 def _log2(value: Any, context: Any) -> float:
     """Size of a number as a power of two, a rough bound."""
     return 0.0 if value == 0 else float(context.mag(value))
@@ -92,7 +98,8 @@ def _power(base: Any, exponent: Any, context: Any, budget: Budget) -> Any:
         return context.mpf(0)
     if _log2(exponent, context) > 60 or abs(exponent) * max(1.0, abs(_log2(base, context))) > _MAX_LOG2:
         raise TooLaborious("a power too large")
-    budget.charge(4)
+    budget.see(_log2(exponent, context))
+    _charge(4, context, budget)
     if context.im(exponent) == 0 and context.isint(exponent):
         return context.power(base, int(context.re(exponent)))
     return context.power(base, exponent)
@@ -101,7 +108,7 @@ def _power(base: Any, exponent: Any, context: Any, budget: Budget) -> Any:
 def _root(value: Any, degree: Any, context: Any, budget: Budget) -> Any:
     if degree == 0:
         raise Undefined("a root of degree zero")
-    budget.charge(4)
+    _charge(4, context, budget)
     if context.im(degree) == 0 and context.isint(degree) and 0 < context.re(degree) < 10_000:
         whole = int(context.re(degree))
         if whole % 2 and context.im(value) == 0 and context.re(value) < 0:
@@ -113,7 +120,7 @@ def _root(value: Any, degree: Any, context: Any, budget: Budget) -> Any:
 def _factorial(kind: str, values: list[Any], context: Any, budget: Budget) -> Any:
     if any(abs(value) > _MAX_GAMMA for value in values):
         raise TooLaborious("a factorial too large")
-    budget.charge(100)
+    _charge(100, context, budget)
     if kind == "binom":
         return context.binomial(*values)
     return context.factorial(values[0]) if kind == "fact" else context.fac2(values[0])
@@ -121,7 +128,7 @@ def _factorial(kind: str, values: list[Any], context: Any, budget: Budget) -> An
 
 def _function(node: Node, values: list[Any], context: Any, budget: Budget) -> Any:
     name = node.name
-    budget.charge(8)
+    _charge(8, context, budget)
     if name in ("gcd", "lcm"):
         value = exact(node, budget)
         return context.mpf(value.numerator) / value.denominator
@@ -145,6 +152,7 @@ def _function(node: Node, values: list[Any], context: Any, budget: Budget) -> An
         raise NotRational(name)
     if _log2(value, context) > (_MAX_WHOLE_LOG2 if name in ("floor", "ceil") else _MAX_TRIG_LOG2):
         raise TooLaborious("an argument too large")
+    budget.see(_log2(value, context))
     if name in ("sinh", "cosh", "tanh", "coth", "sech", "csch") and abs(value) > _MAX_LOG2:
         raise TooLaborious("an argument too large")
     return getattr(context, _UNARY[name])(value)
@@ -154,7 +162,7 @@ def _unknown(name: str, values: list[Any], context: Any, budget: Budget) -> Any:
     """A function that has only a name: a fixed smooth one that no other name has."""
     if any(_log2(value, context) > _MAX_TRIG_LOG2 for value in values):
         raise TooLaborious("an argument too large")
-    budget.charge(8)
+    _charge(8, context, budget)
     total = context.mpf(0)
     for place, value in enumerate(values):
         above, below = point(f"{name} {place}", 0)

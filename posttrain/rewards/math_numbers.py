@@ -24,7 +24,9 @@ from posttrain.rewards.math_tree import Node
 WORK = 40_000  # operations charged for one comparison of two answers; one costs some microseconds
 _PRIMES = (2**127 - 735, 2**107 - 663)  # both are 1 modulo 4, so that -1 has a root; see `_checked_primes`
 _MODULAR_DRAWS, _REAL_DRAWS, _ENOUGH = 3, 12, 3
-DIGITS = (60, 140)
+# Digits of the two precisions; the pair is taken whose first exceeds the digits that sums lose by 60.
+_LADDER = ((60, 140), (200, 280), (480, 560), (1040, 1120), (2160, 2240))
+DIGITS = _LADDER[0]
 _MAX_EXACT_BITS = 20_000
 _MAX_FACTORIAL = 20_000
 
@@ -46,11 +48,16 @@ class Budget:
 
     def __init__(self, work: int = WORK):
         self.left = work
+        self.peak = 0.0  # decimal digits before the point of the largest number that was added or was an argument
 
     def charge(self, units: float = 1) -> None:
         self.left -= max(1, int(units))
         if self.left < 0:
             raise TooLaborious("too many operations")
+
+    def see(self, log2: float) -> None:
+        """Note the size of a number whose absolute error matters."""
+        self.peak = max(self.peak, log2 * 0.30103)
 
 
 def symbols_of(node: Node) -> frozenset[str]:
@@ -72,7 +79,7 @@ def same_value(first: Node, second: Node, budget: Budget) -> bool:
     """
     from posttrain.rewards.math_decimals import is_rounding
 
-    if first == second and not symbols_of(first):
+    if first == second:
         _need_value(first, budget)
         return True
     difference = Node("add", (first, Node("neg", (second,))))
@@ -304,7 +311,7 @@ def _whole_root(value: int, degree: int) -> int | None:
 # --- as real and complex numbers ---
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def context_of(digits: int) -> Any:
     """An arithmetic of its own: mpmath's global one may be in use by others."""
     context = MPContext()
@@ -335,8 +342,16 @@ def is_real(value: Any, context: Any) -> bool:
 def _real_equal(first: Node, second: Node, budget: Budget) -> bool:
     draws = _REAL_DRAWS if symbols_of(first) | symbols_of(second) else 1
     is_complex = _has_i(first) or _has_i(second)
-    context = context_of(DIGITS[1])
-    pairs = [[real_value(node, draw, DIGITS[1], budget) for node in (first, second)] for draw in range(draws)]
+    budget.peak, level = 0.0, 0
+    while True:
+        digits = _LADDER[level]
+        pairs = [[real_value(node, draw, digits[1], budget) for node in (first, second)] for draw in range(draws)]
+        if budget.peak + DIGITS[0] <= digits[0] + 2:
+            break
+        level = next((n for n, own in enumerate(_LADDER) if own[0] + 2 >= budget.peak + DIGITS[0]), len(_LADDER))
+        if level == len(_LADDER):
+            raise TooLaborious("too many digits are lost")
+    context = context_of(digits[1])
     known = [draw for draw in range(draws) if None not in pairs[draw]]
     if not known:
         raise Undefined("no value")
@@ -344,19 +359,19 @@ def _real_equal(first: Node, second: Node, budget: Budget) -> bool:
     if draws == 1 or is_complex or len(real) < _ENOUGH:
         # Without enough real points, complex ones decide; a value that is real in one only is a difference.
         real = known
-    return all(_vanishes(first, second, draw, pairs[draw], budget) for draw in real)
+    return all(_vanishes((first, second), draw, pairs[draw], digits, budget) for draw in real)
 
 
-def _vanishes(first: Node, second: Node, draw: int, fine: list[Any], budget: Budget) -> bool:
+def _vanishes(nodes: tuple[Node, Node], draw: int, fine: list[Any], digits: tuple[int, int], budget: Budget) -> bool:
     """Whether the difference at a point goes to zero as digits are added."""
-    context = context_of(DIGITS[1])
+    context = context_of(digits[1])
     difference = abs(fine[0] - fine[1])
     size = max(abs(fine[0]), abs(fine[1]))
     if difference == 0:
         return True
     if difference > size * context.mpf(10) ** (-DIGITS[0] // 2):
         return False
-    rough = [real_value(node, draw, DIGITS[0], budget) for node in (first, second)]
+    rough = [real_value(node, draw, digits[0], budget) for node in nodes]
     if None in rough:
         return False
     before = abs(context.mpmathify(rough[0]) - context.mpmathify(rough[1]))

@@ -174,8 +174,9 @@ class _Parser:
 
     def prose(self) -> Node:
         words: list[str] = []
-        single = self.next
-        if len(single.text) == 1 and self.peek().kind in ("end", "op"):
+        single, after = self.next, self.peek()
+        is_name = len(single.text) == 1 or (single.text.isupper() and len(single.text) <= 3)
+        if is_name and (after.kind in ("end", "op") or after.text in ("and", "or")):
             self.take()
             self.tokens[self.place - 1] = Token("symbol", single.text)
             self.place -= 1
@@ -219,7 +220,7 @@ class _Parser:
                 left = Node("mul", (left, self.after_sign()))
             elif self.takes("op", "/"):
                 left = Node("div", (left, self.after_sign()))
-            elif self.begins_factor() and self.next.kind != "number":
+            elif self.begins_factor() and (self.next.kind != "number" or self.peek(-1).text in ("!", ")")):
                 left = Node("mul", (left, self.power()))
             else:
                 return left
@@ -339,7 +340,8 @@ class _Parser:
                 name += "'"
             else:
                 name += "_" + self.raw_argument()
-        if name.rstrip("'") in _CALLED and self.next.text == "(" and self.next.kind == "op":
+        is_probability = name == "P" and self.peek().text.isupper() and self.peek(2).text in (")", "|", ",")
+        if (name.rstrip("'") in _CALLED or is_probability) and self.next.text == "(" and self.next.kind == "op":
             self.take()
             inside = self.listing()
             self.need("op", ")")
