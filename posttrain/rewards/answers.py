@@ -7,6 +7,7 @@ and Markdown around the word do not matter, nor do "final" or "the ... is": "**A
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 MARKERS = ("Answer:", "####")
 _BOX = re.compile(r"\\boxed\s{0,4}\{")
+_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u200e\u200f"))
 _MARK = re.compile(
     r"^[ \t>]{0,16}(?:"
     # A word with a colon, or a heading or bold line that is nothing but the word.
@@ -107,5 +109,7 @@ def boxed_answer(text: str) -> tuple[int, str] | None:
 
 
 def normalise(answer: str) -> str:
-    """Answer with outer space removed and each inner run of space made one; nothing else is forgiven."""
-    return " ".join(answer.split())
+    """Answer with outer space removed, each inner run of space made one, characters composed (NFC) and invisible ones
+    (zero width, byte order marks) left out; nothing else is forgiven, case included.
+    """
+    return " ".join(unicodedata.normalize("NFC", answer.translate(_INVISIBLE)).split())

@@ -14,8 +14,9 @@ def exact(
     """1.0 where the final answer is the reference, else 0.0.
 
     The final answer is the text after "Answer:" or "####" on the last line that begins with one of them; without such
-    a line it is the whole completion. It must equal the reference as a whole, case included; only the amount of space
-    may differ. So "Answer: 85 or 84" is wrong, and the last of several answer lines is the one that counts.
+    a line it is the whole completion. It must equal the reference as a whole, case included; only the amount of space,
+    the composition of characters (NFC) and invisible ones may differ. So "Answer: 85 or 84" is wrong, and the last of
+    several answer lines is the one that counts.
 
     Args:
         prompts: not read.

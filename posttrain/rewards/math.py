@@ -23,6 +23,8 @@ MAX_ANSWER_CHARACTERS = 2_000
 _MAX_TEXT_CHARACTERS = 20_000
 _PROSE = re.compile(r"[A-Za-z][A-Za-z'-]*(?:[ ,]+[A-Za-z][A-Za-z'-]*)*[.!]?")
 _TEXT_MACRO = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox|textrm)\s*\{([^{}]*)\}")
+# What is no mathematics but can be compared as text: dates, times, names with numbers.
+_TEXT = re.compile(r"(?=.*[A-Za-z]{2})[^\W_][\w\s.,:;'\"!?()-]{0,500}")
 _SHORT_WORDS = frozenset("no on up at in it is we he me so us or if of to by an as".split())
 _ANNOUNCED = re.compile(
     r"(?:so,? |thus,? |therefore,? |hence,? )?(?:the )?(?:final |correct )?answer is:?\s+", re.IGNORECASE
@@ -86,6 +88,8 @@ def compare(reference: str, given: str) -> bool | None:
     if given and _plain(given) == _plain(reference):
         return True
     readings = _readings(reference)
+    if not readings and _TEXT.fullmatch(reference):
+        return _plain(given).casefold() == _plain(reference).casefold()
     if not readings or not _is_decidable(reference):
         return None
     if not given or len(given) > MAX_ANSWER_CHARACTERS:
@@ -180,11 +184,14 @@ def _prose(text: str) -> str | None:
     pieces = re.findall(r"[A-Za-z'-]+", words)
     if len(pieces) == 1 and pieces[0].lower() in _SHORT_WORDS:
         return words
-    is_word = [any(token.kind == "word" for token in tokens_of(piece)) for piece in pieces if piece.isalpha()]
-    joins = [piece in ("and", "or", "if") for piece in pieces if piece.isalpha()]
-    if any(word and not join for word, join in zip(is_word, joins, strict=True)):
+    if any(_is_word(piece) and piece not in ("and", "or", "if") for piece in pieces):
         return " ".join(pieces)
     return None
+
+
+def _is_word(piece: str) -> bool:
+    parts = re.findall(r"[A-Za-z]+", piece)
+    return any(token.kind == "word" for part in parts for token in tokens_of(part))
 
 
 @lru_cache(maxsize=4096)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from posttrain.rewards.math_text import FUNCTIONS, GREEK_NAMES, Unreadable
-from posttrain.rewards.math_tree import Node, Opaque, number
+from posttrain.rewards.math_tree import CURRENCY, Node, Opaque, number
 
 OPAQUE = frozenset(
     "sum prod int iint oint lim limsup liminf partial nabla Gamma to mapsto forall exists implies iff Rightarrow "
@@ -14,6 +14,10 @@ OPAQUE = frozenset(
 _MATRICES = {"pmatrix", "bmatrix", "Bmatrix", "matrix", "smallmatrix", "array", "vmatrix", "Vmatrix"}
 _ORNAMENTS = {"vec", "hat", "widehat", "overrightarrow", "overline", "bar", "tilde", "dot", "mathcal", "mathfrak"}
 _CLOSING = {"lfloor": ("rfloor", "floor"), "lceil": ("rceil", "ceil")}
+_NO_UNIT = frozenset(
+    "not no is are was were isn wrong less more fewer least most than plus minus times divided over half halves "
+    "double twice maybe perhaps but except about around point third thirds fourths quarters percent".split()
+)
 _NAMES = {"angle", "triangle", "ell", "hbar", "prime", "star", "bullet"}
 
 
@@ -166,3 +170,33 @@ def _argument(parser: Any) -> Node:
             break
         node = Node("mul", (node, parser.power()))
     return node
+
+
+def unit_behind(parser: Any, currency: str) -> str:
+    """The words behind a quantity, joined by spaces, with powers and quotients; `currency` is the sign before it.
+
+    Raises Unreadable for words that change what is said: "5 more than x", "5 not".
+    """
+    words: list[str] = []
+    if not currency and parser.next.kind == "op" and parser.next.text in CURRENCY:
+        return CURRENCY[parser.take().text]
+    while True:
+        token = parser.next
+        if token.kind == "word" and token.text.lower() not in ("and", "or", "if"):
+            words.append(token.text)
+        elif words and token.kind == "op" and token.text in "/^-*{}" and parser.peek().kind != "end":
+            words += [token.text] if token.text not in "{}" else []
+        elif words and token.kind == "number" and words[-1] in ("^", "-"):
+            words.append(token.text)
+        elif words and token.kind == "command" and token.text in ("cdot", "times"):
+            words.append("*")
+        elif words and token.kind == "symbol":
+            words.append(token.text)
+        elif not (words and token.text == "}" and "^" in words):
+            break
+        parser.take()
+    if len(words) > 8 or any(word.lower() in _NO_UNIT for word in words):
+        raise Unreadable("words that are no unit")
+    if currency and words and words[0].lower().removesuffix("s") in (currency, "usd", "eur"):
+        words = words[1:]
+    return " ".join([currency, *words] if currency else words)

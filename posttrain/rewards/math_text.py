@@ -56,8 +56,9 @@ _SAME = {
     "leqslant": "le", "geqslant": "ge", "neq": "ne", "lt": "<", "gt": ">", "ast": "*", "div": "/", "varnothing":
     "emptyset", "lbrace": "{", "rbrace": "}", "varphi": "phi", "varepsilon": "epsilon", "vartheta": "theta",
     "lvert": "|", "rvert": "|", "vert": "|", "mid": "|", "colon": ":", "backslash": "setminus", "degree": "circ",
-    "ldots": "...", "dots": "...", "cdots": "...", "dotsc": "...", "land": "and", "wedge": "and", "lor": "or", "vee":
-    "or", "infin": "infty", "exponentialE": "e", "imaginaryI": "i", "lbrack": "[", "rbrack": "]", "lparen": "(",
+    "ldots": "...", "dots": "...", "cdots": "...", "dotsc": "...",
+    "wedge": "land", "vee": "lor",
+    "infin": "infty", "exponentialE": "e", "imaginaryI": "i", "lbrack": "[", "rbrack": "]", "lparen": "(",
     "rparen": ")", "smallsetminus": "setminus", "arctan2": "arctan", "arcsinh": "arsinh",
 }  # fmt: skip
 FUNCTIONS = frozenset(

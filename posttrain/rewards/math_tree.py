@@ -1,7 +1,6 @@
 r"""Answers as trees, by a recursive-descent parser of our own: text is never handed to an evaluator of Python code.
 
 The tree keeps what computer algebra forgets: brackets, order, names, case, units, bases, both sides of a relation.
-Left out on purpose are sums, integrals, limits and derivatives: `Opaque` says so, and they are compared as text only.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from posttrain.rewards.math_text import FUNCTIONS, GREEK_NAMES, Token, Unreadabl
 MAX_DEPTH = 30
 MAX_TOKENS = 1200
 RELATIONS = dict(zip("= < > le ge ne in approx equiv".split(), "= < > <= >= != in ~ ==".split(), strict=True))
-_CURRENCY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
+CURRENCY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
+_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _OPENING = {"vec", "hat", "widehat", "overrightarrow", "overline", "bar", "lfloor", "lceil", "langle"}
 _CALLED = frozenset("fgh")
 
@@ -93,7 +93,8 @@ class _Parser:
         """Items with commas, semicolons, "and", "or" between them; one item stands for itself."""
         items, marks = [self.relation()], set()
         while True:
-            mark = self.takes("op", ",", ";") or self.takes("word", "and", "or")
+            logical = self.takes("command", "land", "lor")
+            mark = logical or self.takes("op", ",", ";") or self.takes("word", "and", "or")
             if not mark:
                 break
             if mark.text in ",;":
@@ -101,13 +102,16 @@ class _Parser:
                 mark = extra or mark
             if self.next.kind == "end" or self.next.text in ("}", ")"):
                 break
-            marks.add(mark.text)
+            marks.add(mark.text.replace("lor", "or"))
             items.append(self.relation())
+            if logical and not all(item.kind == "rel" for item in items):
+                raise Opaque("a statement of logic")
         if len(items) == 1:
             return items[0]
         return Node("list", tuple(items), "or" if "or" in marks else "and")
 
     def relation(self) -> Node:
+        self.takes("command", "approx")  # "about 3.1" states 3.1
         sides, signs = [self.union()], []
         while self.next.kind in ("op", "command") and self.next.text in RELATIONS:
             signs.append(RELATIONS[self.take().text])
@@ -115,7 +119,7 @@ class _Parser:
         if self.next.kind == "command" and self.next.text in ("pmod", "bmod", "mod"):
             self.take()
             sides[-1] = Node("mod", (sides[-1], self.argument()))
-        if self.next.kind == "op" and self.next.text == ":":
+        if self.next.kind == "op" and self.next.text == ":" and self.bars == 0:
             parts = [sides[-1]]
             while self.takes("op", ":"):
                 parts.append(self.union())
@@ -131,10 +135,12 @@ class _Parser:
 
     def quantity(self) -> Node:
         """A sum with a unit before or behind it."""
+        from posttrain.rewards.math_macros import unit_behind
+
         sign = 1
-        if self.next.text in ("-", "+") and self.peek().text in _CURRENCY:
+        if self.next.text in ("-", "+") and self.peek().text in CURRENCY:
             sign = -1 if self.take().text == "-" else 1
-        currency = self.takes("op", *_CURRENCY)
+        currency = self.takes("op", *CURRENCY)
         if self.next.text == "US" and self.peek().text == "$":
             self.place += 2
             currency = Token("op", "$")
@@ -142,35 +148,10 @@ class _Parser:
             return self.prose()
         value = self.sum()
         value = value if sign == 1 else Node("neg", (value,))
-        if currency:
-            while self.next.kind == "word" and self.next.text.lower() not in ("and", "or"):
-                self.take()
-            return Node("unit", (value,), _CURRENCY[currency.text])
-        unit = self.unit()
+        while self.next.kind == "word" and self.next.text.lower() in _SCALES:
+            value = Node("mul", (value, number(_SCALES[self.take().text.lower()])))
+        unit = unit_behind(self, CURRENCY[currency.text] if currency else "")
         return Node("unit", (value,), unit) if unit else value
-
-    def unit(self) -> str:
-        words: list[str] = []
-        if self.next.kind == "op" and self.next.text in _CURRENCY:
-            return _CURRENCY[self.take().text]
-        while True:
-            token = self.next
-            if token.kind == "word" and token.text.lower() not in ("and", "or", "if"):
-                words.append(token.text)
-            elif words and token.kind == "op" and token.text in "/^-*{}" and self.peek().kind != "end":
-                if token.text not in "{}":
-                    words.append(token.text)
-            elif words and token.text == "}" and "^" in words:
-                pass
-            elif words and token.kind == "number" and words[-1] in ("^", "-"):
-                words.append(token.text)
-            elif words and token.kind == "command" and token.text in ("cdot", "times"):
-                words.append("*")
-            elif words and token.kind == "symbol":
-                words.append(token.text)
-            else:
-                return " ".join(words)
-            self.take()
 
     def prose(self) -> Node:
         words: list[str] = []
@@ -362,10 +343,10 @@ class _Parser:
         self.bars = bars
         if closing.kind != "op" or closing.text not in ")][":
             raise Unreadable("a bracket that does not close")
-        if len(items) == 1:
-            if opening + closing.text not in ("()", "[]"):
-                raise Unreadable("brackets that do not match")
+        if len(items) == 1 and opening + closing.text in ("()", "[]"):
             return items[0]
+        if len(items) == 1:
+            raise Unreadable("brackets that do not match")
         # ]a, b[ is the open interval (a, b) of some countries.
         pair = ("(" if opening == "]" else opening) + (")" if closing.text == "[" else closing.text)
         return Node("tuple", tuple(items), pair)
@@ -396,6 +377,6 @@ class _Parser:
         return "".join(parts)
 
     def command(self, name: str) -> Node:
-        from posttrain.rewards import math_macros
+        from posttrain.rewards.math_macros import read
 
-        return math_macros.read(self, name)
+        return read(self, name)

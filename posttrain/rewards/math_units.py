@@ -33,7 +33,7 @@ for _base, _entries in {
     _WORTH |= {name: (Fraction(worth), _base) for name, worth in zip(_words[::2], _words[1::2], strict=True)}
 _COMPOUND = {"mph": "mi / h", "kph": "km / h", "kmh": "km / h", "fps": "ft / s"}
 _GENERIC = frozenset({"unit"})
-_FILLERS = frozenset({"of", "the", "in", "total", "exactly", "approximately"})
+_FILLERS = frozenset({"of", "the", "total", "exactly", "approximately"})
 
 _PLAIN = "|".join(
     "km cm mm dm nm kg mg ml mL min hrs hr mph kmh ft in lb lbs oz Hz kHz MHz rad mol kPa Pa kJ kW sec yd mi USD EUR "
@@ -71,6 +71,8 @@ def unit_of(written: str) -> tuple[Fraction, frozenset[tuple[str, int]]] | None:
             powers[list(powers)[-1]] *= 2
         elif word in ("*", "-") or word.lower() in _FILLERS or not word[0].isalpha():
             continue
+        elif word == "in" and words[place : place + 1] and words[place][0].isalpha():
+            continue  # "apples in total"
         else:
             power = sign * next_power
             if words[place : place + 1] == ["^"]:

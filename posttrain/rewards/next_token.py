@@ -7,6 +7,8 @@ spaces are part of a token: nothing inside \boxed{} is stripped.
 from __future__ import annotations
 
 import json
+import re
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -16,7 +18,7 @@ from posttrain.rewards.length_budget import CLOSE_THINK
 
 Rule = Literal["prefix", "first_token", "exact_token"]
 Extraction = Literal["boxed_after_think", "boxed", "raw"]
-_BOX = "\\boxed{"
+_BOX = re.compile(r"\\boxed ?\{")
 _KEYS = ("continuation", "token_ends", "round_trips", "rule", "extraction", "target_id")
 
 
@@ -65,7 +67,7 @@ def score_one(completion: Any, entry: str | None, completion_ids: Sequence[int] 
 
 
 def predicted_text(text: str, extraction: str) -> str | None:
-    r"""Content of the last \boxed{...} with balanced braces, as it stands; None if there is none.
+    r"""Content of the last \boxed{...} (or "\boxed {...}") with balanced braces, as it stands; None if there is none.
 
     Args:
         text: the completion.
@@ -77,10 +79,10 @@ def predicted_text(text: str, extraction: str) -> str | None:
         if position < 0:
             return None
         text = text[position + len(CLOSE_THINK) :]
-    start = text.rfind(_BOX)
-    if start < 0:
+    openings = deque(_BOX.finditer(text), maxlen=1)
+    if not openings:
         return None
-    begin, depth = start + len(_BOX), 1
+    begin, depth = openings[0].end(), 1
     for index in range(begin, len(text)):
         depth += {"{": 1, "}": -1}.get(text[index], 0)
         if depth == 0:

@@ -16,7 +16,8 @@ def one_of(
     """1.0 where the final answer is one of the accepted ones, else 0.0.
 
     The final answer is found as the reward `exact` finds it, and must equal one accepted answer as a whole, case
-    included; only the amount of space may differ. A list of answers is therefore wrong, whatever is in it.
+    included; only the amount of space, the composition of characters (NFC) and invisible ones may differ. A list of
+    answers is therefore wrong, whatever is in it.
 
     Args:
         prompts: not read.

@@ -48,6 +48,18 @@ TEXT_TASKS = frozenset({"game_of_life_halting"})
 NUMBER_TASKS = frozenset({"coin_flip", "gsm_symbolic"})
 _PLAIN_NUMBER = re.compile(r"[-+]?(?=\.?\d)[\d,]{0,40}(\.\d{0,40})?([eE][-+]?\d{1,3})?(/\d{1,40})?")
 _NUMBER_TOLERANCE = 1e-4
+# Scorers that look for what they want and pass over the rest of the text ("(1, 2)7", "UUDx", "-1 0 1"): here the whole
+# answer must have this form.
+_SIGNED = r"[-+]?\s*\d[\d,]*(?:\.\d*)?(?:[eE][-+]?\d{1,3})?"
+_WHOLE_FORMS = {
+    "advanced_geometry": rf"\(?\s*{_SIGNED}\s*(?:,\s*{_SIGNED}\s*)*\)?\s*(?:°|degrees)?\.?",
+    "fraction_simplification": r"\$?\s*-?\s*(?:\\[dt]?frac\s*\{\s*-?\d+\s*\}\s*\{\s*\d+\s*\}|-?\d+\s*/\s*\d+)"
+    r"\s*\$?\.?",
+    "kakurasu": r"[01\s]+",
+    "polynomial_equations": rf"(?:{_SIGNED}(?:\s*,\s*{_SIGNED})*)?",
+    "quantum_lock": r"[A-Ca-c](?:\s*(?:→|->)\s*[A-Ca-c])*",
+    "sokoban": r"[UDLRudlr\s]+",
+}
 # What a scorer raises over a text that it cannot read.
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, SyntaxError, RecursionError)
 
@@ -103,6 +115,9 @@ def score_one(completion: Any, entry: str | None) -> float | None:
     if _is_huge(answer) and not _is_huge(str(reference)):
         return 0.0
     if name in NUMBER_TASKS and not _PLAIN_NUMBER.fullmatch(_bare(answer)):
+        return 0.0
+    form = _WHOLE_FORMS.get(name)
+    if form is not None and not re.fullmatch(form, answer) and normalise(answer) != normalise(str(reference)):
         return 0.0
     if _NOT_FINITE.search(answer) and not _NOT_FINITE.search(str(reference)):
         return 0.0

@@ -34,3 +34,8 @@ def test_one_value_for_each_completion_and_none_without_references():
     assert exact(["a"] * 2, ["x", "y"]) == [None, None]
     with pytest.raises(ValueError, match="shorter"):
         exact(["a"] * 2, ["x", "y"], answer=["1"])
+
+
+def test_composed_and_invisible_characters_are_forgiven_and_case_is_not():
+    given = ["Answer: cafe\u0301\u200b", "Answer: Caf\u00e9", "**Answer:** caf\u00e9", "answer:\ncaf\u00e9"]
+    assert exact([""] * 4, given, answer=["caf\u00e9"] * 4) == [1.0, 0.0, 1.0, 1.0]

@@ -58,6 +58,13 @@ def test_an_answer_the_scorer_cannot_read_is_wrong_and_a_broken_scorer_raises():
         ("complex_arithmetic", "8.0 + 3.0i", "nan", 0.0),
         ("complex_arithmetic", "8.0 + 3.0i", "nan+infj", 0.0),
         ("complex_arithmetic", "8.0 + 3.0i", "8.0 + 3.0i", 1.0),
+        # Upstream: what stands beside the answer is passed over.
+        ("sokoban", "UDLR", "UDLR, I think", 0.0),
+        ("kakurasu", "1 0\n0 1", "-1 0\n0 1", 0.0),
+        ("quantum_lock", "A → B", "A → B → then C", 0.0),
+        ("advanced_geometry", "(1.000, 2.000)", "(1.000, 2.000)7", 0.0),
+        ("fraction_simplification", "$1/2$", "$1/2$ or $1/3$", 0.0),
+        ("polynomial_equations", "1.0, 2.0", "1.0, 2.0 3.0", 0.0),
     ],
 )
 def test_answers_that_upstream_scorers_take_for_right(task, answer, given, score):
