@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets the test environment up on first use, then checks style and runs the tests, after them every recipe, and
-# the short form of scripts/soak.sh.
+# Sets the test environment up on first use, then checks style and runs the tests, after them every recipe, the
+# fuzzers and the short form of scripts/soak.sh.
 # With arguments, which go to pytest, only what they name:
 #   scripts/test.sh tests/losses             one folder
 #   scripts/test.sh -m slow                  the tests that are left out by default, smoke recipes among them
@@ -18,7 +18,7 @@ export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 if [ $# -eq 0 ]; then
     # Two processes each, so one after another.
     .venv/bin/python -m pytest -m engines tests/engines
-    .venv/bin/python -m pytest -n 2 --dist load --durations=0 -m slow tests/recipes
+    .venv/bin/python -m pytest -n 2 --dist load --durations=0 -m slow tests/recipes tests/fuzz
     scripts/soak.sh --kills 4
     .venv/bin/python -m pytest --durations=5 -m faults tests/faults
     # vLLM has an environment of its own, since trl imports it wherever it is installed, which takes seconds each time.
