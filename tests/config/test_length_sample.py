@@ -16,7 +16,8 @@ def test_the_longest_of_many_rows_are_measured(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr(length_budget, name, value)
     rows = numbered(40)
     rows[17]["prompt"] = "a" * 1000
-    report = checked(tmp_path, "sft", {"data.train": {"path": rows_file(tmp_path, rows)}, "trainer.max_length": 400})
+    lengths = {"data.max_prompt_length": 2000, "trainer.max_length": 400}
+    report = checked(tmp_path, "sft", {"data.train": {"path": rows_file(tmp_path, rows)}, **lengths})
     assert "1 of 40 rows (row 17)" in str(report.errors[0]) and isinstance(report.errors[0], DataError)
     assert any("of 40 train rows were tokenised, the longest ones and others" in fact for fact in report.facts)
     few = checked(tmp_path, "sft", {"data.train": {"path": rows_file(tmp_path, numbered(30))}})

@@ -60,7 +60,7 @@ def test_a_damaged_generation_config_and_wrong_tokens_are_refused(model, tmp_pat
     odd = with_settings(model, tmp_path / "odd", eos_token_id="3")
     assert "eos_token_id of the model's generation config is no token id" in told_errors(tmp_path, changed(SFT, odd))
     (tmp_path / "odd" / "generation_config.json").write_text("{")
-    assert "generation_config.json of the model cannot be read" in told_errors(tmp_path, changed(SFT, odd))
+    assert "generation_config.json is no JSON" in told_errors(tmp_path, changed(SFT, odd))
 
 
 def told_errors(folder, values, *overrides):

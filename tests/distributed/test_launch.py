@@ -128,7 +128,7 @@ def verdict(prompts, completions, *, solution, **columns):
 def test_a_mistake_that_only_another_rank_meets_is_told_once_with_the_rank(tmp_path):
     (tmp_path / "verdict.py").write_text(VERDICT)
     changes = {"data.eval": None, "eval": None, "rollout.rewards": ["verdict.py:verdict"]}
-    values = changed(HPT, changes)
+    values = changed(HPT, changes | {"rollout.reward_environment": ["RANK"]})
     del values["trainer"]["use_cpu"]
     told = _stopped_by_a_mistake(launch(write(tmp_path, values)))
     assert told == ["error: rank 1: row 3: cannot be verified."]

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.rewards import REWARDS
-from posttrain.rewards.answers import marked_answer
+from posttrain.rewards.answers import marked_answer, normalise
 from posttrain.rewards.reasoning_gym import EVALUATING_TASKS, final_answer
 from posttrain.rewards.scorer import RewardLimits, RewardScorer
 from tests.rewards.hostile import MEGABYTE, REFERENCES, hostile
@@ -108,7 +108,7 @@ def test_no_hostile_completion_is_one_of_several_right_answers(trap: Trap):
     digits = ["1", "3", "5", "7", "9"]
     values = settled(trap, "one_of", trap.texts, entry=[json.dumps({"accepted": digits})] * len(trap.texts))
     right = {text for text, value in zip(trap.texts, values, strict=True) if value == 1.0}
-    assert right == {text for text in trap.texts if (marked_answer(text) or text).strip() in digits}
+    assert right == {text for text in trap.texts if normalise(marked_answer(text) or text) in digits}
     assert settled(trap, "one_of", [f"Answer: {answer}" for answer in REFERENCES], entry=entries[:5]) == [1.0] * 5
 
 
