@@ -5,16 +5,17 @@ The lock is the system's, so it ends with the process that holds it, however tha
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from posttrain.errors import ResumeError
 
@@ -35,28 +36,54 @@ def only_run(folder: Path, *, say: Callable[[str], None] = print) -> Iterator[No
         ResumeError: another run holds it; says which process on which host, and since when.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK_FILE)
+    handle = _opened(folder / LOCK_FILE)
     try:
-        lock.acquire(timeout=_SECONDS)
-    except NotImplementedError:  # of filelock, where the file system has no locks
-        say(f"warning: {folder} cannot be locked, so nothing keeps a second run from writing there")
-        yield
-        return
-    except Timeout:
-        raise ResumeError(
-            "another run writes to this folder",
-            where=str(folder),
-            got=_owner(folder),
-            fix="Wait for it to end or stop it, or choose another trainer.output_dir",
-        ) from None
-    try:
+        if not _is_locked(handle, folder, say):
+            raise ResumeError(
+                "another run writes to this folder",
+                where=str(folder),
+                got=_owner(folder),
+                fix="Wait for it to end or stop it, or choose another trainer.output_dir",
+            )
         if (owner := _owner(folder)) is not None:
             say(f"{folder}: {owner} ended here without cleaning up; going on from what it left")
         (folder / OWNER_FILE).write_text(json.dumps(_own()), encoding="utf-8")
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # the disk may have become read-only, which is told by what met it first
+                (folder / OWNER_FILE).unlink(missing_ok=True)
     finally:
-        (folder / OWNER_FILE).unlink(missing_ok=True)
-        lock.release()
+        os.close(handle)
+
+
+def _opened(path: Path) -> int:
+    """A handle for the lock, for reading where that will do: one for writing keeps a disk from becoming read-only."""
+    handle = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_UN)
+    except OSError as problem:
+        if problem.errno == errno.EBADF:  # NFS locks only what is open for writing
+            os.close(handle)
+            return os.open(path, os.O_RDWR)
+    return handle
+
+
+def _is_locked(handle: int, folder: Path, say: Callable[[str], None]) -> bool:
+    """Whether the lock was had within `_SECONDS`, or there are none on this file system, which is said."""
+    until = time.monotonic() + _SECONDS
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.05)
+        except OSError:
+            say(f"warning: {folder} cannot be locked, so nothing keeps a second run from writing there")
+            return True
 
 
 def _own() -> dict[str, Any]:
