@@ -144,7 +144,7 @@ def _unread(cfg: RunConfig, encoder: PromptEncoder, *, trained: bool) -> Iterato
     elif chats:
         inputs = {name: chats for name in encoder.kwargs if name != "special_tokens_in_text"}
     answers: dict[str, list[int]] = {}
-    for index in chats if trained else ():
+    for index in chats if trained and encoder.has_inputs else ():
         message = encoder.message(index, rows.solutions[index]) or {}
         for name in sorted(message.keys() - {"role", "content"}):
             answers.setdefault(name, []).append(index)

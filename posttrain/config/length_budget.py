@@ -84,12 +84,12 @@ class LengthBudget:
     def row_counter(self, cfg: RunConfig, supervised: bool, encoder: PromptEncoder, rows: Rows) -> Any:
         """(prompt, demonstration) tokens of a row; None where the bytes of the text already fit the limit."""
         limit = cfg.trainer.max_length if supervised else cfg.rollout.max_completion_length  # type: ignore[union-attr]
-        known = _known(encoder, encoder.column)
+        known, has_inputs = _known(encoder, encoder.column), encoder.has_inputs
 
         def count(index: int) -> tuple[int, int] | None:
             text = rows.solutions[index]
             # A token covers at least one byte, and the stop token comes on top.
-            is_text = encoder.message(index, text) is None
+            is_text = not has_inputs or encoder.message(index, text) is None
             if limit is None or (is_text and not supervised and len(text.encode()) + 1 <= limit):
                 return None
             if index not in known:
