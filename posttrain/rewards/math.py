@@ -1,7 +1,7 @@
 r"""Mathematical equality with the reference answer.
 
 Text is read by a grammar of our own (`math_text`, `math_tree`), never by an evaluator of Python code; structure is
-compared by `math_equality`, values by `math_numbers`. docs/rewards.md says what counts as equal. With `strict` off
+compared by `math_equality`, values by `math_values`. docs/rewards.md says what counts as equal. With `strict` off
 math-verify decides instead (`math_lenient`).
 """
 
@@ -14,9 +14,10 @@ from typing import Any
 
 from posttrain.rewards.answers import boxed_answer, completion_text, last_mark, marked_answer, normalise
 from posttrain.rewards.math_equality import equal
-from posttrain.rewards.math_numbers import Budget, TooLaborious, Undefined
+from posttrain.rewards.math_exact import Budget, TooLaborious, Undefined
+from posttrain.rewards.math_nodes import Node, Opaque
 from posttrain.rewards.math_text import Unreadable, clean, tokens_of
-from posttrain.rewards.math_tree import Node, Opaque, parse
+from posttrain.rewards.math_tree import parse
 from posttrain.rewards.math_units import with_units_as_words
 
 MAX_ANSWER_CHARACTERS = 2_000

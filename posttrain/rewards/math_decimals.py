@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from posttrain.rewards.math_numbers import (
-    DIGITS,
-    Budget,
-    NotRational,
-    context_of,
-    exact,
-    is_real,
-    real_value,
-    symbols_of,
-)
-from posttrain.rewards.math_tree import Node
+from posttrain.rewards.math_exact import Budget, NotRational, exact, symbols_of
+from posttrain.rewards.math_nodes import Node
+from posttrain.rewards.math_numbers import DIGITS, context_of, is_real, real_value
 
 _SIGNIFICANT, _PLACES, _MANY = 6, 6, 10
 

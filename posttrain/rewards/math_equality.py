@@ -1,4 +1,4 @@
-r"""Whether two answers say the same: their structure here, the values in it by `math_numbers`.
+r"""Whether two answers say the same: their structure here, the values in it by `math_values`.
 
 Order and kind of brackets, sets against tuples, units, bases, both sides of relations and names are compared; values
 inside are compared as numbers. What is not decided is not equal.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from posttrain.rewards.math_exact import Budget, Undefined, symbols_of
 from posttrain.rewards.math_intervals import OPPOSITE, REALS, Interval, intervals_of, items_of, variable_of
-from posttrain.rewards.math_numbers import Budget, Undefined, approximate, same_value, symbols_of
-from posttrain.rewards.math_tree import Node, number
+from posttrain.rewards.math_nodes import Node, number
+from posttrain.rewards.math_numbers import approximate
 from posttrain.rewards.math_units import unit_of
+from posttrain.rewards.math_values import same_value
 
 _SYNONYMS = {
     "dne": "does not exist", "no solutions": "no solution", "no real solutions": "no real solution",

@@ -5,8 +5,16 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from posttrain.rewards.math_numbers import Budget, NotRational, TooLaborious, Undefined, exact
-from posttrain.rewards.math_tree import Node
+from posttrain.rewards.math_exact import (
+    ARITHMETIC,
+    Budget,
+    NotRational,
+    TooLaborious,
+    Undefined,
+    arithmetic,
+    exact,
+)
+from posttrain.rewards.math_nodes import Node
 
 _MAX_LOG2 = 2.0**60
 _MAX_TRIG_LOG2 = 4_000
@@ -43,24 +51,14 @@ def evaluate(node: Node, draw: int, context: Any, budget: Budget) -> Any:
     if kind == "inf":
         raise Undefined("infinity is no number")
     values = [evaluate(part, draw, context, budget) for part in node.args]
-    if kind == "neg":
-        return -values[0]
+    if kind in ARITHMETIC:
+        return arithmetic(kind, values)
     if kind == "add":
         for value in values:
             budget.see(_log2(value, context))
         return context.fsum(values) if all(map(context.isfinite, values)) else values[0]
-    if kind == "mul":
-        return values[0] * values[1]
-    if kind == "div":
-        if values[1] == 0:
-            raise Undefined("division by zero")
-        return values[0] / values[1]
-    if kind == "pct":
-        return values[0] / 100
     if kind == "deg":
         return values[0] * context.pi / 180
-    if kind == "abs":
-        return abs(values[0])
     if kind == "pow":
         return _power(values[0], values[1], context, budget)
     if kind == "root":

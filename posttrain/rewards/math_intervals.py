@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from posttrain.rewards.math_numbers import Budget, Undefined, approximate, symbols_of
-from posttrain.rewards.math_tree import Node
+from posttrain.rewards.math_exact import Budget, Undefined, symbols_of
+from posttrain.rewards.math_nodes import Node
+from posttrain.rewards.math_numbers import approximate
 
 OPPOSITE = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 REALS = Node("sym", name="set R")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from posttrain.rewards.math_nodes import CURRENCY, Node, Opaque, number
 from posttrain.rewards.math_text import FUNCTIONS, GREEK_NAMES, Unreadable
-from posttrain.rewards.math_tree import CURRENCY, Node, Opaque, number
 
 OPAQUE = frozenset(
     "sum prod int iint oint lim limsup liminf partial nabla Gamma to mapsto forall exists implies iff Rightarrow "

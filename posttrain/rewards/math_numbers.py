@@ -13,93 +13,21 @@ from __future__ import annotations
 
 import hashlib
 import math as numbers
-from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 from mpmath import MPContext
 
-from posttrain.rewards.math_tree import Node
+from posttrain.rewards.math_exact import Budget, NotRational, TooLaborious, Undefined, exact, symbols_of
+from posttrain.rewards.math_functions import evaluate
+from posttrain.rewards.math_nodes import Node
 
-WORK = 40_000  # operations charged for one comparison of two answers; one costs some microseconds
 _PRIMES = (2**127 - 735, 2**107 - 663)  # both are 1 modulo 4, so that -1 has a root; see `_checked_primes`
-_MODULAR_DRAWS, _REAL_DRAWS, _ENOUGH = 3, 12, 3
+_MODULAR_DRAWS, REAL_DRAWS, _ENOUGH = 3, 12, 3
 # Digits of the two precisions; the pair is taken whose first exceeds the digits that sums lose by 60.
 _LADDER = ((60, 140), (200, 280), (480, 560), (1040, 1120), (2160, 2240))
 DIGITS = _LADDER[0]
-_MAX_EXACT_BITS = 20_000
 _MAX_FACTORIAL = 20_000
-
-
-class TooLaborious(Exception):
-    """The size of a result, or the work in all, is beyond the bound."""
-
-
-class NotRational(Exception):
-    """The expression holds more than sums, products, quotients and whole powers."""
-
-
-class Undefined(ArithmeticError):
-    """No value at this point: a division by zero, an argument outside of a function's domain, infinity."""
-
-
-class Budget:
-    """What is left of the work that one comparison may cost."""
-
-    def __init__(self, work: int = WORK):
-        self.left = work
-        self.peak = 0.0  # decimal digits before the point of the largest number that was added or was an argument
-
-    def charge(self, units: float = 1) -> None:
-        self.left -= max(1, int(units))
-        if self.left < 0:
-            raise TooLaborious("too many operations")
-
-    def see(self, log2: float) -> None:
-        """Note the size of a number whose absolute error matters."""
-        self.peak = max(self.peak, log2 * 0.30103)
-
-
-def symbols_of(node: Node) -> frozenset[str]:
-    """Names of variables; e, i and pi are none."""
-    if node.kind == "sym":
-        return frozenset() if node.name in ("e", "i", "\\pi") else frozenset({node.name})
-    own = frozenset({f"{node.name}()"}) if node.kind == "call" else frozenset()
-    return own.union(*(symbols_of(part) for part in node.args))
-
-
-def same_value(first: Node, second: Node, budget: Budget) -> bool:
-    """Whether two expressions are equal wherever both have a real value.
-
-    A decimal number also equals an irrational or periodic value of which it is the correct rounding, to at least 6
-    places and 6 digits, or to 10 digits.
-
-    Raises:
-        TooLaborious: it would take too long to find out. Undefined: an expression has no value anywhere.
-    """
-    from posttrain.rewards.math_decimals import is_rounding
-
-    if first == second:
-        _need_value(first, budget)
-        return True
-    difference = Node("add", (first, Node("neg", (second,))))
-    try:
-        if modular_zero(difference, budget):
-            return True
-        is_known = True
-    except NotRational:
-        is_known = False
-    if not is_known and _real_equal(first, second, budget):
-        return True
-    return is_rounding(first, second, budget) or is_rounding(second, first, budget)
-
-
-def _need_value(node: Node, budget: Budget) -> None:
-    try:
-        modular_zero(node, budget)
-    except NotRational:
-        if all(real_value(node, draw, DIGITS[0], budget) is None for draw in range(_REAL_DRAWS)):
-            raise Undefined("no value") from None
 
 
 # --- modulo primes ---
@@ -230,84 +158,6 @@ def _hash(name: str, draw: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{draw} {name}".encode()).digest(), "big")
 
 
-# --- exactly ---
-
-
-def exact(node: Node, budget: Budget) -> Fraction:
-    """Value of a rational constant. Raises NotRational, Undefined, TooLaborious."""
-    budget.charge()
-    kind, parts = node.kind, node.args
-    if kind == "num":
-        return node.value
-    if kind not in ("neg", "add", "mul", "div", "pct", "pow", "fact", "binom", "abs", "fn", "root"):
-        raise NotRational
-    if kind == "fn" and node.name not in ("floor", "ceil", "max", "min", "gcd", "lcm"):
-        raise NotRational
-    values = [exact(part, budget) for part in parts]
-    if sum(_bits(value) for value in values) > _MAX_EXACT_BITS:
-        raise TooLaborious("numbers too long")
-    if kind == "neg":
-        return -values[0]
-    if kind == "add":
-        return sum(values, Fraction(0))
-    if kind == "mul":
-        return values[0] * values[1]
-    if kind == "div":
-        if values[1] == 0:
-            raise Undefined("division by zero")
-        return values[0] / values[1]
-    if kind == "pct":
-        return values[0] / 100
-    if kind == "abs":
-        return abs(values[0])
-    return _exact_further(node, values)
-
-
-def _bits(value: Fraction) -> int:
-    return value.numerator.bit_length() + value.denominator.bit_length()
-
-
-def _exact_further(node: Node, values: list[Fraction]) -> Fraction:
-    if node.kind == "pow":
-        base, exponent = values
-        if exponent.denominator != 1:
-            raise NotRational
-        if base == 0 and exponent <= 0:
-            raise Undefined("zero to a power that is not positive")
-        if abs(base) != 1 and abs(exponent) * _bits(base) > _MAX_EXACT_BITS:
-            raise TooLaborious("a power too large")
-        return Fraction(base ** int(exponent % 2 if abs(base) == 1 else exponent))
-    if node.kind == "root":
-        if values[1].denominator != 1 or not 1 <= values[1] <= 64 or values[0] < 0:
-            raise NotRational
-        roots = [_whole_root(part, int(values[1])) for part in (values[0].numerator, values[0].denominator)]
-        if None in roots:
-            raise NotRational
-        return Fraction(roots[0] or 0, roots[1] or 1)
-    if node.kind == "fn" and node.name in ("floor", "ceil"):
-        return Fraction(numbers.floor(values[0]) if node.name == "floor" else numbers.ceil(values[0]))
-    if node.kind == "fn" and node.name in ("max", "min"):
-        return max(values) if node.name == "max" else min(values)
-    if any(value.denominator != 1 for value in values):
-        raise NotRational
-    whole = [int(value) for value in values]
-    if node.kind == "fn":
-        return Fraction(numbers.gcd(*whole) if node.name == "gcd" else numbers.lcm(*whole))
-    if any(value < 0 for value in whole):
-        raise Undefined("factorial of a negative number")
-    if whole[0] * max(1, whole[0].bit_length()) > _MAX_EXACT_BITS:
-        raise TooLaborious("a factorial too large")
-    return Fraction(numbers.factorial(whole[0]) if node.kind == "fact" else numbers.comb(*whole))
-
-
-def _whole_root(value: int, degree: int) -> int | None:
-    low, high = 0, 1 << (value.bit_length() // degree + 1)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if middle**degree <= value else (low, middle - 1)
-    return low if low**degree == value else None
-
-
 # --- as real and complex numbers ---
 
 
@@ -325,8 +175,6 @@ def _has_i(node: Node) -> bool:
 
 def real_value(node: Node, draw: int, digits: int, budget: Budget) -> Any:
     """Value at a point, or None where there is none."""
-    from posttrain.rewards.math_functions import evaluate
-
     try:
         value = evaluate(node, draw, context_of(digits), budget)
     except (ArithmeticError, ValueError, TypeError, NotRational):
@@ -339,8 +187,9 @@ def is_real(value: Any, context: Any) -> bool:
     return abs(context.im(value)) <= abs(value) * context.mpf(10) ** (-DIGITS[0] // 2)
 
 
-def _real_equal(first: Node, second: Node, budget: Budget) -> bool:
-    draws = _REAL_DRAWS if symbols_of(first) | symbols_of(second) else 1
+def real_equal(first: Node, second: Node, budget: Budget) -> bool:
+    """Whether two expressions have one value at points where both are real. Raises Undefined, TooLaborious."""
+    draws = REAL_DRAWS if symbols_of(first) | symbols_of(second) else 1
     is_complex = _has_i(first) or _has_i(second)
     budget.peak, level = 0.0, 0
     while True:

@@ -5,38 +5,18 @@ The tree keeps what computer algebra forgets: brackets, order, names, case, unit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
 
+from posttrain.rewards.math_macros import read, unit_behind
+from posttrain.rewards.math_nodes import CURRENCY, Node, Opaque, number
 from posttrain.rewards.math_text import FUNCTIONS, GREEK_NAMES, Token, Unreadable, tokens_of
 
 MAX_DEPTH = 30
 MAX_TOKENS = 1200
 RELATIONS = dict(zip("= < > le ge ne in approx equiv".split(), "= < > <= >= != in ~ ==".split(), strict=True))
-CURRENCY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _OPENING = {"vec", "hat", "widehat", "overrightarrow", "overline", "bar", "lfloor", "lceil", "langle"}
 _CALLED = frozenset("fgh")
-
-
-class Opaque(Exception):
-    """The answer holds an operation that is deliberately not carried out."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """A part of an answer; which `kind`s there are is told by the parser's methods that make them."""
-
-    kind: str
-    args: tuple[Node, ...] = ()
-    name: str = ""
-    value: Fraction = Fraction(0)
-    decimals: int | None = None
-
-
-def number(value: int | Fraction, decimals: int | None = None) -> Node:
-    """A number as it was written."""
-    return Node("num", value=Fraction(value), decimals=decimals)
 
 
 def parse(text: str) -> Node:
@@ -135,8 +115,6 @@ class _Parser:
 
     def quantity(self) -> Node:
         """A sum with a unit before or behind it."""
-        from posttrain.rewards.math_macros import unit_behind
-
         sign = 1
         if self.next.text in ("-", "+") and self.peek().text in CURRENCY:
             sign = -1 if self.take().text == "-" else 1
@@ -377,6 +355,4 @@ class _Parser:
         return "".join(parts)
 
     def command(self, name: str) -> Node:
-        from posttrain.rewards.math_macros import read
-
         return read(self, name)
