@@ -35,10 +35,8 @@ def only_run(folder: Path, *, say: Callable[[str], None] = print) -> Iterator[No
     Raises:
         ResumeError: another run holds it; says which process on which host, and since when.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = _opened(folder / LOCK_FILE)
-    try:
-        if not _is_locked(handle, folder, say):
+    with locked(folder / LOCK_FILE, seconds=_SECONDS, say=say) as handle:
+        if handle is None:
             raise ResumeError(
                 "another run writes to this folder",
                 where=str(folder),
@@ -53,6 +51,22 @@ def only_run(folder: Path, *, say: Callable[[str], None] = print) -> Iterator[No
         finally:
             with suppress(OSError):  # the disk may have become read-only, which is told by what met it first
                 (folder / OWNER_FILE).unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, *, seconds: float, say: Callable[[str], None] = print) -> Iterator[int | None]:
+    """Hold the lock of a file, which is made with its folder.
+
+    Args:
+        path: of the file. seconds: to wait for whoever holds it. say: is told where the file system has no locks.
+
+    Yields:
+        The handle, which children may inherit to hold the lock with this process; None if another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = _opened(path)
+    try:
+        yield handle if _is_locked(handle, path.parent, seconds, say) else None
     finally:
         os.close(handle)
 
@@ -70,9 +84,9 @@ def _opened(path: Path) -> int:
     return handle
 
 
-def _is_locked(handle: int, folder: Path, say: Callable[[str], None]) -> bool:
-    """Whether the lock was had within `_SECONDS`, or there are none on this file system, which is said."""
-    until = time.monotonic() + _SECONDS
+def _is_locked(handle: int, folder: Path, seconds: float, say: Callable[[str], None]) -> bool:
+    """Whether the lock was had in this time, or there are none on this file system, which is said."""
+    until = time.monotonic() + seconds
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -40,7 +40,6 @@ class Rows:
 
 # Of data sets that several stages of a recipe read: their columns are made into lists, and what depends on them and
 # a key alone is found, once.
-_LISTS: WeakKeyDictionary[Any, dict[str, list[Any]]] = WeakKeyDictionary()
 _KEPT: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
 
 
@@ -57,14 +56,12 @@ def as_rows(split: str, dataset: Any, *, demonstration_column: str) -> Rows:
     columns = list(dataset.column_names)
     count = len(dataset)
 
-    lists = _LISTS.setdefault(dataset, {})
-
     def column(name: str) -> list[Any]:
         if name not in columns:
             return [""] * count
-        if name not in lists:
-            lists[name] = list(dataset[name][:])  # as one; row by row takes ten times as long
-        return lists[name]
+        # As one: row by row takes ten times as long.
+        found: list[Any] = kept(dataset, ("column", name), lambda: list(dataset[name][:]))
+        return found
 
     return Rows(split, column("prompt"), column("answer"), column(demonstration_column), columns, dataset)
 
@@ -305,7 +302,8 @@ def shared_rows(cfg: RunConfig, train: Rows, held_out: Rows) -> Iterator[Posttra
 
 
 def _fingerprints(rows: Rows) -> list[str]:
-    return list(kept(rows.dataset, "fingerprints", lambda: list(map(_fingerprint, rows.prompts))))
+    found: list[str] = kept(rows.dataset, "fingerprints", lambda: list(map(_fingerprint, rows.prompts)))
+    return found
 
 
 def _fingerprint(prompt: Any) -> str:

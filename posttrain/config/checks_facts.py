@@ -220,9 +220,7 @@ def _encoded(
     for index, prompt in enumerate(rows.prompts):
         text = rows.solutions[index] if trained else None
         text = text if isinstance(text, str) and text.strip() else None
-        if index in rows.dropped or (trained and text is None):
-            continue
-        if budget.sample is not None and index not in budget.sample:
+        if index in rows.dropped or (trained and text is None) or budget.leaves_out(index):
             continue
         # A token covers at least one byte.
         own = len(prompt_text(prompt).encode()) + len((text or "").encode()) + len(str(encoder.inputs(index)).encode())

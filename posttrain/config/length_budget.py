@@ -6,7 +6,7 @@ import heapq
 import time
 from typing import Any
 
-from posttrain.config.checks_data import Rows, kept, prompt_text
+from posttrain.config.checks_data import Rows, prompt_text
 from posttrain.config.checks_template import PromptEncoder
 from posttrain.config.run_config import RunConfig
 
@@ -15,13 +15,6 @@ LENGTH_SECONDS = 20.0
 # Of more rows than this a sample is counted: the longest ones by their characters, and others spread evenly.
 MANY_ROWS = 20_000
 _LONGEST, _SPREAD = 500, 2500
-
-
-def _known(encoder: PromptEncoder, column: str) -> dict[int, Any]:
-    """Lengths of rows that several stages of a recipe read alike; no column for prompts alone."""
-    key = ("lengths", encoder.tokenizer, repr(encoder.kwargs), column)
-    found: dict[int, Any] = kept(encoder.rows.dataset, key, dict)
-    return found
 
 
 def _sample(rows: Rows) -> frozenset[int]:
@@ -40,9 +33,13 @@ class LengthBudget:
         self.end, self.skipped = time.monotonic() + seconds, 0
         self.rows, self.sample = rows, None if rows is None or len(rows) <= MANY_ROWS else _sample(rows)
 
+    def leaves_out(self, index: int) -> bool:
+        """Whether a row is not in the sample."""
+        return self.sample is not None and index not in self.sample
+
     def spent(self, index: int) -> bool:
         """Whether a row is not to be counted."""
-        if self.sample is not None and index not in self.sample:
+        if self.leaves_out(index):
             return True
         self.skipped += time.monotonic() > self.end
         return self.skipped > 0
@@ -63,7 +60,7 @@ class LengthBudget:
 
     def prompt_counter(self, encoder: PromptEncoder, *, of_rows: bool = False) -> Any:
         """Tokens of a prompt, or None once the time is spent. With `of_rows` the demonstrations are counted, too."""
-        known, both = _known(encoder, ""), _known(encoder, encoder.column)
+        known, both = encoder.kept("prompt lengths", dict), encoder.kept("row lengths", dict)
         of_rows = of_rows and encoder.column != "prompt"  # of a document another part is given
 
         def count(index: int) -> int | None:
@@ -84,7 +81,7 @@ class LengthBudget:
     def row_counter(self, cfg: RunConfig, supervised: bool, encoder: PromptEncoder, rows: Rows) -> Any:
         """(prompt, demonstration) tokens of a row; None where the bytes of the text already fit the limit."""
         limit = cfg.trainer.max_length if supervised else cfg.rollout.max_completion_length  # type: ignore[union-attr]
-        known, has_inputs = _known(encoder, encoder.column), encoder.has_inputs
+        known, has_inputs = encoder.kept("row lengths", dict), encoder.has_inputs
 
         def count(index: int) -> tuple[int, int] | None:
             text = rows.solutions[index]

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from posttrain.config.source import Key, SourceMap
+from posttrain.config.source import Key, SourceMap, refuse_many_values
 from posttrain.errors import ConfigError, PosttrainError
 
 _LARGEST = 2**63 - 1
-_MOST_VALUES = 10_000
 _PATHS = {"path", "output_dir", "resume", "logging_dir", "entropy_model", "verifier", "rewards"}
 _PATH_BYTES, _NAME_BYTES = 4000, 255  # what Linux takes of a path, and of each name in it
 
@@ -26,11 +25,7 @@ def unsound(values: Any, source: SourceMap) -> list[PosttrainError]:
     """
     found: list[PosttrainError] = []
     for count, (key, value) in enumerate(_leaves(values, ())):
-        if count >= _MOST_VALUES:
-            what = "the recipe holds more values than a run has settings"
-            raise ConfigError(
-                what, where=source.file, allowed=f"at most {_MOST_VALUES}", fix="Put rows into a data file"
-            )
+        refuse_many_values(count, source.file)
         error = _fault(key, value, source)
         if error is not None:
             found.append(error)

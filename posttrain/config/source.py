@@ -168,9 +168,7 @@ class _Reader:
             self.source.lines.setdefault(key, line)
         if depth > _MAX_DEPTH:
             raise ConfigError("nested too deeply", where=self.place(line, key), allowed=f"{_MAX_DEPTH} levels")
-        if len(self.seen) >= _MOST_VALUES:
-            what, fix = "the recipe holds more values than a run has settings", "Put rows into a data file"
-            raise ConfigError(what, where=self.source.file, allowed=f"at most {_MOST_VALUES}", fix=fix)
+        refuse_many_values(len(self.seen), self.source.file)
         if id(node) in self.seen:
             place = self.place(self.source.lines.get(key, line), key)
             raise ConfigError(
@@ -231,6 +229,13 @@ class _Reader:
         if not self.note:
             return self.source.locate(key)
         return f"{self.source.file}:{line} {dotted(key)}".rstrip()
+
+
+def refuse_many_values(count: int, file: str) -> None:
+    """Raise ConfigError where a recipe already holds as many values as it may, and one more comes."""
+    if count >= _MOST_VALUES:
+        what, fix = "the recipe holds more values than a run has settings", "Put rows into a data file"
+        raise ConfigError(what, where=file, allowed=f"at most {_MOST_VALUES}", fix=fix)
 
 
 def _variable(name: str, where: str) -> str:

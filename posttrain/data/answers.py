@@ -44,7 +44,7 @@ def answer_text(cell: Any, where: str, *, keeps: bool = False) -> str:
             fix = "Map the column of the assistant's messages"
             what, role = "a demonstration is the assistant's", message["role"]
             raise DataError(what, where=where, got=role, allowed="role assistant", fix=fix)
-        content, further = message.get("content"), sorted(message.keys() - {"role", "content"})
+        content, further = message.get("content"), _further(message)
         if further and not keeps:
             raise DataError(
                 "only a text can stand here, and this message has more",
@@ -63,16 +63,10 @@ def answer_text(cell: Any, where: str, *, keeps: bool = False) -> str:
     return text
 
 
-def has_more(cell: Any) -> bool:
-    """Whether a cell is a message with more than role and content."""
-    message = _message(cell)
-    return message is not None and bool(message.keys() - {"role", "content"})
-
-
 def with_messages(
     known: list[str | None] | None, cells: Sequence[Any], place: Callable[[int], str]
-) -> list[str | None]:
-    """The messages of each row, JSON of a list, with those of one more column.
+) -> list[str | None] | None:
+    """The messages of each row that are more than a text, JSON of a list, with those of one more column; or None.
 
     Args:
         known: of the columns before. cells: of the column. place: of a cell, for messages.
@@ -80,11 +74,13 @@ def with_messages(
     Raises:
         DataError: two of a row have the same content and other fields, so that their texts do not tell them apart.
     """
-    found = list(known or [None] * len(cells))
+    found = known
     for index, cell in enumerate(cells):
-        if not has_more(cell):
+        message = _message(cell)
+        if message is None or not _further(message):
             continue
-        message, others = {**(_message(cell) or {}), "role": "assistant"}, json.loads(found[index] or "[]")
+        found = found or [None] * len(cells)
+        message, others = {**message, "role": "assistant"}, json.loads(found[index] or "[]")
         if any(message_text(other) == message_text(message) and other != message for other in others):
             what = "two demonstrations of a row have the same content and other fields"
             raise DataError(what, where=place(index), got=cell, fix="Leave one of the columns out")
@@ -100,6 +96,11 @@ def _message(cell: Any) -> dict[str, Any] | None:
     return without_none(cell) if isinstance(cell, Mapping) and "role" in cell else None
 
 
+def _further(message: Mapping[str, Any]) -> list[str]:
+    """Names of what a message has beside role and content."""
+    return sorted(message.keys() - {"role", "content"})
+
+
 # ---- rendered ----
 
 
@@ -108,8 +109,8 @@ def message_text(message: Mapping[str, Any]) -> str:
     content = message.get("content")
     if isinstance(content, str) and content.strip():
         return content
-    fields = {name: value for name, value in message.items() if name not in ("role", "content")}
-    return json.dumps(fields, ensure_ascii=False)
+    further = _further(message)
+    return json.dumps({name: value for name, value in message.items() if name in further}, ensure_ascii=False)
 
 
 def message_of(text: Any, inputs: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Columns of a row that are variables of the chat template.
-ROW_INPUTS = ("tools", "documents", "chat_template_kwargs", "assistant_messages")
-# Among the variables: the messages that texts of the row were written as, see `posttrain.data.answers`.
-ASSISTANT_MESSAGES = "assistant_messages"
+ASSISTANT_MESSAGES = "assistant_messages"  # that texts of the row were written as, see `posttrain.data.answers`
+ROW_INPUTS = ("tools", "documents", "chat_template_kwargs", ASSISTANT_MESSAGES)
 # Among the variables of the template: "text" reads control tokens that the data spells as text, "token" as tokens.
 SPECIAL_TOKENS = "special_tokens_in_text"
 # Set here, so that a recipe or a row cannot.
@@ -69,7 +68,7 @@ def template_inputs(row: Mapping[str, Any], variables: Mapping[str, Any] | None 
         DataError: they are of another kind.
     """
     found = dict(variables or {})
-    if isinstance(row.get("prompt"), str):  # no template reads them
+    if isinstance(row.get("prompt"), str):  # no template reads it
         return found
     for name in ROW_INPUTS:
         if (value := _plain(row.get(name), name)) is None:

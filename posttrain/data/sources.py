@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.data.answers import answer_text, has_more, with_messages
+from posttrain.data.answers import answer_text, with_messages
 from posttrain.data.cells import written
 from posttrain.data.files import find_rows, looks_local, unreadable
 from posttrain.data.readers import separator_hint
@@ -307,8 +307,8 @@ def _rows(
             result[ours] = [
                 cell if type(cell) is str else answer_text(cell, place(n), keeps=keeps) for n, cell in enumerate(cells)
             ]
-            if keeps and any(map(has_more, cells)):
-                result[ASSISTANT_MESSAGES] = with_messages(result.get(ASSISTANT_MESSAGES), cells, place)
+            if keeps and (messages := with_messages(result.get(ASSISTANT_MESSAGES), cells, place)) is not None:
+                result[ASSISTANT_MESSAGES] = messages
     return result
 
 

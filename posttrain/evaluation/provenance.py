@@ -124,11 +124,11 @@ def command_line(argv: Sequence[str] | None = None) -> list[str]:
         match = _ASSIGNMENT.match(argument)
         if hide_next:
             shown.append(HIDDEN)
-        elif match and is_secret_name(match[2]):
+        elif match and _is_secret_name(match[2]):
             shown.append(f"{match[1]}{match[2]}={HIDDEN}")
         else:
             shown.append(without_secrets(argument))
-        hide_next = argument.startswith("--") and match is None and is_secret_name(argument.lstrip("-"))
+        hide_next = argument.startswith("--") and match is None and _is_secret_name(argument.lstrip("-"))
     return shown
 
 
@@ -143,7 +143,7 @@ def without_secrets(value: Any, *, name: str = "") -> Any:
         return [without_secrets(item, name=name) for item in value]
     if not isinstance(value, str) or not value:
         return HIDDEN if isinstance(value, int | float) and is_hidden(value) else value
-    if is_secret_name(name):
+    if _is_secret_name(name):
         return HIDDEN
     value = hide(value)
     for secret in _secrets_in_environment():
@@ -151,14 +151,14 @@ def without_secrets(value: Any, *, name: str = "") -> Any:
     return _SECRET_VALUE.sub(HIDDEN, value)
 
 
-def is_secret_name(name: str) -> bool:
+def _is_secret_name(name: str) -> bool:
     """Whether what stands under this name is a secret."""
     return bool(_SECRET_NAME.search(name)) and not _NOT_SECRET.search(name)
 
 
 def _secrets_in_environment() -> list[str]:
     """Values that `${env:NAME}` may have brought into a recipe; short ones would blank out ordinary words."""
-    values = [value for name, value in os.environ.items() if is_secret_name(name) and len(value) >= 8]
+    values = [value for name, value in os.environ.items() if _is_secret_name(name) and len(value) >= 8]
     return sorted(values, key=len, reverse=True)
 
 

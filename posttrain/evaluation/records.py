@@ -111,15 +111,16 @@ def cut_after(path: Path, step: int) -> dict[str, Any]:
     """
     if not path.exists():
         return {}
+    written = _whole_lines(path)
     try:
-        attempts = _attempts(path)
+        attempts = _parsed(written, path.name)
     except (ValueError, KeyError, AttributeError):  # not written by a run: kept, and not gone on with
         aside = path.with_name(f"{path.stem}.damaged{path.suffix}")
         path.replace(aside)
         return {"set_aside": aside.name}
-    written, kept, lines, seconds = iter(path.read_text(encoding="utf-8").split("\n")), list[str](), 0, 0.0
+    unread, kept, lines, seconds = iter(written), list[str](), 0, 0.0
     for attempt in attempts:
-        own = [(event, next(written)) for event in attempt]
+        own = [(event, next(unread)) for event in attempt]
         stay = [(event, line) for event, line in own if event["step"] <= step]
         lines += len(own) - len(stay)
         seconds += _seconds(event for event, _ in own) - _seconds(event for event, _ in stay)
@@ -136,15 +137,22 @@ def _seconds(attempt: Iterable[Mapping[str, Any]]) -> float:
 
 
 def _attempts(path: Path) -> list[list[dict[str, Any]]]:
-    if not path.exists():
-        return []
+    return _parsed(_whole_lines(path), path.name) if path.exists() else []
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Lines of a file without a torn last one."""
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def _parsed(lines: list[str], name: str) -> list[list[dict[str, Any]]]:
+    """Events by attempt. Raises ValueError for a line that is not JSON."""
     attempts: list[list[dict[str, Any]]] = []
-    complete_lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    for number, line in enumerate(complete_lines, start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             event = {name: _number(value) for name, value in json.loads(line).items()}
         except json.JSONDecodeError as problem:
-            raise ValueError(f"{path.name}:{number}: not a JSON object") from problem
+            raise ValueError(f"{name}:{number}: not a JSON object") from problem
         if event["event"] == START or not attempts:
             attempts.append([])
         attempts[-1].append(event)

@@ -6,6 +6,7 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ _MAPPINGS = (
     *("config.json", "tokenizer_config.json", "tokenizer.json", "generation_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "adapter_config.json", "model.safetensors.index.json"),
 )
+_TEMPLATE = "chat_template.jinja"
 _OTHER_ENCODINGS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 _LARGEST = 2**40
 _MOST_PARTS = 2000  # layers; and a hundred times as many heads or experts
@@ -36,27 +38,39 @@ def inspect_folder(folder: str | Path) -> None:
     Raises:
         ConfigError: a file is no JSON mapping in UTF-8, or a size in config.json cannot be.
     """
+    place = Path(folder)
     for name in _MAPPINGS:
-        file = Path(folder) / name
-        if file.is_symlink() and not file.exists():
+        if (place / name).is_symlink() and not (place / name).exists():
             raise ConfigError(f"{name} is a link to nothing", where="model.path", got=str(folder), fix="Copy it again")
-        if file.exists():
-            values = read_mapping(file)
-            if name == "config.json":
-                for key, value, allowed in _impossible(values):
-                    what = f"{name}: {key} cannot be this"
-                    fix = "Correct config.json of the model"
-                    raise ConfigError(what, where="model.path", got=value, allowed=allowed, fix=fix)
-    for file in (Path(folder) / "chat_template.jinja",):
-        if file.is_file():
-            _decoded(file)
+    there = [name for name in _MAPPINGS if (place / name).exists()]
+    there += [_TEMPLATE] if (place / _TEMPLATE).is_file() else []
+    _inspect(place, tuple((name, *_state(place / name)) for name in there))
+
+
+def _state(file: Path) -> tuple[int, int, int]:
+    """What is another once a file was changed; its time of change cannot be set back."""
+    found = file.stat()
+    return found.st_ino, found.st_size, found.st_ctime_ns
+
+
+@lru_cache(maxsize=64)
+def _inspect(place: Path, states: tuple[tuple[str, int, int, int], ...]) -> None:
+    """`inspect_folder` for files in these states: stages of a recipe ask again, and tokenizer.json may be large."""
+    for name, *_ in states:
+        if name == _TEMPLATE:
+            _decoded(place / name)
+            continue
+        values = read_mapping(place / name)
+        for key, value, allowed in _impossible(values) if name == "config.json" else ():
+            what, fix = f"{name}: {key} cannot be this", "Correct config.json of the model"
+            raise ConfigError(what, where="model.path", got=value, allowed=allowed, fix=fix)
 
 
 def read_mapping(file: Path) -> dict[str, Any]:
     """The mapping that a JSON file holds.
 
     Raises:
-        ConfigError: it cannot be read, is empty, no UTF-8, no JSON, no mapping, or names a key twice.
+        ConfigError: it cannot be read, is empty, no UTF-8, no JSON, or no mapping.
     """
     facts: Any = {"where": "model.path", "got": str(file.parent), "fix": "Copy the file again"}
     text = _decoded(file)

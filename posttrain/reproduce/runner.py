@@ -7,7 +7,6 @@ inherited file handle, by its children: a second call cannot write beside childr
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -23,6 +22,7 @@ from typing import IO, Any
 
 from posttrain.errors import ResumeError
 from posttrain.evaluation.records import write_json
+from posttrain.folder_lock import locked
 from posttrain.reproduce.plan import Plan, SeedRun
 from posttrain.reproduce.progress import Display, SeedState
 
@@ -298,26 +298,11 @@ def _environment() -> dict[str, str]:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[int]:
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        until = time.monotonic() + _LOCK_SECONDS
-        while not _locked(handle):
-            if time.monotonic() > until:
-                raise ResumeError(
-                    "another reproduction, or what it started, still writes here",
-                    where=str(folder),
-                    fix="Wait for it to end, or choose another folder with --output",
-                )
-            time.sleep(0.1)
+    with locked(folder / ".lock", seconds=_LOCK_SECONDS) as handle:
+        if handle is None:
+            raise ResumeError(
+                "another reproduction, or what it started, still writes here",
+                where=str(folder),
+                fix="Wait for it to end, or choose another folder with --output",
+            )
         yield handle
-    finally:
-        os.close(handle)
-
-
-def _locked(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

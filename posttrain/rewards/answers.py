@@ -65,12 +65,6 @@ def marked_block(text: str) -> str | None:
     return block
 
 
-def marker_end(text: str) -> int | None:
-    """Index right after the last marker that begins a line; None without one."""
-    mark = last_mark(text)
-    return None if mark is None else mark.end
-
-
 def last_mark(text: str) -> Mark | None:
     """The last marker that begins a line; None without one."""
     found = None
@@ -95,16 +89,22 @@ def _without_emphasis(line: str) -> str:
 
 def boxed_answer(text: str) -> tuple[int, str] | None:
     r"""Position and content of the last \boxed{...} with balanced braces; None if there is none or it never closes."""
-    openings = deque(_BOX.finditer(text), maxlen=1)
+    box = last_box(text, _BOX)
+    return None if box is None else (box[0], box[1].strip())
+
+
+def last_box(text: str, opening: re.Pattern[str]) -> tuple[int, str] | None:
+    """Position of the last match of `opening`, which ends in a brace, and what follows it up to the brace that closes
+    it, as it stands; None if there is none or it never closes.
+    """
+    openings = deque(opening.finditer(text), maxlen=1)
     if not openings:
         return None
-    opening = openings[0]
-    begin = opening.end()
-    depth = 1
+    begin, depth = openings[0].end(), 1
     for index in range(begin, len(text)):
         depth += {"{": 1, "}": -1}.get(text[index], 0)
         if depth == 0:
-            return opening.start(), text[begin:index].strip()
+            return openings[0].start(), text[begin:index]
     return None
 
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections import deque
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from posttrain.errors import RewardError
-from posttrain.rewards.answers import completion_text
+from posttrain.rewards.answers import completion_text, last_box
 from posttrain.rewards.length_budget import CLOSE_THINK
 
 Rule = Literal["prefix", "first_token", "exact_token"]
@@ -79,15 +78,8 @@ def predicted_text(text: str, extraction: str) -> str | None:
         if position < 0:
             return None
         text = text[position + len(CLOSE_THINK) :]
-    openings = deque(_BOX.finditer(text), maxlen=1)
-    if not openings:
-        return None
-    begin, depth = openings[0].end(), 1
-    for index in range(begin, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[index], 0)
-        if depth == 0:
-            return text[begin:index]
-    return None
+    box = last_box(text, _BOX)
+    return None if box is None else box[1]
 
 
 def matches(predicted: str, stored: dict[str, Any], *, rule: str) -> bool:

@@ -166,21 +166,22 @@ def _open(path: str, flags: int) -> None:
 
 
 def _call_kernel(name: str, *arguments: int) -> None:
+    _check(_libc().syscall(_needed(name), *(ctypes.c_long(argument) for argument in arguments)))
+
+
+def _needed(name: str) -> int:
     number = _number(name) if has_filter() else None
     if number is None:
         raise PermissionError
-    _check(_libc().syscall(number, *(ctypes.c_long(argument) for argument in arguments)))
+    return number
 
 
 def _copy_memory(name: str, process: int) -> None:
     """Ask for a byte at an address where nothing is: a kernel that would do it says so, not that it may not."""
     byte = ctypes.create_string_buffer(1)
     here, there = struct.pack("2Q", ctypes.addressof(byte), 1), struct.pack("2Q", 0, 1)
-    number = _number(name) if has_filter() else None
-    if number is None:
-        raise PermissionError
     if (
-        _libc().syscall(number, ctypes.c_long(process), here, 1, there, 1, 0) < 0
+        _libc().syscall(_needed(name), ctypes.c_long(process), here, 1, there, 1, 0) < 0
         and ctypes.get_errno() != errno.EFAULT
     ):
         raise PermissionError

@@ -9,6 +9,8 @@ from typing import Any
 from huggingface_hub import ModelCard
 from trl.trainer.utils import generate_model_card
 
+TAGS = ["trl", "posttrain"]  # of every card
+
 
 def try_card(trainer: type[Any], place: str | Path, *, base_model: str | None, hub_model_id: str | None) -> None:
     """Write the card that a trainer's class would write, and read its metadata back; whatever fails raises.
@@ -24,7 +26,7 @@ def try_card(trainer: type[Any], place: str | Path, *, base_model: str | None, h
         model_name=None,
         hub_model_id=hub_model_id,
         dataset_name=None,
-        tags=["trl", "posttrain"],
+        tags=TAGS,
         wandb_url=None,
         trackio_url=None,
         trainer_name=trainer.name,

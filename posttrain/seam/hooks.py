@@ -25,6 +25,7 @@ from posttrain.models import saving
 from posttrain.seam import manifest
 from posttrain.seam import state as checkpoint
 from posttrain.seam.arguments import WithoutSecrets
+from posttrain.seam.card import TAGS
 from posttrain.seam.continued import ContinuedSettings
 from posttrain.seam.memory import memory_told
 from posttrain.seam.row_use import CountedRows
@@ -83,7 +84,7 @@ class ResumableTrainer(ContinuedSettings, CountedRows):
 
     @property
     def _tag_names(self) -> list[str]:
-        return ["trl", "posttrain"]
+        return TAGS
 
     @property
     def tokenizer(self) -> Any:
