@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ _WHATS = {
     "variable": "input of the rows or of the recipe",
     "answer": "field of the demonstrations",
 }
+_BLOCK = 1000  # rows whose texts are looked through at once
 _TRIED = 8  # rows in which a field is taken away
 
 
@@ -88,21 +89,48 @@ def _typed_tokens(encoder: PromptEncoder, *, trained: bool) -> tuple[dict[int, s
     from posttrain.data.markers import markers_of
 
     markers, rows, end = markers_of(encoder.tokenizer), encoder.rows, time.monotonic() + _SECONDS
+    learns = trained and encoder.column != "prompt"
     found: dict[int, set[str]] = {}
     looked = 0
-    for index, prompt in enumerate(rows.prompts):
-        if time.monotonic() > end:
-            break
-        looked += 1
-        messages = [{"role": "assistant", "content": prompt}] if isinstance(prompt, str) else prompt
-        hidden = [markers.hide(message, role=str(message.get("role"))) for message in messages]
-        if trained and encoder.column != "prompt" and isinstance(text := rows.solutions[index], str):
-            while text.rstrip().endswith(str(encoder.tokenizer.eos_token)):
-                text = text.rstrip().removesuffix(str(encoder.tokenizer.eos_token))
-            hidden.append(markers.hide(encoder.message(index, text) or text))
-        if typed := markers.found(hidden):
-            found[index] = typed
+    for start in range(0, len(rows), _BLOCK):
+        block: Sequence[int] = range(start, min(start + _BLOCK, len(rows)))
+        texts = [_plain_text(encoder, index, learns=learns) for index in block]
+        if not markers.may_stand_in("\n".join(text or "" for text in texts)):
+            block = [index for index, text in zip(block, texts, strict=True) if text is None]
+        looked += len(texts) - len(block)
+        for index in block:
+            if time.monotonic() > end:
+                return found, looked
+            looked += 1
+            if typed := _typed_in(encoder, index, markers, learns=learns):
+                found[index] = typed
     return found, looked
+
+
+def _plain_text(encoder: PromptEncoder, index: int, *, learns: bool) -> str | None:
+    """Every text of a row as one; None where more than roles, contents and a demonstration in words is rendered."""
+    prompt, text = encoder.rows.prompts[index], encoder.rows.solutions[index] if learns else ""
+    if encoder.has_inputs or not isinstance(text, str):
+        return None
+    if isinstance(prompt, str):
+        return f"{prompt}\n{text}"
+    if any(len(message) != 2 or not isinstance(message.get("content"), str) for message in prompt):
+        return None
+    return "\n".join([*(f"{message.get('role')}\n{message['content']}" for message in prompt), text])
+
+
+def _typed_in(encoder: PromptEncoder, index: int, markers: Any, *, learns: bool) -> set[str]:
+    """Control tokens that the texts of one row spell."""
+    rows = encoder.rows
+    prompt = rows.prompts[index]
+    messages = [{"role": "assistant", "content": prompt}] if isinstance(prompt, str) else prompt
+    hidden = [markers.hide(message, role=str(message.get("role"))) for message in messages]
+    if learns and isinstance(text := rows.solutions[index], str):
+        while text.rstrip().endswith(str(encoder.tokenizer.eos_token)):
+            text = text.rstrip().removesuffix(str(encoder.tokenizer.eos_token))
+        hidden.append(markers.hide(encoder.message(index, text) or text))
+    found: set[str] = markers.found(hidden)
+    return found
 
 
 def _messages_as_text(cfg: RunConfig, encoder: PromptEncoder) -> Iterator[PosttrainError]:

@@ -25,6 +25,7 @@ _TOOL = re.compile(r"tool|function|call|param|python_tag", re.IGNORECASE)
 _FROM_OUTSIDE = ("user", "tool", "function", "ipython", "observation", "environment")
 
 _IS_TYPED = re.compile(f"[{chr(_TYPED)}-{chr(_TOKEN - 1)}]")
+_RESERVED = re.compile(f"[{chr(_TYPED)}-{chr(_LAST)}]")
 
 _known: WeakKeyDictionary[Any, tuple[Any, Markers]] = WeakKeyDictionary()
 
@@ -80,11 +81,15 @@ class Markers:
     @cached_property
     def _patterns(self) -> tuple[re.Pattern[str], re.Pattern[str]]:
         """What is looked for in the model's own words, and in those of others."""
-        reserved = f"[{chr(_TYPED)}-{chr(_LAST)}]"
         own, outside = (
             [re.escape(token) for token in self.tokens if token not in kept] for kept in (self.inner, self.tags)
         )
-        return re.compile("|".join([*own, reserved])), re.compile("|".join([*outside, reserved]))
+        return re.compile("|".join([*own, _RESERVED.pattern])), re.compile("|".join([*outside, _RESERVED.pattern]))
+
+    @cached_property
+    def _starts(self) -> list[str]:
+        """What tokens begin with: few pieces, where there may be hundreds of tokens."""
+        return sorted({token[:2] for token in self.tokens})
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -102,6 +107,12 @@ class Markers:
         if isinstance(value, Mapping):
             return {self.hide(key, role=role): self.hide(item, role=role) for key, item in value.items()}
         return [self.hide(item, role=role) for item in value] if isinstance(value, list | tuple) else value
+
+    def may_stand_in(self, text: str) -> bool:
+        """Whether a text, or several as one, can spell any of them, whoever wrote it; a no is sure, and cheap."""
+        return any(start in text for start in self._starts) or (
+            not text.isascii() and _RESERVED.search(text) is not None
+        )
 
     def found(self, value: Any) -> set[str]:
         """Markers that were put aside in a hidden value."""
