@@ -43,8 +43,9 @@ FREE = frozenset(
     "resume_from_checkpoint log_completions log_multimodal num_completions_to_print log_unique_prompts "
     "log_completions_hub_repo num_generations_eval "
     # Memory, speed and place of the work; results differ by rounding at most.
-    "torch_empty_cache_steps gradient_checkpointing gradient_checkpointing_kwargs torch_compile torch_compile_backend "
-    "torch_compile_mode use_liger_kernel liger_kernel_config use_cache activation_offloading logits_budget_bytes "
+    "torch_empty_cache_steps gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing "
+    "activation_checkpointing_kwargs torch_compile torch_compile_backend torch_compile_mode use_liger_kernel "
+    "liger_kernel_config use_cache activation_offloading logits_budget_bytes "
     "full_determinism use_cpu dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers "
     "dataloader_prefetch_factor dataloader_multiprocessing_context dataset_num_proc ddp_find_unused_parameters "
     "ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout drop_zero_advantage_rows "

@@ -34,10 +34,13 @@ MIXED = {
 @pytest.mark.parametrize("kind", MIXED)
 def test_what_mixes_rows_up_is_measured(kind: str):
     found = measure(small_copy(AutoConfig.for_model(kind)).model, FORMS)
-    assert not [difference.reason for difference in found.values() if difference.reason]
+    # A form that the model itself refuses (transformers 5.24: linear attention without its kernels) mixes nothing up.
+    refused = {form: difference.reason for form, difference in found.items() if difference.reason}
+    assert all(form in MIXED[kind] and "packed sequences" in reason for form, reason in refused.items())
     assert {form for form, difference in found.items() if not difference.is_fine} == MIXED[kind]
     for form, difference in found.items():
-        assert difference.logp < 1e-5 if form not in MIXED[kind] else difference.logp > 1e-2
+        if form not in refused:
+            assert difference.logp < 1e-5 if form not in MIXED[kind] else difference.logp > 1e-2
 
 
 def test_a_model_that_sees_what_comes_after_is_refused():

@@ -176,6 +176,9 @@ def test_a_group_that_an_engine_left_out_has_no_settings_to_give():
     assert schedule.get_last_lr() == [2.0]
 
 
+SINCE_5_24 = {"activation_checkpointing", "activation_checkpointing_kwargs"}  # of transformers
+
+
 def test_every_setting_has_its_place():
     """A field of a new release of TRL or transformers is refused on resume until it is classed here."""
     tables = (APPLIED, FREE, REFUSED)
@@ -190,7 +193,7 @@ def test_every_setting_has_its_place():
                 f"{name}: a method's state is made under its settings"
             )
     assert unknown == set()
-    assert set().union(*tables) - known == set()
+    assert set().union(*tables) - known <= SINCE_5_24
 
 
 def test_a_schedule_with_a_memory_is_not_moved_to_another_rate(tmp_path):
