@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -71,7 +72,7 @@ def _alone(folder: Path) -> AbstractContextManager[None]:
 
 @contextmanager
 def _own_told(folder: Any) -> Iterator[None]:
-    """Have a mistake that only this rank meets named with the rank, and no room on the disk told as such."""
+    """Have a mistake that only this rank meets named with the rank; tell no room on the disk, and Ctrl-C, as such."""
     from posttrain.resuming import no_room
 
     try:
@@ -85,6 +86,10 @@ def _own_told(folder: Any) -> Iterator[None]:
             raise
         _show_own(told)
         raise told from problem
+    except KeyboardInterrupt:
+        if is_main_process():
+            sys.stderr.write(f"left by Ctrl-C; what is complete stays in {folder}\n")
+        raise
 
 
 def _leave_at_once(status: int) -> None:
@@ -160,7 +165,7 @@ def _told_by_launcher() -> Iterator[None]:
 def main(argv: list[str] | None = None) -> int:
     """`python -m posttrain.run RECIPE [block.key=value ...]`.
 
-    Returns the exit status: 2 after a user's mistake, told in one line each, 143 after a stop by SIGTERM.
+    Returns the exit status: 2 after a user's mistake, told in one line each, 143 after SIGTERM, 130 after Ctrl-C.
     """
     from posttrain.optional import explains_imports
 
@@ -183,6 +188,8 @@ def main(argv: list[str] | None = None) -> int:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             _leave_at_once(error.exit_status)
         return error.exit_status
+    except KeyboardInterrupt:
+        _leave_at_once(128 + signal.SIGINT)
     leave_group()
     return 0
 

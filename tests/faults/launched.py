@@ -64,6 +64,7 @@ class Launched:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
+                start_new_session=True,  # as a terminal's job, which Ctrl-C reaches as a whole
             )
 
     def __enter__(self) -> Launched:

@@ -7,9 +7,11 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
+from tests.config.recipes import HPT, changed, write
 from tests.faults.launched import ROOT, Launched, finished, needs_linux, same_weights, write_recipe
 
 pytestmark = [pytest.mark.faults, needs_linux]
@@ -63,6 +65,52 @@ def test_sigterm_to_one_process_saves_and_stops_all(who, whole, tmp_path):
     print(f"SIGTERM to {who}: ended after {seconds:.1f} s with checkpoint {found[1]}")
     assert f"continuing from {output}/checkpoint-{found[1]}" in finished(recipe, processes=2)
     assert same_weights(output, whole)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_saves_and_stops(processes, whole, tmp_path):
+    output = tmp_path / "run"
+    recipe = write_recipe(tmp_path, output=output, steps=STEPS)
+    with Launched(recipe, processes=processes) as run:
+        run.wait_for_step(output, 6)
+        os.killpg(run.process.pid, signal.SIGINT)
+        status, seconds = run.end()
+        assert run.ranks() == {}
+    assert status == (130 if processes == 1 else 1) and seconds < 20
+    found = re.search(r"stopped by Ctrl-C, with a checkpoint after optimizer step (\d+)", run.text())
+    assert found and checkpoints(output)[-1] == int(found[1]) >= 6
+    if processes == 2:
+        assert f"continuing from {output}/checkpoint-" in finished(recipe, processes=2)
+        assert same_weights(output, whole)
+
+
+SLOW = """
+import time
+from pathlib import Path
+
+def verdict(prompts, completions, **columns):
+    if Path(__file__).with_name("run").joinpath("run.json").exists():
+        print("scoring", flush=True)
+        time.sleep(60)
+    return [0.0 for _ in completions]
+"""
+
+
+def test_a_second_ctrl_c_leaves_at_once(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    changes = {"eval": None, "data.eval": None, "rollout.rewards": ["slow.py:verdict"], "rollout.reward_workers": 0}
+    recipe = write(tmp_path, changed(HPT, changes))
+    with Launched(recipe) as run:
+        while "scoring" not in run.text():
+            time.sleep(0.1)
+        os.killpg(run.process.pid, signal.SIGINT)
+        time.sleep(1.2)  # sooner it could be what a launcher passes on
+        os.killpg(run.process.pid, signal.SIGINT)
+        status, seconds = run.end()
+    assert status == 130 and seconds < 5
+    told = run.text()
+    assert "Ctrl-C again leaves at once" in told and "left by Ctrl-C; what is complete stays in" in told
+    assert "Traceback" not in told
 
 
 SCRIPT = """
