@@ -70,19 +70,35 @@ def read_mapping(file: Path) -> dict[str, Any]:
     """The mapping that a JSON file holds.
 
     Raises:
-        ConfigError: it cannot be read, is empty, no UTF-8, no JSON, or no mapping.
+        ConfigError: it cannot be read, is empty, no UTF-8, no JSON, no mapping, or gives one key two values.
     """
     facts: Any = {"where": "model.path", "got": str(file.parent), "fix": "Copy the file again"}
     text = _decoded(file)
     if not text.strip():
         raise ConfigError(f"{file.name} is empty", **facts)
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=_pairs)
+    except _TwoValuesError as problem:
+        fix = "Keep the right one: programs differ in which they take"
+        raise ConfigError(f"{file.name} gives {problem} two values", **{**facts, "fix": fix}) from None
     except (ValueError, RecursionError) as problem:
         told = "it is nested too deeply" if isinstance(problem, RecursionError) else reason(problem)
         raise ConfigError(f"{file.name} is no JSON: {told}", **facts) from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file.name} holds no mapping", **facts)
+    return values
+
+
+class _TwoValuesError(ValueError):
+    """A key that stands twice in one mapping with different values."""
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        for name, value in pairs:
+            if value != values[name]:
+                raise _TwoValuesError(repr(name))
     return values
 
 

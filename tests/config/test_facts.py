@@ -196,6 +196,8 @@ def test_rows_that_can_leave_the_first_range_of_longrope_are_refused(tmp_path: P
         ("config.json", "{", "config.json is no JSON"),
         ("config.json", "", "config.json is empty"),
         ("config.json", "\ufeff{}", "config.json begins with a byte order mark"),
+        ("config.json", '{"a": 1, "b": {"c": 1, "c": 2}}', "config.json gives 'c' two values"),
+        ("tokenizer.json", '{"model": {"vocab": {"a": 1, "a": 2}}}', "tokenizer.json gives 'a' two values"),
         ("config.json", {"num_attention_heads": 0}, "config.json: num_attention_heads cannot be this .got 0"),
         ("config.json", {"num_hidden_layers": 10**9}, "config.json: num_hidden_layers cannot be this"),
         ("config.json", {"vocab_size": 10**20}, "config.json: vocab_size cannot be this"),
