@@ -98,11 +98,11 @@ def run_length(cfg: RunConfig, entry: Entry, *, num_rows: int | None, world_size
         group, steps = cfg.rollout.num_generations, steps_per_generation(cfg, world_size) or 1
         prompts = rows_per_micro_step(cfg, world_size) * steps // group
         updates = steps * trainer.num_iterations // trainer.gradient_accumulation_steps
-        per_epoch = num_rows // prompts * updates
+        per_epoch, drawn, every = num_rows // prompts * updates, prompts, max(updates, 1)
         told = f"{prompts} prompts x {group} completions make {max(updates, 1)} optimizer step(s) of {rows} rows"
     else:
         used = _row_use(cfg, entry, num_rows=num_rows, world_size=world_size).used
-        per_epoch = max(1, math.ceil(used / rows))
+        per_epoch, drawn, every = max(1, math.ceil(used / rows)), rows, 1
         told = f"{rows} rows an optimizer step"
     total = trainer.max_steps if trainer.max_steps > 0 else math.ceil(trainer.num_train_epochs * per_epoch)
     epochs = total / per_epoch if per_epoch else math.inf
@@ -115,7 +115,8 @@ def run_length(cfg: RunConfig, entry: Entry, *, num_rows: int | None, world_size
     if _draws_by_shares(cfg):
         lines.append("rows are drawn by the shares of their groups: in a pass a row may come several times, or never")
     elif epochs < 1:
-        lines.append(f"the run ends within its first pass: about {math.floor(epochs * num_rows)} rows are used")
+        # Whole batches are drawn, and a generation batch that is begun has all its prompts.
+        lines.append(f"the run ends within its first pass: about {math.ceil(total / every) * drawn} rows are used")
     return total, lines
 
 

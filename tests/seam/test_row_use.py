@@ -14,6 +14,9 @@ from posttrain.seam.row_use import batch_use, demonstration_use, prompt_use
 from tests.batteries.runs import Recorder, build, dataset
 from tests.config.recipes import GRPO, SFT, changed, write
 
+SMALL = {"trainer.per_device_train_batch_size": 4, "trainer.gradient_accumulation_steps": 1, "trainer.max_steps": 1}
+PAIRS = {**SMALL, "rollout.num_generations": 2}
+
 
 @pytest.fixture(autouse=True)
 def unread(monkeypatch):
@@ -86,6 +89,13 @@ def test_rows_without_a_trained_token_are_counted_and_none_left_is_refused(tiny_
         (GRPO, {"data.train.size": 9, "trainer.shuffle_dataset": False}, "the last 1 is never used"),
         (SFT, {"data.train.size": 9, "trainer.dataloader_drop_last": True}, "of 9 training rows"),
         (SFT, {"data.train.size": 64, "trainer.max_steps": 1}, "the run ends within its first pass: about"),
+        (SFT, {**SMALL, "data.train.size": 5}, "first pass: about 4 rows are used"),
+        (GRPO, {**PAIRS, "data.train.size": 5}, "first pass: about 2 rows are used"),
+        (
+            GRPO,
+            {**PAIRS, "data.train.size": 9, "trainer.num_iterations": 2, "trainer.max_steps": 3},
+            "first pass: about 4 rows are used",
+        ),
     ],
 )
 def test_the_check_says_it_before_the_run(base, changes, told, tmp_path):
