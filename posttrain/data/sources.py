@@ -34,6 +34,7 @@ COLUMNS = ("prompt", "answer", "solution", "group", "task", "entry")
 ANSWERS = ("paraphrased_prompts", "paraphrases", "perturbed", "alternate")
 _PROMPT_SYNONYMS = ("prompts", "question", "problem", "instruction", "query", "input", "messages")
 _PLAIN = ("answer", "group", "task", "entry")  # compared and counted, never rendered
+_OTHER_CELLS = "Write the cells as text or as lists of messages"
 _KINDS = ("task", "reasoning_gym", "path")
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython", "observation")
 
@@ -325,16 +326,17 @@ def _cells(batch: Mapping[str, list[Any]], column: str) -> list[Any]:
 
 def _prompt(value: Any, as_text: bool, system_prompt: str | None, *, where: str) -> Any:
     """A prompt cell as chat messages, or as text."""
+    cell, fix = value, "Drop the row" if value is None or isinstance(value, str | list) else _OTHER_CELLS
     if not isinstance(value, str | list):
         value = written(value)
     if as_text:
         if not isinstance(value, str) or not value.strip():
-            raise DataError("the text is empty or no text", where=where, got=value, fix="Drop the row")
+            raise DataError("the text is empty or no text", where=where, got=cell, fix=fix)
         return value
     if isinstance(value, str) and value.strip():
         value = [{"role": "user", "content": value}]
     if not isinstance(value, list) or not value:
-        raise DataError("the prompt is empty or neither text nor messages", where=where, got=value, fix="Drop the row")
+        raise DataError("the prompt is empty or neither text nor messages", where=where, got=cell, fix=fix)
     messages = []
     for message in value:
         found = without_none(message) if isinstance(message, Mapping) else {}

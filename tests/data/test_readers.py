@@ -229,6 +229,14 @@ def test_a_column_of_parquet_that_no_data_set_can_hold_is_named(tmp_path):
         load_source({"path": str(tmp_path / "a.parquet")})
 
 
+@pytest.mark.parametrize("cell", [b"q", {"text": "q"}])
+def test_a_prompt_of_another_type_is_told_as_it_is(cell, tmp_path):
+    pq.write_table(pa.table({"prompt": [cell]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError) as error:
+        load_source({"path": str(tmp_path / "a.parquet")})
+    assert f"got {cell!r}). Write the cells as text or as lists of messages" in str(error.value)
+
+
 @pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
 def test_no_number_is_no_text_whatever_its_width(kind, tmp_path):
     import numpy as np
