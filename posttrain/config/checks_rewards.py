@@ -10,6 +10,7 @@ from typing import Any
 
 from posttrain.config.checks_data import Rows
 from posttrain.errors import PosttrainError, RewardError
+from posttrain.rewards.answers import boxed_answer, marked_answer
 from posttrain.rewards.outside import outside_inputs
 
 ROWS = 32
@@ -37,7 +38,7 @@ def reward_findings(
         what = f"the reward depends on what no record of the run holds: {'; '.join(taken[:_SHOWN])}{more}"
         fix = "Put it into a file beside the reward or into the rows, if the run is to be repeated or continued alike"
         yield False, RewardError(what, where=where, fix=fix)
-    good = _completions(rows)
+    good = _completions(rows, name)
     indices = sorted(good)[:ROWS] or list(range(min(ROWS, len(rows))))
     batches = {"a wrong answer": [_WRONG] * len(indices)}
     if good:
@@ -83,17 +84,22 @@ def _failed(
     return RewardError(what, where=where, got=text, fix=fix)
 
 
-def _completions(rows: Rows) -> dict[int, str]:
-    """A text that should be right, by row: the demonstration, else the answer."""
+def _completions(rows: Rows, name: str) -> dict[int, str]:
+    """A text that should be right, by row: the demonstration, else the answer, in a box where `math` wants a mark."""
     found: dict[int, str] = {}
     for index, (solution, answer) in enumerate(zip(rows.solutions, rows.answers, strict=True)):
-        for text in (solution, answer):
+        is_bare = name == "math" and isinstance(answer, str) and not _is_marked(answer) and answer.strip()
+        for text in (solution, f"\\boxed{{{answer}}}" if is_bare else answer):
             if isinstance(text, str) and text.strip():
                 found[index] = text
                 break
         if len(found) >= ROWS:
             break
     return found
+
+
+def _is_marked(answer: str) -> bool:
+    return boxed_answer(answer) is not None or marked_answer(answer) is not None
 
 
 def _call(reward: Any, rows: Rows, indices: list[int], texts: list[str]) -> list[float | None]:

@@ -136,3 +136,10 @@ def test_what_a_reward_takes_from_outside_the_record_is_told_with_its_lines(tmp_
     report = checked(tmp_path, "grpo", {"rollout.rewards": ["exact", "mine.py:lucky"]})
     (found,) = [str(warning) for warning in report.warnings if "no record of the run holds" in str(warning)]
     assert "rollout.rewards.1" in found and "mine.py, line 5, draws at random (random.random)" in found and report.ok
+
+
+@pytest.mark.parametrize("answer", ["34", "#### 34", "\\boxed{34}", "\\frac{1}{2}", "1,200"])
+def test_answers_alone_are_no_fault_of_a_verifier_that_reads_marks(tmp_path: Path, answer: str):
+    rows = [{"prompt": f"question {number}", "answer": answer} for number in range(8)]
+    changes = {"data.train": {"path": rows_file(tmp_path, rows)}, "rollout.rewards": ["math"]}
+    assert not [str(w) for w in checked(tmp_path, "grpo", changes).warnings if "refuses" in str(w)]
