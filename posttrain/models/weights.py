@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from posttrain.errors import ConfigError
 from posttrain.models.config_files import reason
@@ -35,6 +35,7 @@ def tried(path: str, config: Any, *, trusted: bool = False) -> tuple[PreTrainedM
         return AutoModelForCausalLM.from_pretrained(  # type: ignore[no-any-return]
             path,
             config=copy.deepcopy(config),
+            generation_config=GenerationConfig(),  # a file that cannot be read is no fault of the weights
             device_map="meta",
             use_safetensors=True,
             trust_remote_code=trusted,

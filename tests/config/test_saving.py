@@ -31,6 +31,12 @@ def with_settings(model, folder, **settings):
     return {"model.tiny": None, "model.path": str(folder)}
 
 
+def test_settings_that_cannot_be_read_are_no_fault_of_the_weights(model, tmp_path):
+    odd = with_settings(model, tmp_path / "odd", do_sample=False, num_return_sequences=3)
+    (told,) = [str(error) for error in report(tmp_path, changed(SFT, odd)).errors]
+    assert "generation_config.json of the model cannot be read" in told and "num_return_sequences" in told
+
+
 def test_what_cannot_be_written_back_is_told(model, tmp_path):
     odd = with_settings(model, tmp_path / "odd", do_sample=False, temperature=0.6)
     found = report(tmp_path, changed(SFT, odd))
