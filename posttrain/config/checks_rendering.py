@@ -345,4 +345,5 @@ def previews(cfg: RunConfig, encoder: PromptEncoder, *, trained: bool, count: in
             gated = f"demonstration, trained where the gate opens; elsewhere {sampled}"
             yield preview(title, tokenizer, *encoder.row(index), note="" if cfg.rollout is None else gated)
         else:
-            yield preview(title, tokenizer, encoder.prompt(index), [], note=sampled)
+            note = "the demonstration is empty" if cfg.rollout is None else sampled
+            yield preview(title, tokenizer, encoder.prompt(index), [], note=note)

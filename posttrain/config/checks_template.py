@@ -291,11 +291,14 @@ def _turn_faults(
     if place == len(trained) or _only_forgets(tokenizer.decode(trained), tokenizer.decode(full)):
         return
     theirs, ours = (tokenizer.decode(found[place : place + _SHOWN]) for found in (full, trained))
+    same = theirs == ours
+    theirs, ours = (found[place : place + _SHOWN] for found in (full, trained)) if same else (theirs, ours)
+    shown = f"{'the tokens ' * same}{theirs!r}"
     if place < len(given):
         yield (
             False,
             "the generation prompt is not how the template begins the assistant's turn, so an answer reads "
-            f"differently once it is history (it has {theirs!r} there, and the generation prompt {ours!r})",
+            f"differently once it is history (it has {shown} there, and the generation prompt {ours!r})",
             "Training and evaluation here are of one turn and agree; a chat of several turns would not",
         )
         return
@@ -307,11 +310,9 @@ def _turn_faults(
             "Set the tokenizer's eos_token to the token that ends a turn, unless a base model is meant to stop so",
         )
         return
-    same = theirs == ours
-    theirs, ours = (found[place : place + _SHOWN] for found in (full, trained)) if same else (theirs, ours)
     yield (
         False,
-        f"{told} (it has {'the tokens ' * same}{theirs!r} where training has {ours!r})",
+        f"{told} (it has {shown} where training has {ours!r})",
         "Write the demonstrations as the template does, or set data.chat_template_kwargs so that it asks for them so",
     )
 

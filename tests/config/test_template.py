@@ -196,6 +196,28 @@ def test_the_preview_is_coloured_on_a_terminal_and_bracketed_elsewhere():
     assert row.render(colour=False).plain == row.plain()
 
 
+def test_other_tokens_of_one_text_are_told_as_tokens(tmp_path: Path):
+    """A line break and what follows it are one token here, and the prompt ends between them."""
+    folder = model_with(tmp_path)
+    core = json.loads((folder / "tokenizer.json").read_text())
+    core["model"]["vocab"]["\u010aA"] = joined = core["model"]["vocab"].pop("~")
+    core["model"]["merges"] = [["\u010a", "A"]]
+    (folder / "tokenizer.json").write_text(json.dumps(core))
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW) + "\n")
+    changes = {"model": {"path": str(folder)}, "data.train": {"path": str(tmp_path / "rows.jsonl")}}
+    lines = check(load(write(tmp_path, changed(BASES["sft"], changes)))).lines()
+    (found,) = [line for line in lines if "the generation prompt is not how" in line]
+    assert f"(it has the tokens [{joined}, " in found, found
+
+
+def test_an_empty_demonstration_is_no_completion_to_sample(tmp_path: Path):
+    row = {**ROW, "solution": " "}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    values = changed(BASES["sft"], {"data.train": {"path": str(tmp_path / "rows.jsonl")}})
+    (shown,) = check(load(write(tmp_path, values)), show_rows=1).previews
+    assert shown.note == "the demonstration is empty" and not any(shown.trained)
+
+
 def test_without_demonstrations_the_completion_is_announced(tmp_path: Path):
     report = check(load(write(tmp_path, BASES["grpo"])), show_rows=1)
     assert not any(report.previews[0].trained)
