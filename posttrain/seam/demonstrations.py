@@ -23,6 +23,7 @@ from posttrain.losses.upge import group_advantages
 from posttrain.losses.upge_config import UPGEConfig
 from posttrain.seam.arguments import option
 from posttrain.seam.batches import RolloutBatch
+from posttrain.seam.known_tokens import refuse_unknown_token
 from posttrain.seam.likelihood_rows import LikelihoodRowsTrainer, first_rows
 from posttrain.seam.policy import PolicyConfig
 
@@ -127,7 +128,7 @@ class DemonstrationTrainer(LikelihoodRowsTrainer):
         """Token ids of a dataset row's demonstration; None if it is empty, or too long and `drop` is set.
 
         Raises:
-            DataError: it is too long and `overlong_demonstration` is error.
+            DataError: it is too long and `overlong_demonstration` is error, or has a token that the model lacks.
         """
         text = row.get(self.args.demonstration_column)
         if not isinstance(text, str) or not text.strip():
@@ -137,6 +138,7 @@ class DemonstrationTrainer(LikelihoodRowsTrainer):
         # The prompt was rendered elsewhere, as with tools that are functions.
         if given != prompt_ids and message_of(text, inputs) is None:
             ids = encode_demonstration(self.tokenizer, text, prompt_ids=prompt_ids, **inputs)
+        refuse_unknown_token(max(ids), self._token_rows, where=f"demonstration {text[:80]!r}")
         limit = self.args.max_completion_length
         if len(ids) <= limit:
             return ids

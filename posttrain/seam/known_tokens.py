@@ -57,11 +57,16 @@ def _refuse_unknown_tokens(model: Any, rows: Dataset) -> None:
     if highest is None or highest < known:
         return
     for index, ids in enumerate(rows["input_ids"]):
-        if max(ids, default=0) >= known:
-            raise DataError(
-                f"a row has a token beyond the model's {known} rows of embeddings",
-                where=f"train row {index}",
-                got=f"id {max(ids)}",
-                allowed=f"below {known}",
-                fix="Use the tokenizer that the model was trained with, or resize the model's embeddings",
-            )
+        refuse_unknown_token(max(ids, default=0), known, where=f"train row {index}")
+
+
+def refuse_unknown_token(highest: int, known: int, *, where: str) -> None:
+    """Raise DataError where the highest id of a row or prompt is beyond what `token_rows` gives."""
+    if highest >= known:
+        raise DataError(
+            f"a row has a token beyond the model's {known} rows of embeddings",
+            where=where,
+            got=f"id {highest}",
+            allowed=f"below {known}",
+            fix="Use the tokenizer that the model was trained with, or resize the model's embeddings",
+        )

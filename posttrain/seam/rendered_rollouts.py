@@ -10,6 +10,7 @@ from trl import GRPOTrainer
 from posttrain.data.rendering import completion_text, encode_prompt, template_inputs
 from posttrain.errors import DataError
 from posttrain.models.positions import position_limit
+from posttrain.seam.known_tokens import refuse_unknown_token, token_rows
 
 
 class RenderedRollouts(GRPOTrainer):
@@ -20,6 +21,10 @@ class RenderedRollouts(GRPOTrainer):
     """
 
     _rendered_rows: Sequence[dict[str, Any]] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._token_rows = token_rows(self.model)  # before an engine spreads the weights
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         self._rendered_rows = inputs
@@ -42,6 +47,7 @@ class RenderedRollouts(GRPOTrainer):
                 ids, last = encode_prompt(self._tokenizer, prompt, **inputs), (prompt, inputs)
             found.append(list(ids))
         self._refuse_no_room(max(map(len, found)))
+        refuse_unknown_token(max(max(ids, default=0) for ids in found), self._token_rows, where="prompt of a rollout")
         return found, None, {}
 
     def _refuse_no_room(self, longest: int) -> None:

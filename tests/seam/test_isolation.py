@@ -123,13 +123,20 @@ def test_a_trainer_refuses_rows_beyond_the_positions_of_the_model(packing):
         trained(model, packing=packing)
 
 
-def test_a_policy_refuses_prompts_that_leave_no_room_for_their_completions():
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        ("x" * 23, r"do not fit the model's 30 positions \(got '2\d \+ 8 tokens'"),
+        ("<call>", r"prompt of a rollout: a row has a token beyond the model's 100 rows of embeddings \(got 'id 100'"),
+    ],
+)
+def test_a_policy_refuses_prompts_that_the_model_cannot_read(prompt, told):
     model = tiny("llama", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=30)
     sizes = {"per_device_train_batch_size": 2, "num_generations": 2, "max_completion_length": 8}
     args = PolicyConfig("unused", **sizes, use_cpu=True, report_to="none", max_steps=1)
-    rows = Dataset.from_list([{"prompt": "x" * 23}] * 4)
-    trainer = PolicyTrainer(
-        model, lambda prompts, **_: [0.0] * len(prompts), args, rows, processing_class=character_tokenizer()
-    )
-    with pytest.raises(DataError, match=r"do not fit the model's 30 positions \(got '2\d \+ 8 tokens'"):
+    tokenizer = character_tokenizer()
+    tokenizer.add_tokens(["<call>"])
+    rows = Dataset.from_list([{"prompt": prompt}] * 4)
+    trainer = PolicyTrainer(model, lambda prompts, **_: [0.0] * len(prompts), args, rows, processing_class=tokenizer)
+    with pytest.raises(DataError, match=told):
         trainer.train()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from datasets import Dataset
 
 from posttrain.data.rendering import encode_prompt
+from posttrain.errors import DataError
 from tests.batteries.runs import build, dataset
 
 TEMPLATE = (
@@ -63,6 +65,14 @@ def test_a_demonstration_in_a_policy_run_is_cut_behind_the_prompt_of_its_rollout
     two = trainer.processing_class("2", add_special_tokens=False)["input_ids"]
     assert trainer.encoded_demonstration(row, prompt_ids=prompt) == [*two, end]
     assert trainer.encoded_demonstration(row, prompt_ids=prompt[:-1]) == [*two, end]
+
+
+def test_a_demonstration_with_a_token_that_the_model_lacks_is_refused(tiny_dir, tmp_path):
+    trainer = build("hpt", tiny_dir, tmp_path)
+    trainer.processing_class.add_tokens(["<call>"])
+    row = {**trainer.train_dataset[0], "solution": "a <call>"}
+    with pytest.raises(DataError, match=r"demonstration 'a <call>': a row has a token beyond .* \(got 'id 100'"):
+        trainer.encoded_demonstration(row, prompt_ids=[])
 
 
 def test_the_supervised_trainer_takes_the_variables_of_the_template(tiny_dir, tmp_path):
