@@ -92,10 +92,11 @@ def describe(cfg: RunConfig) -> ModelFacts:
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=cfg.model.trust_remote_code)
     except Exception as problem:  # noqa: BLE001 - a model's own code may raise anything on sizes that do not fit
         raise ConfigError(
-            "not a causal language model of this transformers version: "
+            "transformers makes no causal language model of this configuration: "
             f"{type(problem).__name__}: {' '.join(str(problem).split())[:160]}",
             where=cfg.where("model"),
             got=getattr(config, "model_type", None),
+            fix="Correct config.json of the model, or choose another model",
         ) from problem
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     linear = frozenset(name.rsplit(".", 1)[-1] for name, _ in layers)

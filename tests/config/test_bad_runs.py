@@ -197,7 +197,7 @@ def test_lengths_beyond_the_model(tmp_path: Path):
         ({}, "the folder holds no config.json"),
         ({"config.json": '{"model_type": "llama"}'}, "the folder holds no weights"),
         ({"config.json": '{"model_type": "lama"}', "model.safetensors": ""}, "configuration cannot be read"),
-        ({"config.json": '{"model_type": "vit"}', "model.safetensors": ""}, "not a causal language model"),
+        ({"config.json": '{"model_type": "vit"}', "model.safetensors": ""}, "makes no causal language model"),
         (
             {"config.json": '{"auto_map": {"AutoConfig": "x.Y"}}', "model.safetensors": ""},
             "auto_map",
