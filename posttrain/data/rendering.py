@@ -8,7 +8,7 @@ that a tokenizer puts behind every text of its own accord do not close a prompt.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +145,8 @@ def render_prompt(
     markers, hides = markers_of(tokenizer), special_tokens_in_text == "text"
     if isinstance(prompt, str):
         return Rendered(str(markers.hide(prompt)) if hides else prompt, opening_ids(tokenizer), markers, hides)
+    if isinstance(prompt, Mapping | bytes) or not isinstance(prompt, Iterable):
+        raise DataError("a prompt is text or a list of messages", got=prompt, fix="Write it so, or drop the row")
     if tokenizer.chat_template is None:
         raise DataError(
             "the prompts are chat messages but the tokenizer has no chat template",

@@ -213,3 +213,9 @@ def test_rewards_read_special_tokens_within_a_completion_and_none_at_its_end():
     ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
     assert completion_text(tokenizer, ids, ends) == "<think>no</think>on"
     assert completion_text(tokenizer, ids[-3:], ends) == ""
+
+
+@pytest.mark.parametrize("prompt", [5, None, {"role": "user", "content": "hi"}])
+def test_a_prompt_that_is_neither_text_nor_messages_is_told(prompt):
+    with pytest.raises(DataError, match=r"a prompt is text or a list of messages \(got"):
+        encode_prompt(metaspace(), prompt)
