@@ -40,7 +40,7 @@ def hanging(prompts, completions, **_): return on(lambda: time.sleep(600), compl
 def stuck(prompts, completions, **_): return on(lambda: pow(7, 10**9), completions)
 def eating(prompts, completions, **_): return on(lambda: bytearray(2**31), completions)
 def recursing(prompts, completions, **_): return on(lambda: recursing(prompts, completions), completions)
-def closing(prompts, completions, **_): return on(lambda: os.closerange(3, 64), completions)
+def closing(prompts, completions, **_): return on(lambda: os.closerange(3, 1024), completions)
 def calling(prompts, completions, **_): return on(lambda: socket.create_connection(("127.0.0.1", 9)), completions)
 def looking_up(prompts, completions, **_): return on(lambda: socket.getaddrinfo("example.org", 80), completions)
 def controlling(prompts, completions, **_): return on(lambda: int("\\x1b[2J\\u202eboo"), completions)
@@ -58,7 +58,7 @@ def printing(prompts, completions, **_):
 
 def forging(prompts, completions, **_):
     def write():
-        for descriptor in range(3, 64):
+        for descriptor in range(3, 1024):
             try: os.write(descriptor, b"garbage\\n")
             except OSError: pass
     return on(write, completions)

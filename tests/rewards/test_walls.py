@@ -93,7 +93,7 @@ def forked(prompts, completions, **_):
 def answering_child(prompts, completions, **_):
     if libc.fork() == 0:
         os.setsid()
-        for number in range(3, 64):
+        for number in range(3, 1024):
             try:
                 os.write(number, b'{"request": "", "values": [7.0], "seconds": 0}\\\\n')
             except OSError:
@@ -105,7 +105,7 @@ def answering_child(prompts, completions, **_):
 def speaking_ahead(prompts, completions, **_):
     from posttrain.rewards import worker
     said = b'{"values": [9.0], "seconds": 0, "request": "%s"}\\\\n' % worker._current["request"].encode()
-    for number in range(3, 64):
+    for number in range(3, 1024):
         try:
             os.write(number, said * 2)
         except OSError:
