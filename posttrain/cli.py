@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from posttrain import __version__
+from posttrain.console import console
 from posttrain.mixing.command import mix_app
-from posttrain.study_verbs import Overrides, Recipe, console, study_app
+from posttrain.study_verbs import Overrides, Recipe, study_app
 
 app = typer.Typer(
     name="posttrain",
@@ -360,17 +361,25 @@ def _options(
 
 
 def main() -> None:
-    """Entry point of the console script: exit code 2 after a mistake, 143 after SIGTERM, and no traceback."""
-    from posttrain.console import show_error
-    from posttrain.errors import PosttrainError
-    from posttrain.optional import explains_imports
+    """Entry point of the console script, and of each process of `accelerate launch -m posttrain VERB ...`."""
+    from posttrain.console import exit_status
 
+    sys.exit(exit_status(_call))
+
+
+def _call() -> int:
+    from posttrain.console import is_main_process
+
+    # UsageError of click; typer 0.29 has a copy of its own, without a public name.
+    wrong_command_line: Any = typer.BadParameter.__base__
     try:
-        with explains_imports():
-            app()
-    except PosttrainError as error:
-        show_error(error)
-        sys.exit(error.exit_status)
+        return app(standalone_mode=False) or 0
+    except typer.Abort:
+        return 1
+    except wrong_command_line as error:
+        if is_main_process():
+            error.show()
+        return int(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from posttrain.config.verdict import recorded_variables, template_variables, verifier_name, verifier_sha256
 from posttrain.errors import PosttrainError
-from posttrain.evaluating import (
-    recorded_variables,
-    template_sha256,
-    template_variables,
-    verifier_name,
-    verifier_sha256,
-)
+from posttrain.evaluation.provenance import template_sha256
 from posttrain.saved_models import SavedModel
 
 

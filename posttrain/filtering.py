@@ -51,8 +51,8 @@ def filter_rows(config: Any, *, rows: Any, model: Any, block: Any, folder: Path,
     from accelerate import Accelerator
 
     from posttrain.console import is_main_process
-    from posttrain.evaluating import precision
     from posttrain.evaluation.records import write_json, write_jsonl
+    from posttrain.training.evaluator import precision
 
     path, tokens = folder / "counts.json", 0
     accelerator = Accelerator(**precision(config))
@@ -72,7 +72,7 @@ def filter_rows(config: Any, *, rows: Any, model: Any, block: Any, folder: Path,
 
 
 def _identity(config: Any, rows: Any, model: Any, block: Any) -> dict[str, Any]:
-    from posttrain.evaluating import template_variables, verifier_name, verifier_sha256
+    from posttrain.config.verdict import template_variables, verifier_name, verifier_sha256
     from posttrain.evaluation.provenance import data_fingerprint
 
     found = model.identity(config.model)
@@ -88,7 +88,7 @@ def _identity(config: Any, rows: Any, model: Any, block: Any) -> dict[str, Any]:
 
 
 def _length(config: Any, block: Any) -> int:
-    from posttrain.evaluating import evaluation_settings
+    from posttrain.config.verdict import evaluation_settings
 
     return int(block.max_new_tokens or evaluation_settings(config)["max_new_tokens"])
 
@@ -96,7 +96,7 @@ def _length(config: Any, block: Any) -> int:
 def _rollouts(config: Any, rows: Any, model: Any, block: Any, accelerator: Any) -> Any:
     """`EvalResult` of N completions for every row."""
     from posttrain.config.build import reward_scorer
-    from posttrain.evaluating import template_variables, verifier_name
+    from posttrain.config.verdict import template_variables, verifier_name
     from posttrain.evaluation.generate import EvalSettings, evaluate
     from posttrain.evaluation.progress import EvaluationProgress
 
@@ -162,9 +162,9 @@ def filter_model(
         PosttrainError: anything a user can cause.
     """
     from posttrain.config.checks_mixture import load_split
+    from posttrain.config.loader import load_stage
     from posttrain.config.rif_block import RifBlock
     from posttrain.console import is_main_process, quiet_libraries, say
-    from posttrain.evaluating import load_stage
     from posttrain.evaluation.records import write_jsonl
     from posttrain.saved_models import find_model
 

@@ -47,8 +47,8 @@ def identity(config: Any, *, parent: Path | None, reference: Path | str | None =
 
 def inputs(config: Any) -> dict[str, Any]:
     """Content of the local files that a run trains on, and of the files of its rewards, by their names."""
+    from posttrain.config.verdict import reward_code
     from posttrain.data.files import local_files
-    from posttrain.evaluating import reward_code
 
     blocks = [block for name in ("train", "validation", "retain") if (block := getattr(config.data, name)) is not None]
     sources = [source for block in blocks for source in (getattr(block, "mixture", None) or [block])]
@@ -285,7 +285,7 @@ def settings_beside(config: Any, *, splits: Any, template_sha256: str | None = N
         splits: names of the data sets that the run reads.
         template_sha256: of the tokenizer's chat template, which may change where the model's path stays.
     """
-    from posttrain.evaluating import reward_code
+    from posttrain.config.verdict import reward_code
     from posttrain.evaluation.provenance import without_secrets
 
     model = {key: value for key, value in config.model.model_dump().items() if key not in _FREE_MODEL}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import ConfigError
+from posttrain.evaluation.provenance import weight_hashes
 
 MODEL_FOLDER = "model"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -166,15 +167,6 @@ def snapshot(path: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(path, revision=revision, local_files_only=True, allow_patterns=[_WEIGHTS]))
-
-
-def weight_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every safetensors file by its name."""
-    hashes = {}
-    for file in sorted(folder.glob(_WEIGHTS)):
-        with file.open("rb") as content:
-            hashes[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
-    return hashes
 
 
 def _placed(given: str, folder: Path) -> SavedModel:

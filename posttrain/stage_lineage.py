@@ -5,13 +5,13 @@ Also the metrics of a finished sequence of tasks, beside its last evaluation.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from posttrain.errors import DataError, ResumeError
+from posttrain.evaluation.provenance import weights_sha256
 
 CARD = "README.md"
 
@@ -48,14 +48,6 @@ def lineage(
         **({"rif": dict(filtered)} if filtered is not None else {}),
     }
     return [*before, own]
-
-
-def weights_sha256(folder: Path) -> str:
-    """One hash of all weight files of a folder."""
-    from posttrain.saved_models import weight_hashes
-
-    hashes = weight_hashes(folder)
-    return hashlib.sha256("".join(f"{name} {value}\n" for name, value in hashes.items()).encode()).hexdigest()
 
 
 def write_model_card(folder: Path, run: Mapping[str, Any]) -> None:

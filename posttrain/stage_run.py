@@ -87,8 +87,7 @@ class Stage:
     def train(self, trainer: Any, data: dict[str, Any]) -> None:
         """From the checkpoint to continue from, or the start, to the finished folder."""
         from posttrain.callbacks.stop_signal import StopSignal
-        from posttrain.evaluating import template_sha256
-        from posttrain.evaluation.provenance import data_fingerprint
+        from posttrain.evaluation.provenance import data_fingerprint, template_sha256
         from posttrain.seam.sharding import measure_ahead
         from posttrain.stage_lineage import write_metrics
 
@@ -259,8 +258,8 @@ class Stage:
             resumed: checkpoint that the run continues from, and what was changed since.
         """
         from posttrain.config.build import reward_limits
-        from posttrain.evaluating import reward_code, template_sha256
-        from posttrain.evaluation.provenance import world_layout
+        from posttrain.config.verdict import reward_code
+        from posttrain.evaluation.provenance import template_sha256, world_layout
         from posttrain.models.generation_settings import open_settings
         from posttrain.rewards.pool import describe
         from posttrain.stage_lineage import lineage
@@ -299,7 +298,8 @@ class Stage:
 
     def evaluator(self, trainer: Any, data: dict[str, Any]) -> tuple[Any, Any] | None:
         """(evaluate(model), settings), or None without evaluation data or verifier."""
-        from posttrain.evaluating import recipe_evaluator, verifier_name
+        from posttrain.config.verdict import verifier_name
+        from posttrain.training.evaluator import recipe_evaluator
 
         if "eval" not in data or verifier_name(self.config) is None:
             return None
@@ -328,7 +328,8 @@ class Stage:
 
     def evaluate_tasks(self, trainer: Any, data: dict[str, Any], own: Any) -> dict[str, Any]:
         """Results of `data.eval_tasks` by name; `own` stands for a task whose rows and verifier are those of it."""
-        from posttrain.evaluating import recipe_evaluator, verifier_name
+        from posttrain.config.verdict import verifier_name
+        from posttrain.training.evaluator import recipe_evaluator
 
         results: dict[str, Any] = {}
         usual, block = verifier_name(self.config), self.config.data
@@ -348,7 +349,7 @@ class Stage:
         """Measure in the course of training what the recipe asks for: shares of prompts, probes, evaluations."""
         from posttrain.callbacks.answer_probe import AnswerProbe
         from posttrain.callbacks.evaluation import PeriodicEvaluation
-        from posttrain.evaluating import template_variables
+        from posttrain.config.verdict import template_variables
         from posttrain.mixing.prompts import attach_prompt_controller, settings_of
 
         if settings_of(self.config) is not None:

@@ -5,10 +5,11 @@ Each verb is a thin call; help imports neither torch nor trl.
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from posttrain.console import console
 
 Recipe = Annotated[str, typer.Argument(help="Recipe, a YAML file.", show_default=False)]
 Overrides = Annotated[
@@ -112,11 +113,3 @@ def unlearning_paths(
     )
     show(page(study), console(), titles=("Result", "Like retrained"))
     typer.echo(f"report: {path.with_name('REPORT.md')}, and the same as one page: {path}")
-
-
-def console() -> Any:
-    """Where tables go."""
-    from rich.console import Console
-
-    # Off a terminal rich assumes 80 columns and would break paths and messages there.
-    return Console() if sys.stdout.isatty() else Console(width=200)

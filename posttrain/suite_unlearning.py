@@ -70,10 +70,12 @@ def evaluate_unlearning(
     """
     from accelerate import Accelerator
 
+    from posttrain.config.loader import load_stage
+    from posttrain.config.verdict import template_variables
     from posttrain.console import quiet_libraries, say
-    from posttrain.evaluating import load_stage, precision, template_variables
     from posttrain.evaluation.eval_folder import claim
     from posttrain.saved_models import find_model
+    from posttrain.training.evaluator import precision
 
     _require_one_process()
     name, config = load_stage(recipe, overrides, stage)[-1]
@@ -220,7 +222,7 @@ def _greedy(
 
 
 def _longest_answer(config: Any) -> int:
-    from posttrain.evaluating import evaluation_settings
+    from posttrain.config.verdict import evaluation_settings
 
     return int(evaluation_settings(config)["max_new_tokens"])
 
@@ -308,10 +310,10 @@ def _write(
     label: str,
     tables: bool,
 ) -> Path:
+    from posttrain.console import console
     from posttrain.evaluation.document import show
     from posttrain.evaluation.eval_folder import write_record
     from posttrain.evaluation.records import write_json, write_jsonl
-    from posttrain.study_verbs import console
 
     for name, rows in sets.items():
         write_jsonl(folder / "rows" / f"{name}.jsonl", rows)

@@ -10,6 +10,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ FLOORS = {
     3: "methods stages vision tools",
     4: "config registry run study_continual stage_lineage filtering study_composition stage_rows stage_run "
     "resuming evaluating eval_record folder_lock saved_models score_tokens suites suite_tasks suite_unlearning "
-    "serving reproduce cli study_verbs study_unlearning_paths mixing certificate jobs __main__",
+    "serving training reproduce cli study_verbs study_unlearning_paths mixing certificate jobs __main__",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 TRAINING = {"trl", "transformers", "accelerate", "peft", "datasets", "vllm", "deepspeed"}
@@ -84,6 +85,25 @@ def own_imports_of(path: Path) -> Iterator[tuple[str, int]]:
             yield text.partition(":")[0], node.lineno
 
 
+@cache
+def graph() -> dict[str, set[str]]:
+    """Module -> modules of posttrain that it imports, wherever in it; those for types do not count."""
+    known = {dotted_of(path) for path in MODULES}
+    found: dict[str, set[str]] = {}
+    for path in MODULES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = [name for name, _ in imports_of(_WithoutTypes().visit(tree)) if name.split(".")[0] == "posttrain"]
+        parts = [name.split(".") for name in names]
+        longest = [next(p for n in range(len(name), 0, -1) if (p := ".".join(name[:n])) in known) for name in parts]
+        found[dotted_of(path)] = set(longest) - {dotted_of(path)}
+    return found
+
+
+class _WithoutTypes(ast.NodeTransformer):
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        return None if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else node
+
+
 def floor_of(dotted: str) -> int:
     room = room_of(dotted)
     is_module = (PACKAGE / room).is_dir() or (PACKAGE / f"{room}.py").is_file()
@@ -116,7 +136,12 @@ def file_limit(path: Path) -> int:
     return {0: 250, 2: 450}.get(floor_of(dotted_of(path)), 400)
 
 
-# --- floors ---------------------------------------------------------------------------------------------------------
+# --- circles and floors ----------------------------------------------------------------------------------------------
+
+
+def test_no_module_imports_itself_through_others():
+    order = list(TopologicalSorter(graph()).static_order())  # graphlib.CycleError names the circle
+    assert len(order) == len(MODULES)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

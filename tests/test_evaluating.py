@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from posttrain import cli
+from posttrain.config.loader import load_stage
+from posttrain.config.verdict import verifier_sha256
 from posttrain.errors import ConfigError, PosttrainError
-from posttrain.evaluating import evaluate_model, load_stage, main, verifier_sha256
+from posttrain.evaluating import evaluate_model
 from posttrain.evaluation.records import json_value
 from posttrain.evaluation.report import RunFolder
 from posttrain.run import run
@@ -122,7 +125,7 @@ def test_mixed_precision_is_that_of_the_training(tmp_path: Path):
 @pytest.mark.slow
 def test_two_processes_evaluate_together_and_speak_once(policy: Path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    command += [str(ROOT / "accelerate_configs" / "ddp.yaml"), "--num_processes", "2", "-m", "posttrain.evaluating"]
+    command += [str(ROOT / "accelerate_configs" / "ddp.yaml"), "--num_processes", "2", "-m", "posttrain", "eval"]
     output = policy.parent / "two"
     command += [str(policy.parent / "run"), "--recipe", str(policy), "--output", str(output)]
     environment = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
@@ -221,10 +224,13 @@ def test_a_changed_reward_file_gets_a_folder_of_its_own(policy: Path):
     ("arguments", "told"), [(["m", "--nosuch", "1"], "--nosuch"), (["m"], "give either --recipe or --suite")]
 )
 def test_a_wrong_command_line_is_told_without_a_traceback(arguments: list[str], told: str, capsys, monkeypatch):
-    assert main(arguments) == 2
+    monkeypatch.setattr(sys, "argv", ["posttrain", "eval", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
     assert told in capsys.readouterr().err
     monkeypatch.setenv("RANK", "1")
-    assert main(arguments) == 2
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
     assert not capsys.readouterr().err
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from posttrain.config.loader import load
 from posttrain.errors import ResumeError
-from posttrain.evaluating import template_sha256
+from posttrain.evaluation.provenance import template_sha256
 from posttrain.evaluation.report import RunFolder
 from posttrain.resuming import (
     changed_settings,

@@ -40,7 +40,7 @@ def build_args(cfg: RunConfig, *, output_dir: str | Path, changes: dict[str, Any
 
 def keywords(cfg: RunConfig, specs: dict[str, FieldSpec]) -> dict[str, Any]:
     """Keyword arguments of the config class, by field name; `output_dir` is left out."""
-    from posttrain.evaluating import template_variables
+    from posttrain.config.verdict import template_variables
 
     keys: dict[str, Any] = {}
     for name, block in (("method", cfg.method), ("trainer", cfg.trainer), ("rollout", cfg.rollout)):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import date
+from typing import TYPE_CHECKING
 
 from posttrain.config.checks_data import Rows, rows_text
-from posttrain.config.checks_template import PromptEncoder
 from posttrain.config.run_config import RunConfig
 from posttrain.errors import ConfigError, PosttrainError
+
+if TYPE_CHECKING:
+    from posttrain.config.checks_template import PromptEncoder
 
 
 def clock_findings(

@@ -207,7 +207,7 @@ def length_settings(cfg: RunConfig, facts: ModelFacts, args: Any) -> Iterator[Fi
 
 
 def _sampled(cfg: RunConfig) -> int:
-    from posttrain.evaluating import evaluation_settings
+    from posttrain.config.verdict import evaluation_settings
 
     return int(evaluation_settings(cfg)["max_new_tokens"])
 

@@ -37,10 +37,10 @@ def load_split(cfg: RunConfig, split: str, tokenizer: Any) -> LoadedSplit:
     Raises:
         PosttrainError: the rows cannot be had, or do not go together.
     """
+    from posttrain.config.verdict import template_variables
     from posttrain.data.mixture import build_mixture, token_counter
     from posttrain.data.sources import load_source, text_columns
     from posttrain.data.streams import load_streams
-    from posttrain.evaluating import template_variables
 
     source, prompt = getattr(cfg.data, split), cfg.data.system_prompt
     texts = [] if split == "eval" else text_columns(cfg.method)

@@ -37,7 +37,7 @@ def stream_findings(cfg: RunConfig, streams: Any, tokenizer: Any, *, say: Say) -
     Args:
         cfg: the run. streams: `RowStreams`. tokenizer: of the run. say: as in `read_all`.
     """
-    from posttrain.evaluating import template_variables
+    from posttrain.config.verdict import template_variables
     from posttrain.seam.stream_rows import EncodedStreams
 
     streams.max_prompt_length = cfg.data.max_prompt_length

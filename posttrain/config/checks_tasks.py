@@ -21,7 +21,7 @@ def task_findings(
         train: training rows to look for shared prompts in; None where they cannot be had.
         loaded: rows, or why there are none, by source; stages share it.
     """
-    from posttrain.evaluating import verifier_name
+    from posttrain.config.verdict import verifier_name
 
     for name, source in (cfg.data.eval_tasks or {}).items():
         key = source.model_dump_json(exclude={"verifier"}) + repr(cfg.data.system_prompt)

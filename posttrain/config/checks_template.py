@@ -45,7 +45,7 @@ class PromptEncoder:
     @classmethod
     def of(cls, cfg: RunConfig, tokenizer: Any, rows: Rows, *, column: str) -> PromptEncoder:
         """With the variables of the recipe."""
-        from posttrain.evaluating import template_variables
+        from posttrain.config.verdict import template_variables
 
         return cls(tokenizer, rows, template_variables(cfg), column=column)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from posttrain.config.stages import parse_stages, resolve_stages
 from posttrain.config.validation import RecipeError, parse_run, raise_all
 from posttrain.errors import ConfigError, PosttrainError
 
-__all__ = ["RecipeError", "build_args", "load", "parse", "resolve_stages"]
+__all__ = ["RecipeError", "build_args", "load", "load_stage", "parse", "resolve_stages"]
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -68,3 +69,37 @@ def _expanded(values: dict[str, Any], source: SourceMap) -> dict[str, Any]:
     if "trainer" not in shared and isinstance(trainer, dict):  # two keys of it belong to the whole recipe
         shared["trainer"] = {key: trainer[key] for key in ("output_dir", "resume") if key in trainer}
     return {**shared, "stages": stages}
+
+
+def load_stage(recipe: str | Path, overrides: Sequence[str], stage: str | None) -> list[tuple[str, Any]]:
+    """The run to evaluate with, after the stages that its model comes from: (name, configuration), oldest first.
+
+    Args:
+        recipe: path of the YAML file.
+        overrides: "block.key=value"; where the stage has a block of its own, they change that one. The stages of a
+            preset have none.
+        stage: None = the last; a recipe without stages has one run, named "run".
+    """
+    written = read_recipe(recipe)[0].get("stages")
+    is_preset = isinstance(written, dict)
+    written = [item for item in written if isinstance(item, dict)] if isinstance(written, list) else []
+    names = [str(item.get("name")) for item in written]
+    if is_preset:
+        names = [name for name, _, _ in resolve_stages(load(recipe, overrides))]
+    if stage is not None and stage not in names:
+        close = difflib.get_close_matches(stage, names, n=1)
+        what = "no such stage" if names else "the recipe has no stages"
+        fix = (f"Perhaps you mean {close[0]!r}" if close else None) if names else "Leave it out"
+        allowed = f"one of: {', '.join(names)}" if names else None
+        raise ConfigError(what, where="--stage", got=stage, allowed=allowed, fix=fix)
+    if written:
+        index = names.index(stage) if stage is not None else len(names) - 1
+        own = written[index].keys() - {"name", "start_from"}
+        overrides = [f"stages.{index}.{text}" if text.split(".")[0] in own else text for text in overrides]
+    runs = {name: (parent, config) for name, parent, config in resolve_stages(load(recipe, overrides))}
+    name: str | None = stage if stage is not None else list(runs)[-1]
+    chain: list[tuple[str, Any]] = []
+    while name is not None:
+        chain.insert(0, (name, runs[name][1]))
+        name = runs[name][0]
+    return chain

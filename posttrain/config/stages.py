@@ -198,7 +198,7 @@ def _parse_stage(
 
 def stage_findings(config: RunConfig, source: SourceMap, index: int) -> Iterator[PosttrainError]:
     """What does not go together in `reference_from` and `rif` of a stage."""
-    from posttrain.evaluating import verifier_name
+    from posttrain.config.verdict import verifier_name
 
     stage = config.stage
     if stage is None:

@@ -177,3 +177,24 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None
+
+
+def template_sha256(tokenizer: Any) -> str | None:
+    """SHA-256 of a tokenizer's chat template; None without one."""
+    template = tokenizer.chat_template
+    return hashlib.sha256(json.dumps(template).encode()).hexdigest() if template else None
+
+
+def weight_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every safetensors file by its name."""
+    hashes = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as content:
+            hashes[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
+    return hashes
+
+
+def weights_sha256(folder: Path) -> str:
+    """One hash of all weight files of a folder."""
+    hashes = weight_hashes(folder)
+    return hashlib.sha256("".join(f"{name} {value}\n" for name, value in hashes.items()).encode()).hexdigest()

@@ -109,7 +109,7 @@ def _recipe(recipe: str, overrides: list[str] | None, report_only: bool) -> Any:
 def _show(found: Any) -> None:
     from rich.table import Table
 
-    from posttrain.study_verbs import console
+    from posttrain.console import console
 
     table = Table(*found.header)
     for row in found.rows:

@@ -47,8 +47,8 @@ def held_out_accuracies(config: Any, trainer: Any, validation: Any) -> Callable[
     Every row counts each time, judged and sampled as the `eval` block says, by seeds that stay: two measurements
     differ by the weights alone.
     """
-    from posttrain.evaluating import recipe_evaluator
     from posttrain.evaluation.results import prompt_accuracies
+    from posttrain.training.evaluator import recipe_evaluator
 
     log = trainer.group_log
     numbers = validation_groups(validation, names=log.names, column=log.column)

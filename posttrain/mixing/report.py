@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.mixing.sweep import StaticRun, Sweep
+from posttrain.mixing.stage import StaticRun
+from posttrain.mixing.sweep import Sweep
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,48 @@ import numpy as np
 
 from posttrain.errors import DataError
 from posttrain.methods.aioli import fits
-from posttrain.mixing.sweep import StaticRun, read_run
 
 # Of RegMix's simulated mixtures in a stage; `posttrain mix regmix` has it as an option.
 REGMIX_SEED = 0
+
+
+@dataclass(frozen=True)
+class StaticRun:
+    """A finished run: its proportions, and the validation losses before and after it. Each (m,)."""
+
+    name: str
+    folder: Path
+    proportions: tuple[float, ...]
+    start: tuple[float, ...]
+    end: tuple[float, ...]
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean of the groups' losses at the end, which every method here minimises."""
+        return sum(self.end) / len(self.end)
+
+    def record(self) -> dict[str, Any]:
+        """For the reports."""
+        numbers = {"proportions": self.proportions, "start": self.start, "end": self.end}
+        return {"name": self.name, "folder": str(self.folder), **numbers, "mean_loss": self.mean_loss}
+
+
+def read_run(folder: Path) -> tuple[list[str], list[list[float]], list[float]]:
+    """(groups, validation losses of every measurement in order, proportions) of a finished run.
+
+    Raises:
+        DataError: it is not finished, or its record lacks losses of the start and the end.
+    """
+    from posttrain.methods.aioli.trainer import RECORD
+
+    path = folder / RECORD
+    if not path.exists() or not (folder / "finished.json").exists():
+        raise DataError("the run is not finished", where=str(folder), fix="Train it; leave out --report-only")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    losses = [record["losses"] for record in found["records"] if "losses" in record]
+    if len(losses) < 2:
+        raise DataError("the record of the run has no validation losses", where=str(path), fix="Write data.validation")
+    return found["groups"], losses, found["proportions"]
 
 
 def decide(config: Any, folder: Path) -> None:

@@ -22,8 +22,8 @@ from posttrain.config.run_config import RunConfig
 from posttrain.config.source import read_recipe
 from posttrain.config.stages import resolve_stages
 from posttrain.config.validation import raise_all
+from posttrain.config.verdict import evaluation_settings, verifier_name
 from posttrain.errors import ConfigError, PosttrainError
-from posttrain.evaluating import evaluation_settings, verifier_name
 from posttrain.reproduce.claims import Study, load_claims, studies_in, study_file
 from posttrain.reproduce.group_losses import is_of_losses, loss_settings, unknown_losses
 from posttrain.reproduce.metrics import unknown_metrics

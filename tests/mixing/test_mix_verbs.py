@@ -15,7 +15,8 @@ from posttrain.cli import app
 from posttrain.errors import ConfigError, DataError, ResumeError
 from posttrain.methods.aioli.fits import LogLinearLaw, fit_linear_law
 from posttrain.mixing import verbs
-from posttrain.mixing.sweep import MixRecipe, StaticRun, Sweep, drawn
+from posttrain.mixing.stage import StaticRun
+from posttrain.mixing.sweep import MixRecipe, Sweep, drawn
 from tests.config.recipes import BASES, changed, write
 
 TEXT = {"task": "markov_text", "format": "text"}

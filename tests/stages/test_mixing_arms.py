@@ -13,8 +13,7 @@ from posttrain.config.loader import parse
 from posttrain.config.stages import resolve_stages
 from posttrain.errors import ConfigError, DataError, PosttrainError
 from posttrain.methods.aioli.fits import skill_graph
-from posttrain.mixing.stage import found_by
-from posttrain.mixing.sweep import StaticRun
+from posttrain.mixing.stage import StaticRun, found_by
 from posttrain.run import run
 from posttrain.stages.mixing_arms import ARMS
 from posttrain.stages.presets import expand

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from posttrain.errors import ConfigError, DataError
-from posttrain.methods.aioli.config import AioliConfig
 from posttrain.methods.aioli.controllers import (
     AioliController,
     DoGEController,
@@ -51,13 +50,11 @@ def grouped_rows(log: MixtureLog | None, *, column: str, where: str = "method.gr
     return log
 
 
-def check_groups(
-    settings: AioliConfig, train: Any, validation: Any, *, world_size: int, is_decided: bool = True
-) -> None:
+def check_groups(settings: Any, train: Any, validation: Any, *, world_size: int, is_decided: bool = True) -> None:
     """What can be known to be wrong from settings and rows alone.
 
     Args:
-        settings: of the method. train, validation: rows. world_size: processes.
+        settings: an `AioliConfig`. train, validation: rows. world_size: processes.
         is_decided: False where a file that the settings name is not there yet.
 
     Raises:

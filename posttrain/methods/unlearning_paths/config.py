@@ -23,13 +23,6 @@ _READ_BY = {
     "idk_responses": ("idkdpo",),
     "steering_coeff": ("rmu",),
 }
-IDK_RESPONSES = (
-    "I do not know.",
-    "I have no information about that.",
-    "That is something I cannot tell you.",
-    "I am not sure about that.",
-    "I am afraid I do not know the answer.",
-)
 
 
 @dataclass

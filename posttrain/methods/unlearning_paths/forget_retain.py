@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,12 +19,21 @@ from torch import Tensor
 from posttrain.data.demonstrations import encode_row, encode_rows
 from posttrain.data.rendering import template_inputs
 from posttrain.errors import ConfigError, DataError
-from posttrain.methods.unlearning_paths.config import IDK_RESPONSES, UnlearnConfig
 from posttrain.seam.mixture_log import GROUP_IDS
 from posttrain.seam.row_numbers import ROW_INDEX
 
+if TYPE_CHECKING:
+    from posttrain.methods.unlearning_paths.config import UnlearnConfig
+
 FORGET, RETAIN, ALTERNATE = 0, 1, 2
 PAIRS = "pairs"
+IDK_RESPONSES = (
+    "I do not know.",
+    "I have no information about that.",
+    "That is something I cannot tell you.",
+    "I am not sure about that.",
+    "I am afraid I do not know the answer.",
+)
 
 
 def check_rows(args: UnlearnConfig, forget: Any, retain: Any) -> None:

@@ -1,0 +1,1 @@
+"""From a checked recipe to a trained and evaluated model."""
