@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from posttrain.config.checks_data import as_rows, shared_rows
+from posttrain.config.checks_mixture import load_split
 from posttrain.config.verdict import recorded_variables, template_variables, verifier_name, verifier_sha256
 from posttrain.errors import PosttrainError
-from posttrain.evaluation.provenance import template_sha256
+from posttrain.evaluation.eval_folder import (
+    NAME,
+    claim,
+    compare_with_row,
+    partial_text,
+    recorded_row,
+    settings_record,
+    write_record,
+    write_report,
+)
+from posttrain.evaluation.markdown import number, percent
+from posttrain.evaluation.provenance import data_fingerprint, template_sha256, versions, without_secrets, world_layout
+from posttrain.evaluation.report import RunFolder
+from posttrain.evaluation.sections import pass_at_k_cells, pass_at_k_columns
+from posttrain.models.loading import load_tokenizer
 from posttrain.saved_models import SavedModel
 
 
@@ -46,8 +67,6 @@ class EvalRecord:
     @cached_property
     def data(self) -> dict[str, Any]:
         """Fingerprint of the evaluation rows."""
-        from posttrain.evaluation.provenance import data_fingerprint
-
         return data_fingerprint(self.rows)
 
     @cached_property
@@ -57,8 +76,6 @@ class EvalRecord:
 
     def identity(self) -> dict[str, Any]:
         """All that the result depends on."""
-        from posttrain.evaluation.eval_folder import settings_record
-
         return {
             "model": [self.files["sha256"], self.files.get("base")],
             "data": self.data["sha256"],
@@ -74,8 +91,6 @@ class EvalRecord:
 
     def claim(self, output: str | Path | None) -> Path:
         """Where to write: beside the model in its run, else below runs/eval."""
-        from posttrain.evaluation.eval_folder import claim
-
         place = Path("runs", "eval", f"{self.model.label}-{self.title}")
         if self.model.run is not None:
             place = self.model.run / f"eval-{self.title}-{self.model.label}"
@@ -92,14 +107,10 @@ class EvalRecord:
 
     def run_record(self) -> dict[str, Any]:
         """`run.json` of the run that the model lies in; empty for any other."""
-        from posttrain.evaluation.report import RunFolder
-
         return RunFolder(self.model.run).read_run() if self.model.run is not None else {}
 
     def other_template(self, run: dict[str, Any]) -> str | None:
         """The prompts are rendered otherwise than in training."""
-        from posttrain.models.loading import load_tokenizer
-
         here, trained = template_sha256(self.tokenizer), run.get("chat_template_sha256")
         source = "the run trained with"
         if trained is None:
@@ -116,10 +127,6 @@ class EvalRecord:
 
     def shared_prompts(self) -> list[str]:
         """Evaluation prompts that are training prompts of this stage or one before it."""
-        from posttrain.config.checks_data import as_rows, shared_rows
-        from posttrain.config.checks_mixture import load_split
-        from posttrain.models.loading import load_tokenizer
-
         held_out = as_rows("eval", self.rows, demonstration_column="solution")
         notes = []
         for name, config in self.chain:
@@ -139,9 +146,6 @@ class EvalRecord:
 
     def comparison(self, result: Any) -> list[str]:
         """How the result compares with what the run recorded of these weights; empty without such a record."""
-        from posttrain.evaluation.eval_folder import compare_with_row, recorded_row
-        from posttrain.evaluation.report import RunFolder
-
         run = self.run_record()
         row = recorded_row(RunFolder(self.model.run), self.model.step) if self.model.run is not None else None
         if self.model.run is None or row is None:
@@ -157,9 +161,6 @@ class EvalRecord:
 
     def differences(self, run: dict[str, Any], recorded: dict[str, Any]) -> tuple[list[str], list[str]]:
         """What differs from the run's evaluation: settings, which change what is asked for; and the surroundings."""
-        from posttrain.evaluation.eval_folder import settings_record
-        from posttrain.evaluation.provenance import versions, world_layout
-
         config = run.get("config", {})
         asked = {f"eval.{name}": value for name, value in settings_record(self.settings).items()}
         before = {f"eval.{name}": recorded.get(name) for name in settings_record(self.settings)}
@@ -178,10 +179,6 @@ class EvalRecord:
 
     def write(self, folder: Path, result: Any, notes: list[str]) -> Path:
         """Write the files, print the table, and return the path of the report."""
-        from posttrain.evaluation.eval_folder import NAME, write_record, write_report
-        from posttrain.evaluation.provenance import without_secrets, world_layout
-        from posttrain.evaluation.report import RunFolder
-
         config = self.config
         files = RunFolder(folder)
         files.write_eval(NAME, result, step=self.model.step or 0, settings=self.settings)
@@ -224,16 +221,6 @@ def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def show(result: Any, *, title: str) -> None:
     """Print the result and its groups as a table."""
-    import sys
-
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from posttrain.evaluation.eval_folder import partial_text
-    from posttrain.evaluation.markdown import number, percent
-    from posttrain.evaluation.sections import pass_at_k_cells, pass_at_k_columns
-
     item = result.to_dict(with_samples=False)
     scores = {"all": item, **(item["per_group"] if len(item["per_group"]) > 1 else {})}
     sizes = pass_at_k_columns(list(scores.values()))

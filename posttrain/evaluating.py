@@ -10,8 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
 from posttrain.config.loader import load_stage
+from posttrain.console import is_main_process, quiet_libraries, say
+from posttrain.data.sources import load_source
 from posttrain.errors import ConfigError
+from posttrain.eval_record import EvalRecord
+from posttrain.evaluation.progress import EvaluationProgress
+from posttrain.models.generation_settings import open_settings, told
+from posttrain.saved_models import find_model
+from posttrain.seam.isolation import refuse_padded_prompts
+from posttrain.training.evaluator import precision, recipe_evaluator
 
 
 @dataclass(frozen=True)
@@ -48,17 +58,6 @@ def evaluate_model(
     Raises:
         PosttrainError: anything a user can cause.
     """
-    from accelerate import Accelerator
-
-    from posttrain.console import is_main_process, quiet_libraries, say
-    from posttrain.data.sources import load_source
-    from posttrain.eval_record import EvalRecord
-    from posttrain.evaluation.progress import EvaluationProgress
-    from posttrain.models.generation_settings import open_settings, told
-    from posttrain.saved_models import find_model
-    from posttrain.seam.isolation import refuse_padded_prompts
-    from posttrain.training.evaluator import precision, recipe_evaluator
-
     chain = load_stage(recipe, overrides, stage)
     name, config = chain[-1]
     if config.data.eval is None:

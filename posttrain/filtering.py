@@ -7,8 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
+from posttrain.config.build import reward_scorer
+from posttrain.config.checks_mixture import load_split
+from posttrain.config.loader import load_stage
+from posttrain.config.rif_block import RifBlock
+from posttrain.config.verdict import evaluation_settings, template_variables, verifier_name, verifier_sha256
+from posttrain.console import is_main_process, quiet_libraries, say
 from posttrain.errors import ConfigError, SupportError
+from posttrain.evaluation.generate import EvalSettings, evaluate
+from posttrain.evaluation.progress import EvaluationProgress
+from posttrain.evaluation.provenance import data_fingerprint
+from posttrain.evaluation.records import write_json, write_jsonl
+from posttrain.saved_models import find_model
 from posttrain.stages.rif import Filtered, checked_cache, select_rows
+from posttrain.training.evaluator import precision
 
 FOLDER = "rif"
 _SAMPLING = ("num_rollouts", "temperature", "seed")
@@ -26,8 +40,6 @@ def filter_stage(config: Any, *, rows: Any, model: str, folder: Path) -> Filtere
     Returns:
         The same on every rank.
     """
-    from posttrain.saved_models import find_model
-
     fresh = config.trainer.resume == "never"
     return filter_rows(
         config, rows=rows, model=find_model(model), block=config.stage.rif, folder=folder / FOLDER, fresh=fresh
@@ -48,12 +60,6 @@ def filter_rows(config: Any, *, rows: Any, model: Any, block: Any, folder: Path,
     Raises:
         ResumeError: what is there was made with another checkpoint, other rows or settings. DataError: none kept.
     """
-    from accelerate import Accelerator
-
-    from posttrain.console import is_main_process
-    from posttrain.evaluation.records import write_json, write_jsonl
-    from posttrain.training.evaluator import precision
-
     path, tokens = folder / "counts.json", 0
     accelerator = Accelerator(**precision(config))
     identity = _identity(config, rows, model, block)
@@ -72,9 +78,6 @@ def filter_rows(config: Any, *, rows: Any, model: Any, block: Any, folder: Path,
 
 
 def _identity(config: Any, rows: Any, model: Any, block: Any) -> dict[str, Any]:
-    from posttrain.config.verdict import template_variables, verifier_name, verifier_sha256
-    from posttrain.evaluation.provenance import data_fingerprint
-
     found = model.identity(config.model)
     settings = {**block.model_dump(include=set(_SAMPLING)), "max_new_tokens": _length(config, block)}
     settings["success_threshold"] = getattr(config.method, "success_threshold", 1.0)
@@ -88,18 +91,11 @@ def _identity(config: Any, rows: Any, model: Any, block: Any) -> dict[str, Any]:
 
 
 def _length(config: Any, block: Any) -> int:
-    from posttrain.config.verdict import evaluation_settings
-
     return int(block.max_new_tokens or evaluation_settings(config)["max_new_tokens"])
 
 
 def _rollouts(config: Any, rows: Any, model: Any, block: Any, accelerator: Any) -> Any:
     """`EvalResult` of N completions for every row."""
-    from posttrain.config.build import reward_scorer
-    from posttrain.config.verdict import template_variables, verifier_name
-    from posttrain.evaluation.generate import EvalSettings, evaluate
-    from posttrain.evaluation.progress import EvaluationProgress
-
     name = verifier_name(config)
     if name is None:
         where = config.where("eval", "verifier")
@@ -161,13 +157,6 @@ def filter_model(
     Raises:
         PosttrainError: anything a user can cause.
     """
-    from posttrain.config.checks_mixture import load_split
-    from posttrain.config.loader import load_stage
-    from posttrain.config.rif_block import RifBlock
-    from posttrain.console import is_main_process, quiet_libraries, say
-    from posttrain.evaluation.records import write_jsonl
-    from posttrain.saved_models import find_model
-
     name, config = load_stage(recipe, overrides, stage)[-1]
     quiet_libraries()
     written = config.stage.rif.model_dump() if config.stage is not None and config.stage.rif is not None else {}

@@ -9,7 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from posttrain.config.verdict import reward_code
+from posttrain.data.files import local_files
 from posttrain.errors import PosttrainError, ResumeError
+from posttrain.evaluation.provenance import without_secrets
+from posttrain.evaluation.records import write_json
+from posttrain.evaluation.report import RunFolder
+from posttrain.seam.manifest import damage, is_no_room, recover
+from posttrain.seam.state import COMPLETE_FILE, complete_checkpoints
 
 FINISHED_FILE = "finished.json"
 # What a run writes into its folder, beside the model it starts from.
@@ -47,9 +57,6 @@ def identity(config: Any, *, parent: Path | None, reference: Path | str | None =
 
 def inputs(config: Any) -> dict[str, Any]:
     """Content of the local files that a run trains on, and of the files of its rewards, by their names."""
-    from posttrain.config.verdict import reward_code
-    from posttrain.data.files import local_files
-
     blocks = [block for name in ("train", "validation", "retain") if (block := getattr(config.data, name)) is not None]
     sources = [source for block in blocks for source in (getattr(block, "mixture", None) or [block])]
     paths = sorted({str(source.path) for source in sources if getattr(source, "path", None)})
@@ -101,8 +108,6 @@ def mark_finished(
     made_from: dict[str, Any] | None = None,
 ) -> None:
     """Record that the run is complete; `made_from` are the `inputs` that it began with, None = not compared later."""
-    from posttrain.evaluation.records import write_json
-
     known = identity(config, parent=parent, reference=reference)
     write_json(folder / FINISHED_FILE, {"identity": known, "run": uuid.uuid4().hex, "inputs": made_from})
 
@@ -132,8 +137,6 @@ def set_aside(folder: Path) -> Path | None:
 
 def no_room(error: OSError, folder: Any) -> PosttrainError | None:
     """The clear form of an error that means no room, no right to write or no folder; None for every other error."""
-    from posttrain.seam.manifest import is_no_room
-
     if isinstance(error, FileNotFoundError) and not Path(folder).exists():
         told, fix = "the folder of the run was removed while it was running", "Run the recipe again: it starts anew"
         return PosttrainError(told, where=str(folder), fix=fix)
@@ -149,8 +152,6 @@ def no_room(error: OSError, folder: Any) -> PosttrainError | None:
 
 def recorded_run(checkpoint: str | Path) -> dict[str, Any]:
     """`run.json` of the run that wrote a checkpoint; empty if it is not there."""
-    from posttrain.evaluation.report import RunFolder
-
     return RunFolder(Path(checkpoint).parent).read_run()
 
 
@@ -171,9 +172,6 @@ def choose_checkpoint(
     Raises:
         ResumeError: the named checkpoint is not complete or damaged, or the data are not those of the stopped run.
     """
-    from posttrain.seam.manifest import damage
-    from posttrain.seam.state import COMPLETE_FILE
-
     if resume == "never":
         return None
     if resume == "auto":
@@ -205,9 +203,6 @@ def choose_checkpoint(
 
 def _newest_sound(folder: Path, say: Callable[[str], None]) -> Path | None:
     """The newest complete checkpoint whose files are as their manifest says."""
-    from posttrain.seam.manifest import damage, recover
-    from posttrain.seam.state import complete_checkpoints
-
     for path in recover(folder):
         say(f"{path} was whole and not yet in its place; it is now")
     for path in reversed(complete_checkpoints(folder)):
@@ -220,9 +215,6 @@ def _newest_sound(folder: Path, say: Callable[[str], None]) -> Path | None:
 
 def _from_main(choose: Callable[[], Any]) -> Any:
     """What the main process finds, on every rank: a decision that reads files is made once."""
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
-
     found = [choose() if PartialState().is_main_process else None]
     return broadcast_object_list(found)[0]
 
@@ -285,9 +277,6 @@ def settings_beside(config: Any, *, splits: Any, template_sha256: str | None = N
         splits: names of the data sets that the run reads.
         template_sha256: of the tokenizer's chat template, which may change where the model's path stays.
     """
-    from posttrain.config.verdict import reward_code
-    from posttrain.evaluation.provenance import without_secrets
-
     model = {key: value for key, value in config.model.model_dump().items() if key not in _FREE_MODEL}
     if model.get("path") is not None and Path(model["path"]).expanduser().is_dir():
         model["path"] = str(Path(model["path"]).expanduser().resolve())

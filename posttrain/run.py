@@ -12,8 +12,18 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from posttrain.config.checks import check
+from posttrain.config.loader import load
+from posttrain.config.stages import resolve_stages
 from posttrain.console import exit_status, is_main_process, quiet_libraries, say, tell_with_rank
 from posttrain.errors import ConfigError, PosttrainError, ResumeError, SupportError
+from posttrain.evaluation.arms import Arm
+from posttrain.evaluation.comparison import Comparison
+from posttrain.evaluation.comparison_report import write_comparison
+from posttrain.folder_lock import only_run
+from posttrain.resuming import no_room
 from posttrain.stage_run import Outcome, Stage
 
 
@@ -30,12 +40,6 @@ def run(recipe: str | Path, overrides: list[str] | None = None) -> list[Outcome]
     Raises:
         PosttrainError: anything a user can cause. Nothing was trained if it comes from the checks.
     """
-    from rich.console import Console
-
-    from posttrain.config.checks import check
-    from posttrain.config.loader import load
-    from posttrain.config.stages import resolve_stages
-
     config = load(recipe, overrides or [])
     quiet_libraries()
     report = check(config, world_size=int(os.environ.get("WORLD_SIZE", "1")), will_train=True)
@@ -57,16 +61,12 @@ def run(recipe: str | Path, overrides: list[str] | None = None) -> list[Outcome]
 
 def _alone(folder: Path) -> AbstractContextManager[None]:
     """Keep other runs out of the folder, on the main process."""
-    from posttrain.folder_lock import only_run
-
     return only_run(folder, say=say) if is_main_process() else nullcontext()
 
 
 @contextmanager
 def _own_told(folder: Any) -> Iterator[None]:
     """Have a mistake that only this rank meets named with the rank; tell no room on the disk, and Ctrl-C, as such."""
-    from posttrain.resuming import no_room
-
     try:
         yield
     except PosttrainError as error:
@@ -93,11 +93,6 @@ def _show_own(error: PosttrainError) -> None:
 
 def _compare(config: Any, done: dict[str, Outcome]) -> None:
     """Report on the stages that were evaluated, those with the same parent beside each other."""
-    from posttrain.config.stages import resolve_stages
-    from posttrain.evaluation.arms import Arm
-    from posttrain.evaluation.comparison import Comparison
-    from posttrain.evaluation.comparison_report import write_comparison
-
     parents = {name: parent for name, parent, _ in resolve_stages(config)}
     groups: dict[str | None, list[str]] = {}
     for name, outcome in done.items():

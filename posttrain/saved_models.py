@@ -13,8 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+from posttrain.data.files import looks_local
 from posttrain.errors import ConfigError
 from posttrain.evaluation.provenance import weight_hashes
+from posttrain.models.loading import adapter_settings, load_model, load_tokenizer, load_with_adapter
+from posttrain.models.saving import SaveError, save_model, unpushed
+from posttrain.stage_lineage import write_model_card
 
 MODEL_FOLDER = "model"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -45,8 +53,6 @@ class SavedModel:
 
     def tokenizer(self, recipe_block: Any) -> Any:
         """Its tokenizer; an adapter without one has that of its base."""
-        from posttrain.models.loading import load_tokenizer
-
         folder = Path(self.path)
         has_own = not folder.is_dir() or any((folder / name).is_file() for name in _TOKENIZER_FILES)
         if self.base is not None and not has_own:
@@ -55,8 +61,6 @@ class SavedModel:
 
     def load(self, recipe_block: Any) -> Any:
         """Its weights, with an adapter beside its base, in the type and with the attention of a recipe's block."""
-        from posttrain.models.loading import load_model, load_with_adapter
-
         if self.base is None:
             return load_model(self.block(recipe_block), path=self.path)
         block = recipe_block.model_copy(update={"lora": None})
@@ -91,11 +95,6 @@ def merged(parent: Path, folder: Path) -> str:
         return str(parent)
     whole = folder / "merged"
     if os.environ.get("RANK", "0") == "0":
-        from peft import AutoPeftModelForCausalLM
-        from transformers import AutoTokenizer
-
-        from posttrain.models.saving import save_model
-
         model = AutoPeftModelForCausalLM.from_pretrained(parent, dtype="auto").merge_and_unload()
         save_model(model, whole, tokenizer=AutoTokenizer.from_pretrained(parent))
     return str(whole)
@@ -113,9 +112,6 @@ def save_trained(trainer: Any, config: Any, *, folder: Any, is_main: bool) -> No
     Raises:
         SaveError: last of all: the weights are saved, and what else could not be is named.
     """
-    from posttrain.models.saving import SaveError, save_model, unpushed
-    from posttrain.stage_lineage import write_model_card
-
     place, missing = folder.path / MODEL_FOLDER, []
     try:
         trainer.save_model(str(place))
@@ -164,7 +160,6 @@ def snapshot(path: str, revision: str | None) -> Path:
     """The folder itself, or that of a Hub id's commit in the local cache, which is named after the commit."""
     if Path(path).is_dir():
         return Path(path)
-    from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(path, revision=revision, local_files_only=True, allow_patterns=[_WEIGHTS]))
 
@@ -178,8 +173,6 @@ def _placed(given: str, folder: Path) -> SavedModel:
 
 def _with_base(found: SavedModel) -> SavedModel:
     """With the base of an adapter: the folder or Hub id it names, or that folder's copy in a run that was moved."""
-    from posttrain.models.loading import adapter_settings
-
     settings = adapter_settings(found.path, revision=found.revision)
     if settings is None:
         return found
@@ -200,7 +193,6 @@ def _with_base(found: SavedModel) -> SavedModel:
 
 
 def _check_hub_id(given: str, folder: Path) -> None:
-    from posttrain.data.files import looks_local
 
     # "runs/hpt" reads like owner/name; it is one if there is no folder runs/ to look in.
     local = looks_local(given) or folder.exists() or (folder.parent != Path() and folder.parent.is_dir())

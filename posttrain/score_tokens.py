@@ -6,8 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from pydantic import ValidationError
+from rich.table import Table
+from ruamel.yaml import YAML, YAMLError
+
 from posttrain import registry
+from posttrain.config.build import build_args
+from posttrain.config.loader import load
+from posttrain.config.run_config import DataSource
+from posttrain.config.stages import resolve_stages
+from posttrain.data.next_token_reasoning import TIERS, tier_counts
+from posttrain.data.sources import load_source
 from posttrain.errors import ConfigError, DataError, SupportError
+from posttrain.methods.rmt import corpus
+from posttrain.models.loading import load_model, load_tokenizer, resolve_model_path
+from posttrain.stage_run import MODEL_FOLDER, Stage, merged
 
 HISTOGRAM = "entropy.png"
 
@@ -44,12 +60,6 @@ def score_tokens(
         PosttrainError: as from training; SupportError: no stage reads documents; ConfigError: questions without
             documents of their own.
     """
-    from posttrain.config.build import build_args
-    from posttrain.data.sources import load_source
-    from posttrain.methods.rmt import corpus
-    from posttrain.models.loading import load_model, load_tokenizer, resolve_model_path
-    from posttrain.stage_run import MODEL_FOLDER, Stage, merged
-
     name, parent, config = _chosen(recipe, overrides, stage)
     source = _held_out(config, held_out or [], wanted=questions is not None)
     folder = Path(str(config.trainer.output_dir))
@@ -85,11 +95,6 @@ def score_tokens(
 
 def _held_out(config: Any, changes: list[str], *, wanted: bool) -> Any:
     """Source of the documents that questions are about; None without questions."""
-    from pydantic import ValidationError
-    from ruamel.yaml import YAML, YAMLError
-
-    from posttrain.config.run_config import DataSource
-
     if wanted != bool(changes):
         raise ConfigError(
             "questions need documents that are not trained, and such documents are for questions",
@@ -120,9 +125,6 @@ def _without(rows: Any, trained: set[str], console: Any) -> Any:
 
 
 def _chosen(recipe: str | Path, overrides: list[str], stage: str | None) -> tuple[str, str | None, Any]:
-    from posttrain.config.loader import load
-    from posttrain.config.stages import resolve_stages
-
     runs = resolve_stages(load(recipe, overrides))
     readers = [run for run in runs if registry.get(run[2].method.name).reads == "documents"]
     if not readers:
@@ -136,10 +138,6 @@ def _chosen(recipe: str | Path, overrides: list[str], stage: str | None) -> tupl
 
 def _tell(index: Any, targets: Any, args: Any, console: Any) -> None:
     """Table of tiers, what was left out, and a histogram beside the index."""
-    from rich.table import Table
-
-    from posttrain.data.next_token_reasoning import tier_counts
-
     edges = [*args.entropy_thresholds, args.max_entropy]
     table = Table("tier", "entropy, nats", "tokens", "share of all")
     for number, (tier, count) in enumerate(tier_counts(targets.tiers).items()):
@@ -153,10 +151,6 @@ def _tell(index: Any, targets: Any, args: Any, console: Any) -> None:
 
 
 def _plot(index: Any, args: Any) -> Path:
-    import numpy
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     values = numpy.asarray(index.entropy)
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -173,10 +167,6 @@ def _plot(index: Any, args: Any) -> Path:
 def _write_questions(
     folder: Path, maker: Any, targets: Any, args: Any, *, per_tier: int, nested: bool, console: Any
 ) -> None:
-    import numpy
-
-    from posttrain.data.next_token_reasoning import TIERS
-
     folder.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[dict[str, Any]]] = {"reasoning": [], "next_token": []}
     for tier, band in enumerate(TIERS):

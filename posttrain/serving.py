@@ -8,7 +8,15 @@ import secrets
 import sys
 from pathlib import Path
 
+from posttrain.config.loader import load
+from posttrain.config.stages import resolve_stages
+from posttrain.console import quiet_libraries
 from posttrain.errors import ConfigError
+from posttrain.models.loading import load_tokenizer, resolve_model_path
+from posttrain.optional import need
+from posttrain.rollouts.cpu import is_cpu_engine
+from posttrain.rollouts.guard import TOKEN_VARIABLE
+from posttrain.rollouts.server import ServerSettings, refuse_public, server_environment
 
 
 def serve(
@@ -28,14 +36,6 @@ def serve(
     Raises:
         PosttrainError: a mistake in the recipe, a public address, no vLLM here.
     """
-    from posttrain.config.loader import load
-    from posttrain.config.stages import resolve_stages
-    from posttrain.console import quiet_libraries
-    from posttrain.models.loading import load_tokenizer, resolve_model_path
-    from posttrain.optional import need
-    from posttrain.rollouts.cpu import is_cpu_engine
-    from posttrain.rollouts.server import ServerSettings, refuse_public, server_environment
-
     quiet_libraries()
     refuse_public(host)
     need("vllm", where="posttrain serve")
@@ -69,8 +69,6 @@ def serve(
 
 def _token(file: Path) -> tuple[str, str]:
     """The server's token, and how a run gets it."""
-    from posttrain.rollouts.guard import TOKEN_VARIABLE
-
     given = os.environ.get(TOKEN_VARIABLE)
     if given:
         return _long_enough(given, TOKEN_VARIABLE), f"it takes requests with the token in {TOKEN_VARIABLE}"

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import DataError, ResumeError
+from posttrain.evaluation.markdown import escape, table
 from posttrain.evaluation.provenance import weights_sha256
+from posttrain.evaluation.records import read_metrics, write_atomic, write_json
+from posttrain.evaluation.report import AFTER, RunFolder
+from posttrain.resuming import set_aside
+from posttrain.stages.matrix import all_metrics
+from posttrain.stages.path_report import curve, level_steps, stage_numbers, steps_to_return
+from posttrain.stages.sequences import matrix_of
 
 CARD = "README.md"
 
@@ -32,8 +39,6 @@ def lineage(
         For each: stage, method, seed, training rows with their hash, hash of the parent's weights, and what the preset
         says (arm, task, place, order).
     """
-    from posttrain.evaluation.report import RunFolder
-
     if config.stage is None:
         return None
     before = RunFolder(parent.parent).read_run().get("lineage", []) if parent is not None else []
@@ -52,9 +57,6 @@ def lineage(
 
 def write_model_card(folder: Path, run: Mapping[str, Any]) -> None:
     """Write the lineage of a stage's model beside its weights; a card that is there already is kept in front."""
-    from posttrain.evaluation.markdown import escape, table
-    from posttrain.evaluation.records import write_atomic
-
     rows = []
     for item in run.get("lineage", []):
         parent = item["parent"]
@@ -77,8 +79,6 @@ def refuse_changed_order(config: Any, folder: Path, *, is_main: bool = True) -> 
 
     With `trainer.resume: never` the main process sets those runs aside instead.
     """
-    from posttrain.resuming import set_aside
-
     own = config.stage.lineage if config.stage is not None else None
     anew = config.trainer.resume == "never"
     if not own or "order" not in own or (anew and not is_main):
@@ -104,11 +104,6 @@ def write_metrics(config: Any, folder: Path) -> str | None:
     Those of a stage that unlearns, or learns again, stand under `unlearning` in the evaluation after it. A metric
     that is not defined is left out. Returns why there are none, where a score of an earlier stage is missing.
     """
-    from posttrain.evaluation.records import write_json
-    from posttrain.evaluation.report import AFTER, RunFolder
-    from posttrain.stages.matrix import all_metrics
-    from posttrain.stages.sequences import matrix_of
-
     own = config.stage.lineage if config.stage is not None else None
     if own and own.get("role") in ("unlearn", "relearn"):
         _write_unlearning(config, own, folder)
@@ -130,10 +125,6 @@ def write_metrics(config: Any, folder: Path) -> str | None:
 
 def _write_unlearning(config: Any, own: Mapping[str, Any], folder: Path) -> None:
     """Numbers of a stage that unlearns, or how soon one that learns again has brought it back."""
-    from posttrain.evaluation.records import read_metrics, write_json
-    from posttrain.evaluation.report import AFTER, RunFolder
-    from posttrain.stages.path_report import curve, level_steps, stage_numbers, steps_to_return
-
     run, sets = RunFolder(folder), list(config.data.probes or {})
     evals, events = run.read_evals(), read_metrics(run.metrics_path)
     if AFTER not in evals:

@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from posttrain.config.verdict import template_variables
+from posttrain.data.mixture import build_mixture, token_counter
+from posttrain.data.rendering import encode_prompt, template_inputs
+from posttrain.data.sources import load_source, text_columns
+from posttrain.data.streams import RowStreams, load_streams
+
 Say = Callable[[str], None]
 
 
@@ -20,11 +26,6 @@ def load_rows(config: Any, source: Any, tokenizer: Any, *, say: Say | None = Non
     Returns:
         The data set or `RowStreams`, and the `Mixture` with its tokens counted; None where there is none.
     """
-    from posttrain.config.verdict import template_variables
-    from posttrain.data.mixture import build_mixture, token_counter
-    from posttrain.data.sources import load_source, text_columns
-    from posttrain.data.streams import load_streams
-
     prompt, texts = config.data.system_prompt, text_columns(config.method)
     if source.streaming:
         return load_streams(source, system_prompt=prompt, texts=texts), None
@@ -55,10 +56,6 @@ def short_enough(config: Any, rows: Any, tokenizer: Any, *, split: str, say: Say
         tokenizer: with the template of the run.
         split: name for the message. say: is told how many rows were left out.
     """
-    from posttrain.config.verdict import template_variables
-    from posttrain.data.rendering import encode_prompt, template_inputs
-    from posttrain.data.streams import RowStreams
-
     if isinstance(rows, RowStreams):
         rows.max_prompt_length = config.data.max_prompt_length
         return rows

@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from posttrain import registry
+from posttrain.callbacks.answer_probe import AnswerProbe
+from posttrain.callbacks.evaluation import PeriodicEvaluation
+from posttrain.callbacks.health import HealthMonitor
+from posttrain.callbacks.metrics import MetricsWriter
+from posttrain.callbacks.progress import RichProgress, replace_printing
+from posttrain.callbacks.stop_signal import StopSignal
+from posttrain.config.build import build_args, own_reward_files, reward_limits, reward_scorer
+from posttrain.config.verdict import reward_code, template_variables, verifier_name
 from posttrain.console import is_main_process, say
+from posttrain.data.sources import load_source
 from posttrain.errors import SupportError
+from posttrain.evaluation.provenance import data_fingerprint, template_sha256, without_secrets, world_layout
+from posttrain.evaluation.records import json_value
+from posttrain.evaluation.report import RunFolder
+from posttrain.filtering import filter_stage
+from posttrain.mixing.prompts import attach_prompt_controller, settings_of
+from posttrain.mixing.stage import decide
+from posttrain.models.generation_settings import open_settings
+from posttrain.models.loading import load_model, load_tokenizer, peft_config, resolve_model_path
 from posttrain.resuming import (
     changed_settings,
     choose_checkpoint,
@@ -24,7 +44,13 @@ from posttrain.resuming import (
     set_aside,
     settings_beside,
 )
-from posttrain.saved_models import MODEL_FOLDER, merged
+from posttrain.rewards.pool import describe
+from posttrain.saved_models import MODEL_FOLDER, merged, save_trained
+from posttrain.seam.initial_reference import set_reference
+from posttrain.seam.sharding import EngineCheck, measure_ahead, refuse_switched_off, whole_models, whole_weights
+from posttrain.stage_lineage import lineage, refuse_changed_order, write_metrics
+from posttrain.stage_rows import load_rows, short_enough
+from posttrain.training.evaluator import recipe_evaluator
 
 TASK_ROWS = "task "  # before a task's name, among the data of a run
 PROBE_ROWS = "probe "  # the same of a set whose answers' log-probabilities are measured
@@ -53,8 +79,6 @@ class Stage:
     """
 
     def __init__(self, config: Any, *, name: str, parent: Path | None = None, reference: Path | str | None = None):
-        from posttrain.evaluation.report import RunFolder
-
         self.config, self.name, self.parent, self.reference = config, name, parent, reference
         self.filtered: dict[str, Any] | None = None  # what a filter of the training rows kept
         self.mixture: Any = None  # of the training rows, once they are loaded
@@ -65,16 +89,12 @@ class Stage:
 
     def run(self) -> Outcome:
         """Train, unless this very stage was finished before."""
-        from posttrain.stage_lineage import refuse_changed_order
-
         refuse_changed_order(self.config, self.folder.path, is_main=is_main_process())
         if is_finished(self.folder.path, self.config, parent=self.parent, reference=self.reference):
             if is_main_process():
                 say(f"{self.folder.path} is finished; nothing to do (trainer.resume: never trains it again)")
             return self.outcome()
         if self.config.stage is not None and self.config.stage.mix is not None:
-            from posttrain.mixing.stage import decide
-
             decide(self.config, self.folder.path)
         self.made_from = inputs(self.config)
         trainer, data = self.build()
@@ -86,11 +106,6 @@ class Stage:
 
     def train(self, trainer: Any, data: dict[str, Any]) -> None:
         """From the checkpoint to continue from, or the start, to the finished folder."""
-        from posttrain.callbacks.stop_signal import StopSignal
-        from posttrain.evaluation.provenance import data_fingerprint, template_sha256
-        from posttrain.seam.sharding import measure_ahead
-        from posttrain.stage_lineage import write_metrics
-
         fingerprints = {split: data_fingerprint(rows) for split, rows in data.items()}
         if self.mixture is not None:
             hashes = {share.name: share.indices_sha256 for share in self.mixture.shares}
@@ -133,15 +148,6 @@ class Stage:
 
     def build(self) -> tuple[Any, dict[str, Any]]:
         """Tokenizer, data, model, arguments, trainer."""
-        from accelerate import PartialState
-
-        from posttrain.callbacks.health import HealthMonitor
-        from posttrain.callbacks.metrics import MetricsWriter
-        from posttrain.callbacks.progress import RichProgress, replace_printing
-        from posttrain.config.build import build_args, reward_scorer
-        from posttrain.models.loading import load_model, load_tokenizer, peft_config, resolve_model_path
-        from posttrain.seam.sharding import EngineCheck, refuse_switched_off, whole_models
-
         config = self.config
         args = build_args(config, output_dir=self.folder.path)
         with whole_models(), PartialState().main_process_first():
@@ -185,8 +191,6 @@ class Stage:
 
     def filter_rows(self, data: dict[str, Any], path: str) -> None:
         """Keep the training rows that `rif` chooses with the model the stage starts from, and say so."""
-        from posttrain.filtering import filter_stage
-
         stage = self.config.stage
         if stage is None or stage.rif is None:
             return
@@ -199,8 +203,6 @@ class Stage:
         """Measure the divergence from another model than the one the stage starts from, if that is asked for."""
         if self.reference is None:
             return
-        from posttrain.models.loading import load_model, resolve_model_path
-        from posttrain.seam.initial_reference import set_reference
 
         folder = self.folder.path / "initial" / "reference"
         own = self.reference == "model"
@@ -209,9 +211,6 @@ class Stage:
 
     def rows(self, tokenizer: Any) -> dict[str, Any]:
         """Training rows and, if there are any, evaluation rows."""
-        from posttrain.data.sources import load_source
-        from posttrain.stage_rows import load_rows
-
         block, prompt = self.config.data, self.config.data.system_prompt
         held_out = {} if block.eval is None else {"eval": load_source(block.eval, system_prompt=prompt)}
         for name, source in (block.eval_tasks or {}).items():
@@ -227,23 +226,15 @@ class Stage:
 
     def trained_rows(self, source: Any, tokenizer: Any) -> Any:
         """Rows of data.train; what a mixture holds is noted in `mixture`."""
-        from posttrain.stage_rows import load_rows
-
         rows, self.mixture = load_rows(self.config, source, tokenizer, say=say if is_main_process() else None)
         return rows
 
     def trainable(self, rows: Any, tokenizer: Any, *, split: str = "training") -> Any:
         """Rows whose prompt is short enough; how many were left out is said. `check` has refused what is an error."""
-        from posttrain.stage_rows import short_enough
-
         return short_enough(self.config, rows, tokenizer, split=split, say=say if is_main_process() else None)
 
     def record(self) -> dict[str, Any]:
         """The resolved recipe of this stage as `run.json` holds it, with the files of the user's own rewards."""
-        from posttrain.config.build import own_reward_files
-        from posttrain.evaluation.provenance import without_secrets
-        from posttrain.evaluation.records import json_value
-
         origin = {
             key: {"model": str(model), "run": run_id(model.parent)} if isinstance(model, Path) else None
             for key, model in (("start_from", self.parent), ("reference", self.reference))
@@ -257,13 +248,6 @@ class Stage:
         Args:
             resumed: checkpoint that the run continues from, and what was changed since.
         """
-        from posttrain.config.build import reward_limits
-        from posttrain.config.verdict import reward_code
-        from posttrain.evaluation.provenance import template_sha256, world_layout
-        from posttrain.models.generation_settings import open_settings
-        from posttrain.rewards.pool import describe
-        from posttrain.stage_lineage import lineage
-
         args = trainer.args
         chosen = {**args.device_defaults, "dtype": str(trainer.model.dtype).removeprefix("torch.")}
         settings_off = open_settings(
@@ -298,9 +282,6 @@ class Stage:
 
     def evaluator(self, trainer: Any, data: dict[str, Any]) -> tuple[Any, Any] | None:
         """(evaluate(model), settings), or None without evaluation data or verifier."""
-        from posttrain.config.verdict import verifier_name
-        from posttrain.training.evaluator import recipe_evaluator
-
         if "eval" not in data or verifier_name(self.config) is None:
             return None
         return recipe_evaluator(
@@ -309,10 +290,6 @@ class Stage:
 
     def evaluate(self, trainer: Any, data: dict[str, Any], name: str) -> None:
         """Evaluate the model as it is and record the result under `name`."""
-        from contextlib import nullcontext
-
-        from posttrain.seam.sharding import whole_weights
-
         found = self.evaluator(trainer, data)
         if found is None:
             return
@@ -328,9 +305,6 @@ class Stage:
 
     def evaluate_tasks(self, trainer: Any, data: dict[str, Any], own: Any) -> dict[str, Any]:
         """Results of `data.eval_tasks` by name; `own` stands for a task whose rows and verifier are those of it."""
-        from posttrain.config.verdict import verifier_name
-        from posttrain.training.evaluator import recipe_evaluator
-
         results: dict[str, Any] = {}
         usual, block = verifier_name(self.config), self.config.data
         for name, source in (block.eval_tasks or {}).items():
@@ -347,11 +321,6 @@ class Stage:
 
     def schedule_evaluation(self, trainer: Any, data: dict[str, Any]) -> None:
         """Measure in the course of training what the recipe asks for: shares of prompts, probes, evaluations."""
-        from posttrain.callbacks.answer_probe import AnswerProbe
-        from posttrain.callbacks.evaluation import PeriodicEvaluation
-        from posttrain.config.verdict import template_variables
-        from posttrain.mixing.prompts import attach_prompt_controller, settings_of
-
         if settings_of(self.config) is not None:
             attach_prompt_controller(self.config, trainer, data.get("validation"))
         probes = {name.removeprefix(PROBE_ROWS): rows for name, rows in data.items() if name.startswith(PROBE_ROWS)}
@@ -379,8 +348,6 @@ class Stage:
 
     def save(self, trainer: Any) -> None:
         """The trained model with its tokenizer; to the Hub, if asked for; merged, if asked for."""
-        from posttrain.saved_models import save_trained
-
         save_trained(trainer, self.config, folder=self.folder, is_main=is_main_process())
 
     def outcome(self) -> Outcome:

@@ -13,7 +13,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from posttrain.config.loader import load
+from posttrain.config.source import read_recipe
 from posttrain.errors import ConfigError, DataError
+from posttrain.evaluation.composition_plot import ModelCurves, draw_composition
+from posttrain.evaluation.markdown import MISSING, escape, number, table
+from posttrain.evaluation.records import write_json
+from posttrain.evaluation.report import RunFolder
+from posttrain.run import run
 from posttrain.stages.composition_grid import QUESTIONS, Grid, Point, composition_grid, conflict, pareto
 
 REPORT, NUMBERS, PLOT = "COMPOSITION.md", "composition.json", "composition.png"
@@ -79,10 +86,6 @@ def study_composition(
     Raises:
         ConfigError: the recipe, or what is asked of it, cannot be used. DataError: a stage or a score is missing.
     """
-    from posttrain.config.loader import load
-    from posttrain.config.source import read_recipe
-    from posttrain.run import run
-
     config = load(recipe, overrides)
     values, _ = read_recipe(recipe, list(overrides))
     grid = composition_grid(values, amounts=amounts, replays=replays, questions=questions)
@@ -135,8 +138,6 @@ def parse_models(given: Sequence[str]) -> dict[str, list[str]] | None:
 
 
 def _read(name: str, overrides: tuple[str, ...], grid: Grid, folder: Path) -> ModelStudy:
-    from posttrain.evaluation.report import RunFolder
-
     abilities = [*grid.specialised, *grid.general]
     scores: Scores = {}
     rows: dict[str, int] = {}
@@ -161,9 +162,6 @@ def _read(name: str, overrides: tuple[str, ...], grid: Grid, folder: Path) -> Mo
 
 
 def _write(root: Path, studies: Sequence[ModelStudy]) -> Path:
-    from posttrain.evaluation.composition_plot import draw_composition
-    from posttrain.evaluation.records import write_json
-
     write_json(root / NUMBERS, {"models": [_numbers(study) for study in studies]})
     (root / PLOT).write_bytes(draw_composition([_curves(study) for study in studies]))
     path = root / REPORT
@@ -198,8 +196,6 @@ def _numbers(study: ModelStudy) -> dict[str, Any]:
 
 
 def _curves(study: ModelStudy) -> Any:
-    from posttrain.evaluation.composition_plot import ModelCurves
-
     alone: dict[str, list[tuple[float, float]]] = {}
     together: dict[str, list[tuple[float, float]]] = {}
     strategies: dict[str, tuple[float, float]] = {}
@@ -218,8 +214,6 @@ def _curves(study: ModelStudy) -> Any:
 
 def table_rows(studies: Sequence[ModelStudy]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the one table, accuracies in per cent."""
-    from posttrain.evaluation.markdown import MISSING, number
-
     abilities = [*studies[0].grid.specialised, *studies[0].grid.general]
     header = ["training", "model", "question", "rows", *abilities, "specialised", "general", "forgotten"]
     rows = []
@@ -245,8 +239,6 @@ def best_lines(studies: Sequence[ModelStudy]) -> list[str]:
 
 
 def _page(studies: Sequence[ModelStudy]) -> str:
-    from posttrain.evaluation.markdown import escape, table
-
     header, rows = table_rows(studies)
     asked = {point.question for study in studies for point in study.grid.points}
     parts = ["# Data composition", "Accuracies in per cent after training; one seed, so small differences are noise."]

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from posttrain.config.loader import load
+from posttrain.config.stages import resolve_stages
 from posttrain.errors import ConfigError
+from posttrain.evaluation.markdown import escape, table
+from posttrain.evaluation.records import write_atomic, write_json
+from posttrain.evaluation.report import AFTER, BEFORE, RunFolder
+from posttrain.run import run
 from posttrain.stages.matrix import Metric, ScoreMatrix, all_metrics, drops
+from posttrain.stages.sequences import matrix_of
 
 REPORT, NUMBERS = "CONTINUAL.md", "continual_report.json"
 
@@ -43,11 +54,6 @@ def study_continual(
     Raises:
         ConfigError: the recipe has no such arm. DataError: a stage, or a score, is missing.
     """
-    from posttrain.config.loader import load
-    from posttrain.config.stages import resolve_stages
-    from posttrain.run import run
-    from posttrain.stages.sequences import matrix_of
-
     config = load(recipe, overrides or [])
     stages = {name: stage for name, _, stage in resolve_stages(config)}
     placed = {n: s.stage.lineage for n, s in stages.items() if s.stage is not None and s.stage.lineage}
@@ -77,8 +83,6 @@ def study_continual(
 
 
 def _cost(folders: list[Path]) -> dict[str, float]:
-    from posttrain.evaluation.report import RunFolder
-
     total: dict[str, float] = {}
     for folder in folders:
         for name, value in RunFolder(folder).costs().items():
@@ -92,9 +96,6 @@ def _cost(folders: list[Path]) -> dict[str, float]:
 
 def _together(root: Path, joint: str) -> list[str]:
     """Section on a stage that trained all tasks at once: every score before and after, and what it cost."""
-    from posttrain.evaluation.markdown import escape, table
-    from posttrain.evaluation.report import AFTER, BEFORE, RunFolder
-
     evals = RunFolder(root / joint).read_evals()
     found = {name: evals.get(name, {}).get("tasks", {}) for name in (BEFORE, AFTER)}
     names = list(found[AFTER])
@@ -108,9 +109,6 @@ def _together(root: Path, joint: str) -> list[str]:
 
 def _write(root: Path, reports: list[ArmReport], known: float, joints: Sequence[str]) -> Path:
     """Report, plot and numbers."""
-    from posttrain.evaluation.markdown import escape, table
-    from posttrain.evaluation.records import write_atomic, write_json
-
     parts = ["# Continual training", "", f"Order of the tasks: {', '.join(map(escape, reports[0].matrix.tasks))}.", ""]
     parts += ["![Score matrix of every arm](plots/continual.png)", ""]
     write_atomic(root / "plots" / "continual.png", heat_maps(reports))
@@ -175,11 +173,6 @@ def _numbers(report: ArmReport) -> dict[str, Any]:
 
 def heat_maps(reports: list[ArmReport]) -> bytes:
     """PNG: one heat map an arm, the base row on top, every cell with its number in per cent."""
-    import io
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     count, size = len(reports), len(reports[0].matrix.tasks)
     columns = min(count, 3)
     rows = -(-count // columns)

@@ -9,14 +9,21 @@ REPORT.md, report.html, plots/    tables, curves, and which claims are borne out
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path as File
 from typing import Any
 
+from posttrain.config.loader import load
+from posttrain.config.source import read_recipe
 from posttrain.errors import ConfigError, DataError
+from posttrain.evaluation.records import read_metrics, write_json
+from posttrain.evaluation.report import RunFolder
+from posttrain.run import run
 from posttrain.stages.path_page import Arm, Study, numbers, page
 from posttrain.stages.path_report import Outcome, curve, level_steps, stage_numbers, steps_to_return
 from posttrain.stages.path_study import FORGET, FRACTION, PathPlan, relearn_name, unlearn_name
+from posttrain.suite_unlearning import evaluate_unlearning
 
 PRESET = "unlearning_paths"
 NUMBERS = "paths.json"
@@ -48,10 +55,6 @@ def study_unlearning_paths(
     Raises:
         ConfigError: another recipe, or seeds that come twice. DataError: a stage is missing.
     """
-    from posttrain.config.loader import load
-    from posttrain.config.source import read_recipe
-    from posttrain.run import run
-
     values, source = read_recipe(recipe, list(overrides))
     block = values.get("stages")
     if not isinstance(block, dict) or block.get("preset") != PRESET:
@@ -84,8 +87,6 @@ def _folder(root: File, seed: int) -> File:
 
 def _measure_all(plan: PathPlan, recipe: str | File, overrides: Sequence[str], root: File) -> None:
     """The unlearning suite on every model that is compared, each set against the two it needs."""
-    from posttrain.suite_unlearning import evaluate_unlearning
-
     for path in plan.paths:
         retrained, before = root / path.retrained, root / path.learned
         names = [unlearn_name(algorithm, rate, path.name) for algorithm, rate, own in plan.runs() if own == path]
@@ -144,17 +145,12 @@ def _read(plan: PathPlan, seeds: Sequence[int], root: File, tolerance: float) ->
 
 
 def _num_rows(root: File, seed: int, arms: Mapping[tuple[str, float], Arm], plan: PathPlan) -> int:
-    from posttrain.evaluation.report import RunFolder
-
     algorithm, rate = next(iter(arms))
     run = RunFolder(_folder(root, seed) / unlearn_name(algorithm, rate, plan.paths[0].name)).read_run()
     return int(run["data"][f"probe {FORGET}"]["rows"])
 
 
 def _events(folder: File) -> list[dict[str, Any]]:
-    from posttrain.evaluation.records import read_metrics
-    from posttrain.evaluation.report import RunFolder
-
     events = read_metrics(RunFolder(folder).metrics_path)
     if not (folder / "finished.json").is_file() or not events:
         raise DataError("the stage has not been trained", where=str(folder), fix="Run the study without --report-only")
@@ -169,8 +165,6 @@ def _ends(events: Sequence[Mapping[str, Any]], sets: Sequence[str]) -> dict[str,
 
 def _accuracies(learned: File, unlearned: File) -> dict[str, float]:
     """What unlearning did to the accuracy on `data.eval` and `data.eval_tasks`; nothing without them."""
-    from posttrain.evaluation.report import RunFolder
-
     before, after = (RunFolder(folder).read_evals().get("after", {}) for folder in (learned, unlearned))
     if "accuracy" not in before or "accuracy" not in after:
         return {}
@@ -182,8 +176,6 @@ def _accuracies(learned: File, unlearned: File) -> dict[str, float]:
 
 def _suite(folder: File) -> dict[str, float | None]:
     """Metrics of the unlearning suite by name; none where it was not run."""
-    import json
-
     path = folder / "unlearning" / "unlearning.json"
     if not path.is_file():
         return {}
@@ -192,7 +184,5 @@ def _suite(folder: File) -> dict[str, float | None]:
 
 
 def _write(root: File, study: Study) -> File:
-    from posttrain.evaluation.records import write_json
-
     write_json(root / NUMBERS, numbers(study))
     return page(study).write(root)

@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from posttrain.errors import ConfigError, SupportError
 
 # Keys of a task that take a function, a script, or another file that may hold one.
@@ -170,8 +173,6 @@ def refuse_code(file: Path, *, below: Path, seen: frozenset[Path] = frozenset())
     Raises:
         SupportError: names file and line or key. ConfigError: the file is not YAML.
     """
-    import yaml
-
     file = file.resolve()
     try:
         text = file.read_text(encoding="utf-8")
@@ -231,7 +232,6 @@ def _known_metrics() -> set[str]:
 def sandboxed(data_only: bool) -> Iterator[None]:
     """Render the templates of tasks in jinja2's sandbox; lm-eval 0.4.13 uses an environment that runs any code."""
     import lm_eval.utils
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     if not data_only:
         yield

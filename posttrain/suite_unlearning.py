@@ -16,8 +16,28 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
+from posttrain.config.loader import load_stage
+from posttrain.config.verdict import evaluation_settings, template_variables
+from posttrain.console import console, quiet_libraries, say
+from posttrain.data.mixture import build_mixture
+from posttrain.data.sources import load_source
 from posttrain.errors import ConfigError, DataError, SupportError
+from posttrain.evaluation.answer_scores import answer_of, encode_rows, score_rows
+from posttrain.evaluation.document import Document, Image, Section, Table, show
+from posttrain.evaluation.eval_folder import claim, holds, write_record
+from posttrain.evaluation.generate import evaluate
+from posttrain.evaluation.progress import EvaluationProgress
+from posttrain.evaluation.provenance import data_fingerprint
+from posttrain.evaluation.records import json_value, write_json, write_jsonl
+from posttrain.evaluation.results import EvalSettings
+from posttrain.evaluation.unlearning import rouge_l_recall
+from posttrain.evaluation.unlearning_plot import draw_metrics
 from posttrain.evaluation.unlearning_table import MEANINGS, Measured, measure
+from posttrain.rewards.answers import completion_text
+from posttrain.saved_models import find_model
+from posttrain.training.evaluator import precision
 
 NAME = "unlearning"
 NUMBERS = "unlearning.json"
@@ -68,15 +88,6 @@ def evaluate_unlearning(
     Raises:
         PosttrainError: anything a user can cause.
     """
-    from accelerate import Accelerator
-
-    from posttrain.config.loader import load_stage
-    from posttrain.config.verdict import template_variables
-    from posttrain.console import quiet_libraries, say
-    from posttrain.evaluation.eval_folder import claim
-    from posttrain.saved_models import find_model
-    from posttrain.training.evaluator import precision
-
     _require_one_process()
     name, config = load_stage(recipe, overrides, stage)[-1]
     before, other = read_result(against, "--against"), read_result(retrained, "--retrained")
@@ -107,8 +118,6 @@ def evaluate_unlearning(
 
 def _kept(folder: Path, identity: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]] | None:
     """The rows that a folder holds of this very measurement; any other is removed."""
-    from posttrain.evaluation.eval_folder import holds
-
     if (folder / NUMBERS).is_file() and holds(folder, identity):
         return read_result(folder, "output")
     shutil.rmtree(folder, ignore_errors=True)
@@ -142,9 +151,6 @@ def probe_sources(config: Any) -> dict[str, Any]:
 
 def load_probes(config: Any, sources: Mapping[str, Any]) -> dict[str, Any]:
     """The rows of each set."""
-    from posttrain.data.mixture import build_mixture
-    from posttrain.data.sources import load_source
-
     prompt = config.data.system_prompt
     return {
         name: build_mixture(source, system_prompt=prompt).dataset
@@ -173,9 +179,6 @@ def measure_sets(
         max_new_tokens: length of the greedy answer; None = none is generated, and there is no ROUGE.
         chat_template_kwargs: variables of the template.
     """
-    from posttrain.evaluation.answer_scores import encode_rows, score_rows
-    from posttrain.evaluation.progress import EvaluationProgress
-
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     found = {}
     for name, dataset in datasets.items():
@@ -196,12 +199,6 @@ def _greedy(
     model: Any, tokenizer: Any, dataset: Any, asked: Mapping[str, Any], variables: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Greedy completion and ROUGE-L recall of each row, in the order of the rows."""
-    from posttrain.evaluation.answer_scores import answer_of
-    from posttrain.evaluation.generate import evaluate
-    from posttrain.evaluation.progress import EvaluationProgress
-    from posttrain.evaluation.results import EvalSettings
-    from posttrain.evaluation.unlearning import rouge_l_recall
-    from posttrain.rewards.answers import completion_text
 
     def recall(completions: Sequence[Any], index: Sequence[int], **_: Any) -> list[float]:
         pairs = zip(completions, index, strict=True)
@@ -222,8 +219,6 @@ def _greedy(
 
 
 def _longest_answer(config: Any) -> int:
-    from posttrain.config.verdict import evaluation_settings
-
     return int(evaluation_settings(config)["max_new_tokens"])
 
 
@@ -276,8 +271,6 @@ def _identity(
     others: Sequence[Any],
 ) -> dict[str, Any]:
     """All that the result depends on."""
-    from posttrain.evaluation.provenance import data_fingerprint
-
     return {
         "model": [files["sha256"], files.get("base")],
         "dtype": str(model.dtype),
@@ -288,8 +281,6 @@ def _identity(
 
 
 def _digest(sets: Mapping[str, Any]) -> str:
-    from posttrain.evaluation.records import json_value
-
     return hashlib.sha256(json.dumps(json_value(dict(sets)), sort_keys=True).encode()).hexdigest()
 
 
@@ -310,11 +301,6 @@ def _write(
     label: str,
     tables: bool,
 ) -> Path:
-    from posttrain.console import console
-    from posttrain.evaluation.document import show
-    from posttrain.evaluation.eval_folder import write_record
-    from posttrain.evaluation.records import write_json, write_jsonl
-
     for name, rows in sets.items():
         write_jsonl(folder / "rows" / f"{name}.jsonl", rows)
     counted = {name: len(rows) for name, rows in sets.items()}
@@ -331,8 +317,6 @@ def _write(
 
 
 def _page(label: str, counted: Mapping[str, int], metrics: Mapping[str, Measured]) -> Any:
-    from posttrain.evaluation.document import Document
-
     told = ", ".join(f"{name} ({count} rows)" for name, count in counted.items())
     quality = metrics["forget_quality"]
     answer = (
@@ -344,8 +328,6 @@ def _page(label: str, counted: Mapping[str, int], metrics: Mapping[str, Measured
 
 
 def _sections(counted: Mapping[str, int], metrics: Mapping[str, Measured]) -> list[Any]:
-    from posttrain.evaluation.document import Section, Table
-
     whole = [name for name in metrics if "." not in name]
     rows = [[_words(name), _shown(metrics[name]), MEANINGS[name]] for name in whole if metrics[name].value is not None]
     by_set = [[_words(metric), *(_shown(metrics[f"{name}.{metric}"]) for name in counted)] for metric in _SET_METRICS]
@@ -360,9 +342,6 @@ def _sections(counted: Mapping[str, int], metrics: Mapping[str, Measured]) -> li
 
 
 def _picture(label: str, sets: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> Any:
-    from posttrain.evaluation.document import Image, Section
-    from posttrain.evaluation.unlearning_plot import draw_metrics
-
     models = {label: sets, **others}
     shares = {
         model: {

@@ -5,13 +5,29 @@ from __future__ import annotations
 import logging
 import math
 import numbers
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from posttrain.console import say
+import torch
+from datasets.exceptions import DatasetsError
+from jinja2 import TemplateError
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from posttrain.config.run_config import ModelBlock
+from posttrain.config.source import SourceMap
+from posttrain.config.validation import explain_all, raise_all
+from posttrain.console import quiet_libraries, say
 from posttrain.errors import ConfigError, DataError, PosttrainError, SupportError
+from posttrain.evaluation import provenance
+from posttrain.evaluation.eval_folder import claim
 from posttrain.evaluation.suite_results import (
     Drift,
     Metric,
@@ -23,6 +39,7 @@ from posttrain.evaluation.suite_results import (
     task_rows,
     write_suite,
 )
+from posttrain.optional import need
 from posttrain.saved_models import SavedModel, find_model
 from posttrain.suite_tasks import SuiteTasks, find_tasks, sandboxed, tasks_sha256
 
@@ -67,12 +84,6 @@ def evaluate_suite(
     Raises:
         PosttrainError: anything a user can cause.
     """
-    from importlib.metadata import version
-
-    from posttrain.console import quiet_libraries
-    from posttrain.evaluation import provenance
-    from posttrain.evaluation.eval_folder import claim
-
     require_lm_eval()
     # The tasks explain themselves at length, as warnings.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -120,10 +131,6 @@ def _place(model: SavedModel, tasks: str) -> Path:
 
 def require_lm_eval() -> None:
     """Raise SupportError without the package lm-eval, and in one of several processes, which would all do the same."""
-    import os
-
-    from posttrain.optional import need
-
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         fix = "Start it without accelerate launch"
         raise SupportError("a suite runs in one process", where="--suite", got=os.environ["WORLD_SIZE"], fix=fix)
@@ -132,12 +139,6 @@ def require_lm_eval() -> None:
 
 def model_block(overrides: Sequence[str]) -> Any:
     """A `model` block with what "model.key=value" says; path and revision are filled in later."""
-    from pydantic import ValidationError
-
-    from posttrain.config.run_config import ModelBlock
-    from posttrain.config.source import SourceMap
-    from posttrain.config.validation import explain_all, raise_all
-
     values: dict[str, Any] = {}
     for text in overrides:
         key, separator, value = text.partition("=")
@@ -164,9 +165,6 @@ def run_suite(model: Any, tokenizer: Any, *, options: SuiteOptions, tasks: Suite
     Raises:
         ConfigError, SupportError: see `suite_tasks.find_tasks`. DataError: a task that cannot be run.
     """
-    import torch
-    from datasets.exceptions import DatasetsError
-    from jinja2 import TemplateError
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
@@ -260,12 +258,6 @@ def _documents(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _show(title: str, rows: Sequence[Sequence[str]]) -> None:
     """Print a table whose first row is its head."""
-    import sys
-
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     # Text: a name may hold signs that rich would read as markup.
     table = Table(title=Text(title), title_justify="left")
     for place, head in enumerate(rows[0]):

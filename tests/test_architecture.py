@@ -1,4 +1,4 @@
-"""The house rules a machine can check: who imports whom, how large things are, what a method consists of.
+"""The house rules a machine can check: how large things are, what a method consists of.
 
 The files are parsed, not imported. A size limit is lifted for one place by a line in `SIZE_EXCEPTIONS` with a reason.
 """
@@ -8,204 +8,29 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
-from collections.abc import Iterator
-from functools import cache
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-from posttrain import _PUBLIC, registry
-
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "posttrain"
-MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
-
-# A module imports only from its own floor or below. Rooms of later versions are listed so that they land on theirs.
-FLOORS = {
-    0: "__init__ errors hidden notices optional losses algorithms optim merging",
-    1: "console data rewards models callbacks evaluation rollouts",
-    2: "seam",
-    3: "methods stages vision tools",
-    4: "config registry run study_continual stage_lineage filtering study_composition stage_rows stage_run "
-    "resuming evaluating eval_record folder_lock saved_models score_tokens suites suite_tasks suite_unlearning "
-    "serving training reproduce cli study_verbs study_unlearning_paths mixing certificate jobs __main__",
-}
-FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
-TRAINING = {"trl", "transformers", "accelerate", "peft", "datasets", "vllm", "deepspeed"}
-FORBIDDEN_LIBRARIES = {0: TRAINING | {"huggingface_hub"}, 1: {"trl", "accelerate", "deepspeed"}}
-HEAVY = TRAINING | {"torch", "matplotlib", "scipy"}
-STARTS_AT_ONCE = ("__init__", "errors", "registry", "cli", "config")
-
-SIZE_EXCEPTIONS: dict[str, tuple[int, str]] = {
-    # "posttrain/seam/x.py": (500, "why it cannot be split"), or "posttrain/seam/x.py:function": (60, "why")
-}
-TOP_LEVEL_FILES = {".gitignore", "LICENSE", "README.md", "SECURITY.md", "pyproject.toml"}
-TOP_LEVEL_FOLDERS = {".ci", "accelerate_configs", "docs", "posttrain", "recipes", "scripts", "tests"}
-
-
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
-
-
-def room_of(dotted: str) -> str:
-    parts = dotted.split(".")
-    return parts[1] if len(parts) > 1 else "__init__"
-
-
-def dotted_of(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-@cache
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-
-
-def imports_of(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """Every imported name, dotted and in full ("trl.trainer.utils.pad"), wherever it stands, and its line."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
-
-
-def own_imports_of(path: Path) -> Iterator[tuple[str, int]]:
-    """Imports of posttrain, and strings that name one of its modules for later ("posttrain.seam.policy:X")."""
-    for name, line in imports_of(tree_of(path)):
-        if name.split(".")[0] == "posttrain":
-            public = _PUBLIC.get(name.removeprefix("posttrain."))
-            yield public or name, line
-    for node in ast.walk(tree_of(path)):
-        text = node.value if isinstance(node, ast.Constant) else None
-        if isinstance(text, str) and re.fullmatch(r"posttrain(\.\w+)+(:\w+)?", text):
-            yield text.partition(":")[0], node.lineno
-
-
-@cache
-def graph() -> dict[str, set[str]]:
-    """Module -> modules of posttrain that it imports, wherever in it; those for types do not count."""
-    known = {dotted_of(path) for path in MODULES}
-    found: dict[str, set[str]] = {}
-    for path in MODULES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        names = [name for name, _ in imports_of(_WithoutTypes().visit(tree)) if name.split(".")[0] == "posttrain"]
-        parts = [name.split(".") for name in names]
-        longest = [next(p for n in range(len(name), 0, -1) if (p := ".".join(name[:n])) in known) for name in parts]
-        found[dotted_of(path)] = set(longest) - {dotted_of(path)}
-    return found
-
-
-class _WithoutTypes(ast.NodeTransformer):
-    def visit_If(self, node: ast.If) -> ast.AST | None:
-        return None if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else node
-
-
-def floor_of(dotted: str) -> int:
-    room = room_of(dotted)
-    is_module = (PACKAGE / room).is_dir() or (PACKAGE / f"{room}.py").is_file()
-    return FLOOR_OF[room] if is_module else FLOOR_OF["__init__"]  # `from posttrain import __version__`
-
-
-def is_private(name: str) -> bool:
-    return name.startswith("_") and not (name.startswith("__") and name.endswith("__"))
-
-
-def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines from `def` to the end, the docstring left out: the house asks for up to fifteen lines of that."""
-    lines = (function.end_lineno or function.lineno) - function.lineno + 1
-    first = function.body[0]
-    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-        lines -= (first.end_lineno or first.lineno) - first.lineno + 1
-    return lines
-
-
-def file_limit(path: Path) -> int:
-    name = name_of(path)
-    if name in SIZE_EXCEPTIONS:
-        return SIZE_EXCEPTIONS[name][0]
-    if name == "posttrain/run.py":
-        return 200
-    if path.suffix == ".yaml":
-        return 90
-    if name.startswith("tests/"):
-        return 400
-    return {0: 250, 2: 450}.get(floor_of(dotted_of(path)), 400)
-
-
-# --- circles and floors ----------------------------------------------------------------------------------------------
-
-
-def test_no_module_imports_itself_through_others():
-    order = list(TopologicalSorter(graph()).static_order())  # graphlib.CycleError names the circle
-    assert len(order) == len(MODULES)
-
-
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_module_lies_on_a_known_floor_at_most_three_folders_deep(path: Path):
-    assert room_of(dotted_of(path)) in FLOOR_OF, f"{name_of(path)}: no floor is given for this room"
-    assert len(path.relative_to(PACKAGE).parts) <= 4
-
-
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_imports_stay_on_the_floor_or_go_down(path: Path):
-    if path == PACKAGE / "__init__.py":
-        return  # the public names, loaded on first use; test_packaging.py holds that
-    floor = floor_of(dotted_of(path))
-    upward = [f"line {line}: {name}" for name, line in own_imports_of(path) if floor_of(name) > floor]
-    assert not upward, f"{name_of(path)} is on floor {floor} and imports from above: {upward}"
-
-
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_lower_floors_do_not_know_the_training_libraries(path: Path):
-    forbidden = FORBIDDEN_LIBRARIES.get(floor_of(dotted_of(path)), set())
-    found = [f"line {line}: {name}" for name, line in imports_of(tree_of(path)) if name.split(".")[0] in forbidden]
-    assert not found, f"{name_of(path)}: {found}"
-
-
-@pytest.mark.parametrize("path", [p for p in MODULES if room_of(dotted_of(p)) in STARTS_AT_ONCE], ids=name_of)
-def test_entry_modules_import_nothing_slow_at_their_top(path: Path):
-    heavy_rooms = {room for room, floor in FLOOR_OF.items() if 1 <= floor <= 3} | {"losses", "run"}
-    slow = []
-    for statement in tree_of(path).body:
-        if isinstance(statement, ast.Import | ast.ImportFrom):
-            for name, line in imports_of(statement):
-                own_and_heavy = name.startswith("posttrain.") and room_of(name) in heavy_rooms
-                if name.split(".")[0] in HEAVY or (own_and_heavy and loads_heavy(name)):
-                    slow.append(f"line {line}: {name}")
-    assert not slow, f"{name_of(path)} imports at its top: {slow}; move the import into the function that needs it"
-
-
-def loads_heavy(dotted: str) -> bool:
-    """Whether importing this module, or one it imports at its top, loads a slow library."""
-    seen: set[Path] = set()
-    waiting = [dotted]
-    while waiting:
-        parts = waiting.pop().split(".")
-        folders = [ROOT.joinpath(*parts[:length]) for length in range(1, len(parts) + 1)]
-        for path in [file for folder in folders for file in (folder / "__init__.py", folder.with_suffix(".py"))]:
-            if path in seen or not path.is_file():
-                continue
-            seen.add(path)
-            tops = [node for node in tree_of(path).body if isinstance(node, ast.Import | ast.ImportFrom)]
-            names = [name for node in tops for name, _ in imports_of(node)]
-            if any(name.split(".")[0] in HEAVY for name in names):
-                return True
-            waiting += [name for name in names if name.startswith("posttrain.")]
-    return False
-
-
-@pytest.mark.parametrize("path", [p for p in MODULES if "methods" in p.parts], ids=name_of)
-def test_a_method_does_not_reach_into_another(path: Path):
-    own = ".".join(dotted_of(path).split(".")[:3])
-    for name, line in own_imports_of(path):
-        parts = name.split(".")
-        if parts[:2] == ["posttrain", "methods"] and ".".join(parts[:3]) != own:
-            assert len(parts) <= 4 and not any(map(is_private, parts)), f"{name_of(path)}, line {line}: {name}"
-
+from posttrain import registry
+from tests.source_tree import (
+    FLOORS,
+    MODULES,
+    PACKAGE,
+    RECIPES,
+    ROOT,
+    SIZE_EXCEPTIONS,
+    TOP_LEVEL_FILES,
+    TOP_LEVEL_FOLDERS,
+    body_lines,
+    dotted_of,
+    file_limit,
+    imports_of,
+    is_private,
+    name_of,
+    room_of,
+    tree_of,
+)
 
 # --- private names of other people's code ---------------------------------------------------------------------------
 

@@ -212,7 +212,7 @@ def test_a_changed_task_is_another_evaluation(tiny_dir, tmp_path, monkeypatch):
             evaluate_suite(str(tiny_dir), options=options, output=output)
         (folder / name).write_text(before)
     assert file.exists()
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9")
+    monkeypatch.setattr("posttrain.suites.version", lambda name: "9.9")
     with pytest.raises(ConfigError, match="another evaluation is in this folder"):
         evaluate_suite(str(tiny_dir), options=options, output=output)
 

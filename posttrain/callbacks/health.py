@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from posttrain.callbacks.health_checks import Check, Finding, HealthLimits, Log, all_checks
@@ -175,7 +176,6 @@ def _next_save_bytes(args: TrainingArguments, model: Any) -> int:
         return sum(path.stat().st_size for path in checkpoints[-1].rglob("*") if path.is_file())
     if model is None:
         return 0
-    from peft import PeftModel
 
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     saved = trainable if isinstance(model, PeftModel) else list(model.parameters())

@@ -13,6 +13,10 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -131,11 +135,6 @@ class RichProgress(TrainerCallback):
             atexit.unregister(self.close)
 
     def _start_bar(self, state: TrainerState) -> None:
-        from rich.console import Console, Group
-        from rich.live import Live
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.text import Text
-
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),

@@ -9,6 +9,8 @@ import time
 from types import FrameType
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from posttrain.console import is_main_process
@@ -95,9 +97,6 @@ class StopSignal(TrainerCallback):
 
 def _of_any_rank(number: int, args: TrainingArguments) -> int:
     """The signal that a rank received, 0 for none; the greater number where ranks received different ones."""
-    import torch
-    import torch.distributed as dist
-
     if args.world_size == 1 or not (dist.is_available() and dist.is_initialized()):
         return number
     seen = torch.tensor(number, device=args.device)

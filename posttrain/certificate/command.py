@@ -7,11 +7,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from posttrain import registry
 from posttrain.certificate.battery import Result, counted, run_plan
 from posttrain.certificate.launching import Recipe, lacking
 from posttrain.certificate.own_config import group_of_file
 from posttrain.certificate.plan import Cell, Group, Plan
+from posttrain.certificate.recipes import stages_of
+from posttrain.config.loader import load
 from posttrain.errors import SupportError
 
 # Those that take the two splits in which a lost micro-batch shows, on the engines in which most can go wrong.
@@ -56,9 +60,6 @@ def check_gradients(
     Raises:
         PosttrainError: the recipe or the config file has a mistake, or the machine lacks what the file asks for.
     """
-    from posttrain.certificate.recipes import stages_of
-    from posttrain.config.loader import load
-
     with tempfile.TemporaryDirectory(prefix="posttrain-gradients-") as place:
         folder = Path(place)
         if recipe is None:
@@ -81,8 +82,6 @@ def check_gradients(
 
 def table(results: Iterable[Result]) -> Any:
     """The results as one table, a line for each trainer and group."""
-    from rich.table import Table
-
     shown = Table("engine", "offload", "processes", "method", "rows x micro-batches", "difference", "")
     for result in results:
         figure = "" if result.figure is None else f"{result.figure:.1e}"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file
 
 # float32 sums in another order; measured differences are below half of it.
 TOLERANCE = 1e-5
@@ -47,8 +48,6 @@ def moved(update: dict[str, Any]) -> float:
 
 def read(file: Path) -> dict[str, Any]:
     """Tensors of a safetensors file as arrays."""
-    from safetensors.numpy import load_file
-
     return load_file(file)
 
 

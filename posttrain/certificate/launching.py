@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from posttrain.certificate.plan import OFFLOADS, Cell, Group
 from posttrain.certificate.recipes import STEPS, TRAINER
 from posttrain.errors import SupportError
 from posttrain.optional import is_installed, missing
+from posttrain.seam.sharding import ON_CPU, missing_for_cpu_adam
 
 WORKER = "posttrain.certificate.worker"
 # What every file of accelerate_configs/ for several processes holds.
@@ -84,8 +87,6 @@ def accelerate_config(group: Group) -> dict[str, Any]:
 
 def lacking(group: Group) -> str | None:
     """What this machine lacks for a group, in a sentence that says what to do; None where it can be started."""
-    from posttrain.seam.sharding import ON_CPU, missing_for_cpu_adam
-
     if group.engine.startswith("zero") and not is_installed("deepspeed"):
         return str(missing("deepspeed")).rstrip(".")
     if "optimizer" in OFFLOADS[group.offload] and (what := missing_for_cpu_adam()) is not None:
@@ -99,8 +100,6 @@ def lacking(group: Group) -> str | None:
 
 
 def _accelerators() -> int:
-    import torch
-
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 

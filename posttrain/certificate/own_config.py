@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML, YAMLError
+
 from posttrain.certificate.plan import ENGINES, OFFLOADS, Group
 from posttrain.errors import ConfigError, SupportError
+from posttrain.seam.engine_file import overriding, read_engine_file
+from posttrain.seam.sharding import offload_finding
 
 _WITHOUT_ENGINE = ("NO", "MULTI_GPU", "MULTI_CPU")
 
@@ -18,8 +22,6 @@ def group_of_file(file: Path) -> Group:
         ConfigError: the file cannot be read, or names something else than an engine of the battery.
         SupportError: an offload that the engine does not have.
     """
-    from posttrain.seam.sharding import offload_finding
-
     values = _read(file)
     kind = str(values.get("distributed_type", "NO")).upper()
     zero = _zero_block(values, file)
@@ -43,8 +45,6 @@ def group_of_file(file: Path) -> Group:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    from ruamel.yaml import YAML, YAMLError
-
     try:
         values = YAML(typ="safe").load(file)
     except (OSError, YAMLError) as problem:
@@ -60,8 +60,6 @@ def _zero_block(values: dict[str, Any], file: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file cannot be read, or fixes what the battery takes from its own runs, as a recipe would.
     """
-    from posttrain.seam.engine_file import overriding, read_engine_file
-
     block = values.get("deepspeed_config") or {}
     stage: Any = block.get("zero_stage", 2)
     devices = {"optimizer": block.get("offload_optimizer_device"), "parameters": block.get("offload_param_device")}

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from posttrain.seam.sharding import offload_finding
+
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 # What is kept in the CPU's memory. "both" is parameters and optimizer.
 OFFLOADS: dict[str, tuple[str, ...]] = {
@@ -59,8 +61,6 @@ REFERENCE_SPLIT = (8, 1)
 
 def refusal(group: Group) -> str | None:
     """The error with which a run of this group ends at its start; None where it trains."""
-    from posttrain.seam.sharding import offload_finding
-
     engine = None if group.engine == "ddp" else group.engine
     found = offload_finding(engine, dict.fromkeys(OFFLOADS[group.offload], "cpu"))
     return None if found is None else str(found)

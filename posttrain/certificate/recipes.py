@@ -11,11 +11,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from posttrain import registry
 from posttrain.certificate import verdict
 from posttrain.certificate.plan import ROWS
+from posttrain.config.loader import parse
 from posttrain.config.run_config import RunConfig
+from posttrain.config.stages import resolve_stages
+from posttrain.data.demonstrations import encode_prompt
 from posttrain.errors import ConfigError
+from posttrain.models.loading import load_tokenizer, refuse_code, resolve_model_path
 
 STEPS = 3
 NUM_GENERATIONS = 4
@@ -56,8 +63,6 @@ def battery_recipe(run: RunConfig, *, model: str | Path, folder: str | Path, row
     Raises:
         ConfigError: the changed recipe does not hold, with the finding.
     """
-    from posttrain.config.loader import parse
-
     values = run.values
     trainer = {key: value for key, value in (values.get("trainer") or {}).items() if not key.startswith(_REPLACED)}
     length = {key: run.values["trainer"][key] for key in ("max_steps", "num_train_epochs") if key in values["trainer"]}
@@ -92,8 +97,6 @@ def trained_run(config: RunConfig, key: str | None = None) -> RunConfig:
     Raises:
         ConfigError: no stage trains the method.
     """
-    from posttrain.config.stages import resolve_stages
-
     runs = [run for _, _, run in resolve_stages(config) if key is None or run.method.name == key]
     if not runs:
         raise ConfigError("no stage of the recipe trains this method", where=config.source.file, got=key)
@@ -102,8 +105,6 @@ def trained_run(config: RunConfig, key: str | None = None) -> RunConfig:
 
 def stages_of(config: RunConfig) -> dict[str, RunConfig]:
     """Method -> the last run of the recipe that trains it, in the order of the recipe."""
-    from posttrain.config.stages import resolve_stages
-
     return {run.method.name: run for _, _, run in resolve_stages(config) if run.method.name in registry.trained()}
 
 
@@ -113,8 +114,6 @@ def replay(prompts: list, trainer: Any) -> dict[str, Any]:
     The same global batch so has the same rollouts however it is spread. About a third of the prompts is never solved;
     of the others about half of the rollouts are right; lengths differ.
     """
-    from posttrain.data.demonstrations import encode_prompt
-
     tokenizer = trainer.processing_class
     template = getattr(trainer.args, "chat_template_kwargs", None) or {}
     first = trainer.accelerator.process_index * len(prompts)
@@ -135,11 +134,6 @@ def tiny_copy(run: RunConfig, folder: Path) -> str | None:
     Returns:
         None, or why another architecture (llama) had to stand in.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from posttrain.models.loading import load_tokenizer, refuse_code, resolve_model_path
-
     place = resolve_model_path(run.model, folder / "source")
     tokenizer = load_tokenizer(run.model, path=place)
     refuse_code(place, revision=run.model.revision)
@@ -189,8 +183,6 @@ def _smaller(config: Any) -> Any:
 
 
 def _stand_in(vocabulary: int) -> Any:
-    from transformers import AutoConfig
-
     return AutoConfig.for_model("llama", vocab_size=vocabulary, **_SMALL)
 
 

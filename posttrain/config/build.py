@@ -9,7 +9,12 @@ from typing import Any
 from posttrain import registry
 from posttrain.config.run_config import REWARD_LIMITS, RunConfig
 from posttrain.config.source import Key
+from posttrain.config.verdict import template_variables
 from posttrain.errors import ConfigError, PosttrainError, SupportError
+from posttrain.rewards import REWARDS
+from posttrain.rewards.limits import RewardLimits
+from posttrain.rewards.provenance import reward_files
+from posttrain.rewards.scorer import RewardScorer
 from posttrain.seam.arguments import FieldSpec, check_value, field_specs
 
 
@@ -40,8 +45,6 @@ def build_args(cfg: RunConfig, *, output_dir: str | Path, changes: dict[str, Any
 
 def keywords(cfg: RunConfig, specs: dict[str, FieldSpec]) -> dict[str, Any]:
     """Keyword arguments of the config class, by field name; `output_dir` is left out."""
-    from posttrain.config.verdict import template_variables
-
     keys: dict[str, Any] = {}
     for name, block in (("method", cfg.method), ("trainer", cfg.trainer), ("rollout", cfg.rollout)):
         if block is not None:
@@ -79,8 +82,6 @@ def reward_scorer(cfg: RunConfig, name: str, *, evaluation: bool = False) -> Any
     Raises:
         ConfigError: unknown name, or no such file.
     """
-    from posttrain.rewards.scorer import RewardScorer
-
     accepted = {} if cfg.rollout is None else {"max_failed_fraction": cfg.rollout.max_failed_fraction}
     limits = reward_limits(cfg, evaluation=evaluation)
     entries = [] if cfg.rollout is None else [entry for entry in cfg.rollout.rewards if entry.name == name]
@@ -90,8 +91,6 @@ def reward_scorer(cfg: RunConfig, name: str, *, evaluation: bool = False) -> Any
 
 def own_reward_files(cfg: RunConfig) -> dict[str, dict[str, str]]:
     """Under "reward_files" the SHA-256 of files that the user's own rewards are seen to use; empty without any."""
-    from posttrain.rewards.provenance import reward_files
-
     names = [entry.name for entry in cfg.rollout.rewards] if cfg.rollout is not None else []
     tasks = [source.verifier for source in (cfg.data.eval_tasks or {}).values()]
     further = [cfg.eval.verifier if cfg.eval is not None else None, *tasks]
@@ -107,8 +106,6 @@ def reward_limits(cfg: RunConfig, *, evaluation: bool = False) -> Any:
         cfg: one run, without stages.
         evaluation: whether what the eval block says comes first; then that of the rollout block, then the defaults.
     """
-    from posttrain.rewards.limits import RewardLimits
-
     values = {} if cfg.rollout is None else {name: getattr(cfg.rollout, name) for name in REWARD_LIMITS}
     if evaluation and cfg.eval is not None:
         own = {name: getattr(cfg.eval, name) for name in REWARD_LIMITS}
@@ -122,8 +119,6 @@ def reward_limits(cfg: RunConfig, *, evaluation: bool = False) -> Any:
 
 def function_name(reward: str) -> str:
     """Name of the function behind a reward of a recipe; the trainers know rewards by it."""
-    from posttrain.rewards import REWARDS
-
     return REWARDS.get(reward, reward).rsplit(":", 1)[-1]
 
 

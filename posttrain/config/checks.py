@@ -39,6 +39,8 @@ from posttrain.config.report import CheckReport
 from posttrain.config.run_config import RunConfig
 from posttrain.config.stages import resolve_stages
 from posttrain.errors import ConfigError, PosttrainError
+from posttrain.mixing.prompts import findings as prompt_share_findings
+from posttrain.models.loading import load_tokenizer
 
 
 def check(
@@ -199,9 +201,7 @@ class _Check:
             tokenizer = self.tokenizer()
             found = args.data_findings(rows, world_size=self.world_size, tokenizer=tokenizer, is_decided=is_decided)
         elif args.prompt_groups is not None:
-            from posttrain.mixing.prompts import findings
-
-            found = findings(self.cfg, args, rows["train"], rows.get("validation"))
+            found = prompt_share_findings(self.cfg, args, rows["train"], rows.get("validation"))
         for finding in found:
             self.add(True, checks_model.explained(self.cfg, finding))
 
@@ -229,8 +229,6 @@ class _Check:
 
     def tokenizer(self) -> Any:
         """The tokenizer, or None if it cannot be had."""
-        from posttrain.models.loading import load_tokenizer
-
         if not self.has_model:  # a folder that cannot be read is told once
             return None
         key = self.cfg.model.model_dump_json(include={"path", "tiny", "package", "revision"})
@@ -325,8 +323,8 @@ class _Check:
             found = checks_template.template_findings(self.cfg, encoder, rows, trained=trained)
             faults = [finding for stops, finding in found if stops]
             self.report.errors += faults
-            for findings in () if faults else (checks_facts.unknown_tokens, checks_facts.long_rows):
-                for stops, finding in findings(self.cfg, self.facts, encoder, rows, LengthBudget(), trained=trained):
+            for look in () if faults else (checks_facts.unknown_tokens, checks_facts.long_rows):
+                for stops, finding in look(self.cfg, self.facts, encoder, rows, LengthBudget(), trained=trained):
                     self.add(stops, finding)
 
     def asked(self, rows: Rows, held_out: Rows | None, tokenizer: Any) -> Rows | None:

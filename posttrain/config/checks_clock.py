@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from posttrain.config.checks_data import Rows, rows_text
 from posttrain.config.run_config import RunConfig
 from posttrain.errors import ConfigError, PosttrainError
+from posttrain.models.template_clock import date_variable, hold_clock, noted_clock, reads_clock, uses_chance
 
 if TYPE_CHECKING:
     from posttrain.config.checks_template import PromptEncoder
@@ -23,8 +24,6 @@ def clock_findings(
         cfg: the run. encoder: tokenizer with the template's variables. rows: one split.
         trained: whether the demonstrations are trained.
     """
-    from posttrain.models.template_clock import date_variable, hold_clock, reads_clock, uses_chance
-
     tokenizer, where = encoder.tokenizer, cfg.where("model", "template_date")
     hold_clock(cfg.model.template_date)
     if uses_chance(tokenizer):
@@ -57,8 +56,6 @@ def clock_findings(
 
 def _dated(encoder: PromptEncoder, rows: Rows, *, trained: bool) -> list[int]:
     """Rows whose rendering reads the clock."""
-    from posttrain.models.template_clock import noted_clock
-
     found = []
     for index in range(len(rows)):
         text = rows.solutions[index] if trained else None

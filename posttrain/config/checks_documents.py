@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from datasets import Dataset
+
 from posttrain.config.checks_data import Rows
 from posttrain.config.checks_model import is_unreachable
 from posttrain.config.checks_rewards import placed
 from posttrain.config.run_config import RunConfig
+from posttrain.data.entropy_scoring import encode_documents
+from posttrain.data.next_token_reasoning import ContinuationRows, find_targets, index_in_memory
 from posttrain.errors import DataError, PosttrainError
+from posttrain.methods.rmt.corpus import refuse_other_tokens
 
 ROWS = 32
 
@@ -36,8 +41,6 @@ def document_findings(cfg: RunConfig, rows: Rows, tokenizer: Any) -> Iterator[Po
 
 def _scorer_findings(cfg: RunConfig, tokenizer: Any) -> Iterator[PosttrainError]:
     """A scorer that cuts text into other tokens; nothing where the Hub that has it is out of reach."""
-    from posttrain.methods.rmt.corpus import refuse_other_tokens
-
     if cfg.method.entropy_model is None:
         return
     try:
@@ -53,11 +56,6 @@ def questions(cfg: RunConfig, rows: Rows, tokenizer: Any) -> Rows:
     Raises:
         PosttrainError: no document can be asked about.
     """
-    from datasets import Dataset
-
-    from posttrain.data.entropy_scoring import encode_documents
-    from posttrain.data.next_token_reasoning import ContinuationRows, find_targets, index_in_memory
-
     _, documents, _ = encode_documents(rows.prompts[:ROWS], tokenizer)
     index = index_in_memory(documents)
     method = cfg.method

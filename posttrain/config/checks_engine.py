@@ -6,9 +6,12 @@ import os
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+import torch
+
 from posttrain.config.run_config import RunConfig
 from posttrain.errors import ConfigError, PosttrainError, SupportError
 from posttrain.optional import is_installed, missing
+from posttrain.rollouts.guard import TOKEN_VARIABLE
 
 # vllm 0.31's attention on a CPU knows these widths of a head, and only there is the list so short.
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -68,10 +71,6 @@ def rules(cfg: RunConfig) -> Iterator[PosttrainError]:
 
 def on_this_machine(cfg: RunConfig) -> Iterator[PosttrainError]:
     """What this machine lacks for the engine."""
-    import torch
-
-    from posttrain.rollouts.guard import TOKEN_VARIABLE
-
     rollout = cfg.rollout
     if rollout is None or not uses_vllm(cfg):
         return
@@ -97,8 +96,6 @@ def on_this_machine(cfg: RunConfig) -> Iterator[PosttrainError]:
 
 def model_on_cpu(cfg: RunConfig, *, head_size: int | None) -> Iterator[PosttrainError]:
     """Models that vLLM cannot run on a CPU."""
-    import torch
-
     if not uses_vllm(cfg) or torch.cuda.is_available() or head_size is None or head_size in CPU_HEAD_SIZES:
         return
     yield SupportError(

@@ -12,13 +12,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoModelForCausalLM
+from transformers.quantizers.auto import AutoQuantizationConfig
+
 from posttrain.config import checks_model
 from posttrain.config.checks_data import Rows, prompt_text, rows_text
 from posttrain.config.checks_template import PromptEncoder
 from posttrain.config.length_budget import LengthBudget
 from posttrain.config.model_facts import ModelFacts
 from posttrain.config.run_config import RunConfig
+from posttrain.config.verdict import evaluation_settings
 from posttrain.errors import ConfigError, DataError, PosttrainError, SupportError
+from posttrain.models.weights import load_faults, tried
+from posttrain.seam.isolation import forms_of, isolation_findings
 
 Finding = tuple[bool, PosttrainError]
 # Tokens that a template may write around each message, on top of what it wrote around the first row's text.
@@ -30,10 +36,6 @@ _FEW = 8  # positions, so that some of the measured rows are longer
 
 def isolation(cfg: RunConfig, facts: ModelFacts, args: Any) -> Iterator[Finding]:
     """(whether it stops the run, finding) about batches in which the architecture mixes rows up."""
-    from transformers import AutoModelForCausalLM
-
-    from posttrain.seam.isolation import forms_of, isolation_findings
-
     forms = forms_of(args)
     if cfg.data.eval is not None or cfg.data.eval_tasks:
         forms = (*forms, *(() if "generated" in forms else ("generated",)))
@@ -207,8 +209,6 @@ def length_settings(cfg: RunConfig, facts: ModelFacts, args: Any) -> Iterator[Fi
 
 
 def _sampled(cfg: RunConfig) -> int:
-    from posttrain.config.verdict import evaluation_settings
-
     return int(evaluation_settings(cfg)["max_new_tokens"])
 
 
@@ -239,8 +239,6 @@ def _encoded(
 
 def weight_findings(cfg: RunConfig, facts: ModelFacts) -> Iterator[Finding]:
     """What the weight files hold against what the configuration makes; local folders only."""
-    from posttrain.models.weights import load_faults, tried
-
     stored_otherwise = getattr(facts.config, "quantization_config", None)
     if stored_otherwise:
         yield from _quantised(cfg, stored_otherwise)
@@ -258,8 +256,6 @@ def weight_findings(cfg: RunConfig, facts: ModelFacts) -> Iterator[Finding]:
 
 def _quantised(cfg: RunConfig, block: Any) -> Iterator[Finding]:
     """Weights that are stored in few bits: shapes tell nothing, and upstream trains adapters on them alone."""
-    from transformers.quantizers.auto import AutoQuantizationConfig
-
     values = block if isinstance(block, dict) else block.to_dict()
     method = str(values.get("quant_method"))
     where = cfg.where("model", "path")

@@ -9,6 +9,10 @@ from typing import Any
 
 from posttrain.config.rules import is_local
 from posttrain.config.run_config import RunConfig
+from posttrain.config.verdict import template_variables
+from posttrain.data.mixture import SOURCE_COLUMN, build_mixture, token_counter
+from posttrain.data.sources import load_source, text_columns
+from posttrain.data.streams import load_streams
 from posttrain.errors import DataError, PosttrainError
 
 # Rows of a source whose tokens are counted before the run; the run counts all.
@@ -37,11 +41,6 @@ def load_split(cfg: RunConfig, split: str, tokenizer: Any) -> LoadedSplit:
     Raises:
         PosttrainError: the rows cannot be had, or do not go together.
     """
-    from posttrain.config.verdict import template_variables
-    from posttrain.data.mixture import build_mixture, token_counter
-    from posttrain.data.sources import load_source, text_columns
-    from posttrain.data.streams import load_streams
-
     source, prompt = getattr(cfg.data, split), cfg.data.system_prompt
     texts = [] if split == "eval" else text_columns(cfg.method)
     if getattr(source, "streaming", False):
@@ -84,8 +83,6 @@ def _first_rows(cfg: RunConfig, streams: Any) -> LoadedSplit:
 
 def _token_shares(mixture: Any, count: Any) -> Iterator[tuple[str, str]]:
     """(source, text) of its share of the tokens, estimated from its first rows."""
-    from posttrain.data.mixture import SOURCE_COLUMN
-
     places: dict[str, list[int]] = {}
     for place, name in enumerate(mixture.dataset[SOURCE_COLUMN]):
         places.setdefault(name, []).append(place)

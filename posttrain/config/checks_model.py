@@ -11,6 +11,10 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+import datasets
+import huggingface_hub
+from huggingface_hub import constants
+
 from posttrain.config.model_facts import ModelFacts
 from posttrain.config.rules import is_local, nearest
 from posttrain.config.run_config import BLOCKS, DataSource, RunConfig
@@ -91,8 +95,6 @@ def offline_if_unreachable(cfgs: list[RunConfig]) -> Iterator[None]:
     if all(is_local(path) for path in paths) or _hub_answers():
         yield
         return
-    import datasets
-    import huggingface_hub
 
     places: tuple[Any, ...] = (huggingface_hub.constants, datasets.config)
     before = [place.HF_HUB_OFFLINE for place in places]
@@ -111,8 +113,6 @@ def _data_paths(cfg: RunConfig) -> list[str | None]:
 
 def _hub_answers() -> bool:
     """Whether the Hub's port can be opened soon. Behind a proxy that cannot be told, and the libraries find out."""
-    from huggingface_hub import constants
-
     if constants.HF_HUB_OFFLINE or getproxies():
         return True
     address = urlsplit(constants.ENDPOINT)

@@ -6,6 +6,9 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+from transformers import Trainer, get_scheduler
+
 from posttrain.config.run_config import RunConfig
 from posttrain.errors import ConfigError, PosttrainError
 
@@ -41,9 +44,6 @@ def optimizer_findings(cfg: RunConfig, args: Any) -> Iterator[PosttrainError]:
 
 
 def _made(args: Any, name: str, keys: list[str]) -> Any:
-    import torch
-    from transformers import Trainer
-
     kind, settings = Trainer.get_optimizer_cls_and_kwargs(args)
     for key in keys:
         other = copy.copy(args)
@@ -60,8 +60,6 @@ def _made(args: Any, name: str, keys: list[str]) -> Any:
 
 
 def _schedule(cfg: RunConfig, args: Any, optimizer: Any) -> Iterator[PosttrainError]:
-    from transformers import get_scheduler
-
     name = getattr(args.lr_scheduler_type, "value", str(args.lr_scheduler_type))
     given = args.lr_scheduler_kwargs
     try:

@@ -14,7 +14,8 @@ from posttrain.config.checks_data import rows_text
 from posttrain.config.checks_template import SAMPLE, PromptEncoder
 from posttrain.config.preview import Preview, preview
 from posttrain.config.run_config import RunConfig
-from posttrain.data.rendering import ASSISTANT_MESSAGES
+from posttrain.data.markers import markers_of
+from posttrain.data.rendering import ASSISTANT_MESSAGES, TemplateRefusal, encode_prompt, render_prompt
 from posttrain.errors import DataError, PosttrainError
 
 _SECONDS = 4.0  # spent on looking for control tokens in rows
@@ -86,8 +87,6 @@ def _typed(cfg: RunConfig, encoder: PromptEncoder, *, trained: bool) -> Iterator
 
 def _typed_tokens(encoder: PromptEncoder, *, trained: bool) -> tuple[dict[int, set[str]], int]:
     """Row -> control tokens that its texts spell, and how many rows were looked at in the time there is."""
-    from posttrain.data.markers import markers_of
-
     markers, rows, end = markers_of(encoder.tokenizer), encoder.rows, time.monotonic() + _SECONDS
     learns = trained and encoder.column != "prompt"
     found: dict[int, set[str]] = {}
@@ -229,8 +228,6 @@ def _changes(encoder: PromptEncoder, name: str, indices: list[int], without: Wit
 
     A template that fails without it does read it.
     """
-    from posttrain.data.rendering import TemplateRefusal, render_prompt
-
     for index in indices:
         prompt, inputs, answer = encoder.rows.prompts[index], encoder.inputs(index), None
         if without is not None:
@@ -288,7 +285,6 @@ def _other_variables(
     """A prompt that reads otherwise with the template variables of an earlier stage."""
     if encoder.kwargs == other.kwargs:
         return
-    from posttrain.data.rendering import encode_prompt
 
     differing, shown = 0, ("", "")
     looked = min(SAMPLE, len(encoder.rows))

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub import get_token
+
 from posttrain.config import checks_engine
 from posttrain.config.run_config import RunConfig
 from posttrain.errors import ConfigError, PosttrainError, SupportError
@@ -16,6 +19,7 @@ from posttrain.notices import mark_told
 from posttrain.optional import is_installed, missing
 from posttrain.registry import Entry
 from posttrain.seam.row_use import RowUse, batch_use, prompt_use
+from posttrain.seam.sharding import asked_engine
 
 # Package an optimizer or a logging target of transformers needs.
 _OPTIMIZER_PACKAGES = {
@@ -219,8 +223,6 @@ def _unsupported(entry: Entry, told: str, where: str) -> SupportError:
 
 def parallel_engine() -> str | None:
     """Sharding engine that `accelerate launch` has chosen, "multi_node" for several machines, or None."""
-    from posttrain.seam.sharding import asked_engine
-
     engine = asked_engine()
     if engine is not None:
         return engine
@@ -230,8 +232,6 @@ def parallel_engine() -> str | None:
 
 def machine(cfg: RunConfig) -> Iterator[PosttrainError]:
     """What the run needs that this machine lacks: errors where it would start here, warnings elsewhere."""
-    import torch
-
     cuda = torch.cuda.is_available()
     written, model = cfg.trainer.fields, cfg.model
     needs = [
@@ -263,8 +263,6 @@ def machine(cfg: RunConfig) -> Iterator[PosttrainError]:
 
 
 def _hub_token() -> str | None:
-    from huggingface_hub import get_token
-
     return get_token()
 
 
@@ -313,8 +311,6 @@ def dry_run_changes(cfg: RunConfig, *, world_size: int, will_train: bool) -> dic
 
     The class multiplies batch sizes by the ranks it sees; one process with larger batches gives the same sums.
     """
-    import torch
-
     changes: dict[str, Any] = {"report_to": "none", "push_to_hub": False}
     here = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size != here:

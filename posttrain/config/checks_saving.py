@@ -8,10 +8,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+
+from posttrain import registry
 from posttrain.config.run_config import RunConfig
 from posttrain.errors import ConfigError, PosttrainError, SupportError
+from posttrain.models.config_files import load_config
+from posttrain.models.generation_settings import open_settings, read_generation_config, told
+from posttrain.models.loading import peft_config
+from posttrain.models.saving import reason, refusal
 from posttrain.notices import mark_told
 from posttrain.resuming import RUN_FILES
+from posttrain.seam.card import try_card
 
 Finding = tuple[bool, PosttrainError]
 _CARD = "the model card"
@@ -41,9 +51,6 @@ def find(
 
 def generation_config(cfg: RunConfig) -> tuple[list[Finding], list[str]]:
     """(findings, facts) about the model's generation config: what is not used of it, what cannot be written."""
-    from posttrain.models.generation_settings import open_settings, read_generation_config, told
-    from posttrain.models.saving import refusal
-
     if cfg.model.path is None:
         return [], []
     where = cfg.where("model", "path")
@@ -83,10 +90,6 @@ def dry_save(cfg: RunConfig, tokenizer: Any) -> Iterator[Finding]:
 
     A card that cannot be written costs nothing else, so it stops nothing.
     """
-    from posttrain.models.config_files import load_config
-    from posttrain.models.loading import peft_config
-    from posttrain.models.saving import reason, refusal
-
     where = cfg.where("model", "path")
     if cfg.model.path is not None:
         folder = Path(str(cfg.model.path)).expanduser()
@@ -112,9 +115,6 @@ def dry_save(cfg: RunConfig, tokenizer: Any) -> Iterator[Finding]:
 
 
 def _save_card(cfg: RunConfig, place: str) -> None:
-    from posttrain import registry
-    from posttrain.seam.card import try_card
-
     base = None if cfg.model.path is None else str(cfg.model.path)
     trainer = registry.get(cfg.method.name).load_trainer()
     try_card(trainer, place, base_model=base, hub_model_id=cfg.hub.repo_id)
@@ -158,11 +158,6 @@ def hub(cfg: RunConfig) -> Iterator[Finding]:
     """Whether the push at the end can work: name of the repository, and the right to write where the Hub answers."""
     if not cfg.hub.push:
         return
-    from huggingface_hub import HfApi, constants, get_token
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-    from huggingface_hub.utils import validate_repo_id
-
-    from posttrain.models.saving import reason
 
     where, repo = cfg.where("hub", "repo_id"), cfg.hub.repo_id
     if repo is not None:

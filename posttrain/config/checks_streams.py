@@ -9,7 +9,9 @@ from typing import Any
 from posttrain.config.checks_data import Rows, rows_text
 from posttrain.config.report import CheckReport
 from posttrain.config.run_config import RunConfig
+from posttrain.config.verdict import template_variables
 from posttrain.errors import DataError, PosttrainError
+from posttrain.seam.stream_rows import EncodedStreams
 
 _TOLD_EVERY = 5.0  # seconds
 Say = Callable[[str], None]
@@ -37,9 +39,6 @@ def stream_findings(cfg: RunConfig, streams: Any, tokenizer: Any, *, say: Say) -
     Args:
         cfg: the run. streams: `RowStreams`. tokenizer: of the run. say: as in `read_all`.
     """
-    from posttrain.config.verdict import template_variables
-    from posttrain.seam.stream_rows import EncodedStreams
-
     streams.max_prompt_length = cfg.data.max_prompt_length
     column = str(cfg.method.demonstration_column)
     encoder = EncodedStreams(

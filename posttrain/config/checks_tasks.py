@@ -8,6 +8,8 @@ from typing import Any
 from posttrain.config import checks_data
 from posttrain.config.checks_data import Rows
 from posttrain.config.run_config import RunConfig
+from posttrain.config.verdict import verifier_name
+from posttrain.data.sources import load_source
 from posttrain.errors import DataError, PosttrainError
 
 
@@ -21,8 +23,6 @@ def task_findings(
         train: training rows to look for shared prompts in; None where they cannot be had.
         loaded: rows, or why there are none, by source; stages share it.
     """
-    from posttrain.config.verdict import verifier_name
-
     for name, source in (cfg.data.eval_tasks or {}).items():
         key = source.model_dump_json(exclude={"verifier"}) + repr(cfg.data.system_prompt)
         if key not in loaded:
@@ -95,8 +95,6 @@ def further_rows(cfg: RunConfig, *, loaded: dict[str, Any]) -> Iterator[tuple[Ro
 
 
 def _load(source: Any, system_prompt: str | None) -> Any:
-    from posttrain.data.sources import load_source
-
     try:
         return load_source(source, system_prompt=system_prompt)
     except PosttrainError as error:

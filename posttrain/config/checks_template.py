@@ -12,9 +12,15 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from posttrain.config.checks_clock import clock_findings
 from posttrain.config.checks_data import Rows, kept, prompt_text, rows_text
 from posttrain.config.run_config import RunConfig
+from posttrain.config.verdict import template_variables
+from posttrain.data.answers import message_of
+from posttrain.data.demonstrations import encode_joined, encode_row
+from posttrain.data.rendering import ROW_INPUTS, TemplateRefusal, encode_prompt, render_prompt, template_inputs
 from posttrain.errors import DataError, PosttrainError
+from posttrain.models.trial import trouble
 
 # Rows looked at token by token: the traps come from the template, or from the way a data set was made.
 SAMPLE = 64
@@ -37,16 +43,12 @@ class PromptEncoder:
         *,
         column: str = "solution",
     ):
-        from posttrain.data.rendering import ROW_INPUTS
-
         self.tokenizer, self.rows, self.kwargs, self.column = tokenizer, rows, chat_template_kwargs or {}, column
         self.own = {name: list(rows.dataset[name]) for name in ROW_INPUTS if name in rows.columns}
 
     @classmethod
     def of(cls, cfg: RunConfig, tokenizer: Any, rows: Rows, *, column: str) -> PromptEncoder:
         """With the variables of the recipe."""
-        from posttrain.config.verdict import template_variables
-
         return cls(tokenizer, rows, template_variables(cfg), column=column)
 
     @property
@@ -56,21 +58,15 @@ class PromptEncoder:
 
     def inputs(self, index: int) -> dict[str, Any]:
         """Variables of the template for a row."""
-        from posttrain.data.rendering import template_inputs
-
         own = {name: cells[index] for name, cells in self.own.items()}
         return template_inputs({**own, "prompt": self.rows.prompts[index]}, self.kwargs)
 
     def prompt(self, index: int) -> list[int]:
         """Ids that generation starts from."""
-        from posttrain.data.rendering import encode_prompt
-
         return encode_prompt(self.tokenizer, self.rows.prompts[index], **self.inputs(index))
 
     def row(self, index: int) -> tuple[list[int], list[int]]:
         """Ids that are given, and ids that are trained, stop token included."""
-        from posttrain.data.demonstrations import encode_row
-
         prompt, text = self.rows.prompts[index], self.rows.solutions[index]
         try:
             return encode_row(self.tokenizer, prompt, text, column=self.column, **self.inputs(index))
@@ -83,8 +79,6 @@ class PromptEncoder:
 
     def rendered(self, index: int, solution: str | None = None) -> Any:
         """The chat, `Rendered`: up to the generation prompt, or with the assistant's answer in it."""
-        from posttrain.data.rendering import render_prompt
-
         prompt = self.rows.prompts[index]
         answer = self.message(index, solution) or {"role": "assistant", "content": solution}
         turns = prompt if solution is None else [*prompt, answer]
@@ -92,8 +86,6 @@ class PromptEncoder:
 
     def message(self, index: int, solution: str | None) -> dict[str, Any] | None:
         """The message that a demonstration was written as, None if it was a text."""
-        from posttrain.data.answers import message_of
-
         return message_of(solution, self.inputs(index)) if self.has_inputs else None
 
 
@@ -134,8 +126,6 @@ def template_findings(cfg: RunConfig, encoder: PromptEncoder, rows: Rows, *, tra
         rows: one split.
         trained: whether the demonstrations are trained.
     """
-    from posttrain.config.checks_clock import clock_findings
-
     endless = encoder.kept(("trial", trained), partial(_endless, encoder, trained=trained))
     if endless is not None:
         what, fix = f"the chat template {endless} on the first rows", "Use another template, or correct its loops"
@@ -165,8 +155,6 @@ def template_findings(cfg: RunConfig, encoder: PromptEncoder, rows: Rows, *, tra
 
 def _endless(encoder: PromptEncoder, *, trained: bool) -> str | None:
     """What is wrong with a template that does not end soon; tried on a few rows, in a process of its own."""
-    from posttrain.models.trial import trouble
-
     if not encoder.tokenizer.chat_template:
         return None
     prompts, solutions = encoder.rows.prompts[:_TRIED], encoder.rows.solutions[:_TRIED]
@@ -235,8 +223,6 @@ def _lost_characters(tokenizer: Any, text: str, name: str) -> Iterator[tuple[boo
 
 
 def _demonstration_faults(encoder: PromptEncoder, index: int, solution: str) -> Iterator[tuple[bool, str, str]]:
-    from posttrain.data.demonstrations import encode_joined
-
     tokenizer, prompt = encoder.tokenizer, encoder.rows.prompts[index]
     eos = tokenizer.eos_token_id
     if eos is None:
@@ -277,8 +263,6 @@ def _turn_faults(
     encoder: PromptEncoder, index: int, given: list[int], ids: list[int], solution: str
 ) -> Iterator[tuple[bool, str, str]]:
     """The tokens of the assistant's turn as the template writes it, against those that are trained."""
-    from posttrain.data.rendering import TemplateRefusal
-
     tokenizer, trained = encoder.tokenizer, [*given, *ids]
     try:
         full = encoder.rendered(index, solution).ids(tokenizer)

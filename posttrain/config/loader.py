@@ -14,6 +14,7 @@ from posttrain.config.source import SourceMap, read_recipe
 from posttrain.config.stages import parse_stages, resolve_stages
 from posttrain.config.validation import RecipeError, parse_run, raise_all
 from posttrain.errors import ConfigError, PosttrainError
+from posttrain.stages.presets import expand
 
 __all__ = ["RecipeError", "build_args", "load", "load_stage", "parse", "resolve_stages"]
 
@@ -56,8 +57,6 @@ def _expanded(values: dict[str, Any], source: SourceMap) -> dict[str, Any]:
     Raises:
         ConfigError: of the preset, with the place of the key it is about.
     """
-    from posttrain.stages.presets import expand
-
     try:
         stages = expand(values)
     except PosttrainError as error:

@@ -7,9 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from posttrain.config.rules import is_local
 from posttrain.config.run_config import RunConfig
 from posttrain.errors import ConfigError
+from posttrain.models.config_files import load_config
+from posttrain.models.headers import stored_dtype, stored_tensors
+from posttrain.models.loading import apply_overrides, default_dtype, refuse_code
+from posttrain.models.positions import position_limit
+from posttrain.models.tiny import CHARACTERS, SPECIAL_TOKENS
+from posttrain.seam.known_tokens import token_rows
+from posttrain.seam.sharding import whole_models
 
 if TYPE_CHECKING:
     from posttrain.models.headers import Stored
@@ -56,8 +66,6 @@ class ModelFacts:
     @property
     def stored_dtype(self) -> str | None:
         """Type of the weights on disk."""
-        from posttrain.models.headers import stored_dtype
-
         return stored_dtype(self.stored)
 
     @property
@@ -74,14 +82,6 @@ def describe(cfg: RunConfig) -> ModelFacts:
     Raises:
         ConfigError: the configuration cannot be read; `is_unreachable` tells whether only the Hub was out of reach.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from posttrain.models.loading import apply_overrides
-    from posttrain.models.positions import position_limit
-    from posttrain.seam.known_tokens import token_rows
-    from posttrain.seam.sharding import whole_models
-
     if cfg.model.package is not None:
         config = AutoConfig.for_model(**_PACKAGED[cfg.model.package])
     else:
@@ -129,8 +129,6 @@ def _adapter_size(lora: Any, layers: list[tuple[str, Any]]) -> int:
 
 
 def _stored(cfg: RunConfig) -> dict[str, Stored]:
-    from posttrain.models.headers import stored_tensors
-
     if cfg.model.path is None or not is_local(str(cfg.model.path)):
         return {}
     try:
@@ -144,9 +142,6 @@ def _stored(cfg: RunConfig) -> dict[str, Stored]:
 
 def _loaded_dtype(cfg: RunConfig, config: Any, stored: dict[str, Stored]) -> str:
     """Type of the weights as they will be held: `auto` follows the configuration, then the files."""
-    from posttrain.models.headers import stored_dtype
-    from posttrain.models.loading import default_dtype
-
     written = cfg.model.dtype or default_dtype()
     if written != "auto":
         return written
@@ -156,10 +151,6 @@ def _loaded_dtype(cfg: RunConfig, config: Any, stored: dict[str, Stored]) -> str
 
 def _has_position_table(model: Any) -> bool:
     """Whether positions are looked up in a table made once, of weights or of sines, rather than computed."""
-    import torch
-
-    from posttrain.models.positions import position_limit
-
     limit = position_limit(model.config)
     if limit is None:
         return False
@@ -182,10 +173,6 @@ def _head_size(config: Any) -> int | None:
 
 
 def _tiny_config(cfg: RunConfig) -> Any:
-    from transformers import AutoConfig
-
-    from posttrain.models.tiny import CHARACTERS, SPECIAL_TOKENS
-
     sizes = cfg.model.tiny.model_dump() if cfg.model.tiny is not None else {}
     return AutoConfig.for_model(
         sizes["architecture"],
@@ -201,9 +188,6 @@ def _tiny_config(cfg: RunConfig) -> Any:
 
 
 def _config_of_path(cfg: RunConfig) -> Any:
-    from posttrain.models.config_files import load_config
-    from posttrain.models.loading import refuse_code
-
     path = str(cfg.model.path)
     where = cfg.where("model", "path")
     folder = Path(path).expanduser()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -33,8 +35,6 @@ class Preview:
 
     def render(self, *, colour: bool) -> Text:
         """For a rich console. Trained tokens are green, with alternating shade to show where each begins and ends."""
-        from rich.text import Text
-
         if not colour:
             return Text(self.plain())
         text = Text(self._head(), style="bold")

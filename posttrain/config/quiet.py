@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import datasets
+from transformers.utils import logging
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars and no chatter of the libraries between the findings."""
-    import datasets
-    from transformers.utils import logging
-
     level, bars, data_bars = (
         logging.get_verbosity(),
         logging.is_progress_bar_enabled(),

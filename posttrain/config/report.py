@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich.text import Text
+
 from posttrain.config.preview import Preview
 from posttrain.config.validation import raise_all
 from posttrain.errors import PosttrainError
@@ -60,8 +62,6 @@ class CheckReport:
 
     def show(self, console: Any) -> None:
         """Print facts, previews, warnings and errors on a rich console."""
-        from rich.text import Text
-
         for preview in self.previews:
             console.print(preview.render(colour=console.is_terminal and not console.no_color), soft_wrap=True)
         styles = {"warning:": "yellow", "error:": "bold red"}

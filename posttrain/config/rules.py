@@ -14,7 +14,10 @@ from posttrain.config.rules_sizes import generated_rows, learning_rate, tiny_siz
 from posttrain.config.rules_streams import stream_rules
 from posttrain.config.run_config import DataSource, MixtureEntry, RunConfig
 from posttrain.config.source import Key
+from posttrain.data.files import looks_local
+from posttrain.data.tasks import TASKS
 from posttrain.errors import ConfigError, PosttrainError, SupportError
+from posttrain.rewards import REWARDS
 
 _GENERATED = ("size", "seed", "options")
 _READ = ("name", "split", "revision", "columns", "limit", "answer_after")
@@ -31,8 +34,6 @@ def broken_rules(cfg: RunConfig) -> list[PosttrainError]:
 
 def is_local(path: str) -> bool:
     """Whether a `path` means a file or folder here: it exists, or it is not of the form owner/name of a Hub id."""
-    from posttrain.data.files import looks_local
-
     return Path(path).expanduser().exists() or looks_local(path)
 
 
@@ -196,7 +197,6 @@ def _source(cfg: RunConfig, place: Key, rows: DataSource) -> Iterator[PosttrainE
     if rows.format == "text" and cfg.data.system_prompt is not None:
         where = cfg.where("data", "system_prompt")
         yield ConfigError(f"{written} is text, which has no system message", where=where, fix="Remove one of the two")
-    from posttrain.data.tasks import TASKS
 
     given = [key for key in ("task", "reasoning_gym", "path") if getattr(rows, key) is not None]
     if len(given) != 1:
@@ -263,8 +263,6 @@ def _rollout(cfg: RunConfig) -> Iterator[PosttrainError]:
 
 
 def _rewards(cfg: RunConfig) -> Iterator[PosttrainError]:
-    from posttrain.rewards import REWARDS
-
     entries: list[tuple[Key, str]] = []
     entries += [(("rollout", "rewards", i), e.name) for i, e in enumerate(cfg.rollout.rewards)] if cfg.rollout else []
     if cfg.eval is not None and cfg.eval.verifier is not None:

@@ -14,6 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
+
 from posttrain.errors import ConfigError
 from posttrain.hidden import remember
 
@@ -138,9 +142,6 @@ def _read_text(path: Path) -> str:
 
 def _compose(text: str, file: str) -> Any:
     """Node graph of the one document; None for an empty one."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
-
     try:
         return YAML(typ="safe", pure=True).compose(text)
     except MarkedYAMLError as problem:
@@ -161,8 +162,6 @@ class _Reader:
         self.source, self.note, self.seen = source, note, set[int]()
 
     def value(self, node: Any, key: Key, depth: int) -> Any:
-        from ruamel.yaml.nodes import MappingNode, SequenceNode
-
         line = node.start_mark.line + 1
         if self.note:
             self.source.lines.setdefault(key, line)
@@ -253,15 +252,11 @@ def _variable(name: str, where: str) -> str:
 
 @functools.cache
 def _scalars() -> Any:
-    from ruamel.yaml import YAML
-
     return YAML(typ="safe", pure=True)
 
 
 def _plain_scalar(text: str) -> Any:
     """A scalar as YAML 1.2 reads it unquoted; dates stay text."""
-    from ruamel.yaml.nodes import ScalarNode
-
     reader = _scalars()
     tag = str(reader.resolver.resolve(ScalarNode, text, (True, False)))
     if tag.rsplit(":", 1)[-1] in ("int", "float", "bool", "null"):

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from posttrain import registry
 from posttrain.config.mix_block import mix_findings
 from posttrain.config.run_config import BLOCKS, REWARD_LIMITS, RunConfig, StageBlock
 from posttrain.config.source import SourceMap
 from posttrain.config.validation import explain_all, parse_run, unknown_key
+from posttrain.config.verdict import verifier_name
 from posttrain.errors import ConfigError, PosttrainError
 
 
@@ -57,8 +60,6 @@ def _root(values: dict[str, Any], source: SourceMap) -> str:
 
 
 def _stage_blocks(written: Any, source: SourceMap, errors: list[PosttrainError]) -> list[StageBlock]:
-    from pydantic import ValidationError
-
     if not isinstance(written, list) or not written:
         where = source.where(("stages",))
         errors.append(
@@ -198,8 +199,6 @@ def _parse_stage(
 
 def stage_findings(config: RunConfig, source: SourceMap, index: int) -> Iterator[PosttrainError]:
     """What does not go together in `reference_from` and `rif` of a stage."""
-    from posttrain.config.verdict import verifier_name
-
     stage = config.stage
     if stage is None:
         return

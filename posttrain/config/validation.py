@@ -11,7 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
+from pydantic import ValidationError
+
 from posttrain import registry
+from posttrain.config.rules import broken_rules
 from posttrain.config.run_config import BLOCKS, Block, EvalBlock, OpenBlock, RunConfig
 from posttrain.config.source import Key, SourceMap, dotted
 from posttrain.errors import ConfigError, PosttrainError, SupportError
@@ -42,8 +45,6 @@ def raise_all(errors: list[PosttrainError]) -> None:
 
 def parse_run(values: dict[str, Any], source: SourceMap, errors: list[PosttrainError]) -> RunConfig | None:
     """Check the blocks of one run; findings are added to `errors`, and None is returned if there were any."""
-    from posttrain.config.rules import broken_rules
-
     before = len(errors)
     if values.get("job") is not None:
         errors.append(
@@ -86,8 +87,6 @@ def _completed(config: RunConfig, values: dict[str, Any], source: SourceMap, spe
 def _validated(
     values: dict[str, Any], source: SourceMap, errors: list[PosttrainError], specs: dict[str, FieldSpec] | None
 ) -> RunConfig | None:
-    from pydantic import ValidationError
-
     try:
         return RunConfig.model_validate(values)
     except ValidationError as problem:

@@ -13,6 +13,10 @@ from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+from pyarrow import types
+
 
 class WrittenFloat(float):
     """A number whose literal is not what Python would write: 1.10, 1e3, 1E400 (which is infinite)."""
@@ -72,8 +76,6 @@ def written(cell: Any) -> str | None:
 
 def arrow_cells(array: Any) -> list[Any]:
     """Cells of an Arrow array, floats of less than 64 bits with the text of their own width."""
-    import pyarrow as pa
-
     if isinstance(array, pa.ChunkedArray):
         return [cell for chunk in array.chunks for cell in arrow_cells(chunk)]
     if isinstance(array, pa.ExtensionArray):
@@ -85,9 +87,6 @@ def arrow_cells(array: Any) -> list[Any]:
 
 def _narrow(kind: Any) -> Callable[[Any], Any] | None:
     """What gives the cells of a type their text; None where they need nothing."""
-    import numpy as np
-    from pyarrow import types
-
     if types.is_float16(kind) or types.is_float32(kind):
         width = np.float16 if types.is_float16(kind) else np.float32
         return lambda cell: cell if cell is None or not math.isfinite(cell) else WrittenFloat(str(width(cell)), cell)

@@ -8,6 +8,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from posttrain.data.cells import WrittenFloat
 from posttrain.errors import DataError
 
@@ -40,8 +43,6 @@ class FurtherColumn:
         Raises:
             DataError: a number that no column can hold.
         """
-        import pyarrow as pa
-
         if cells is None:
             self._arrays.append(pa.nulls(count))
         elif not isinstance(cells, list):
@@ -54,8 +55,6 @@ class FurtherColumn:
             self._arrays.append(array)
 
     def _typed(self, cells: list[Any], where: Callable[[int], str]) -> Any:
-        import pyarrow as pa
-
         for place, cell in enumerate(cells):
             if isinstance(cell, WrittenFloat) and math.isinf(cell):
                 self._refuse(cell.text, where(place))
@@ -83,8 +82,6 @@ class FurtherColumn:
 
     def array(self) -> Any:
         """All cells as one Arrow array."""
-        import pyarrow as pa
-
         if not self._arrays:
             return pa.chunked_array([], pa.string())
         try:
@@ -103,17 +100,12 @@ class FurtherColumn:
 
 
 def _as_json(cells: list[Any]) -> Any:
-    import pyarrow as pa
-
     texts = [None if cell is None else json.dumps(cell, ensure_ascii=False) for cell in cells]
     return pa.ExtensionArray.from_storage(pa.json_(), pa.array(texts, pa.string()))
 
 
 def _csv_type(texts: Any) -> Any:
     """Texts of a CSV as numbers or truth values, if nothing is lost by it; empty ones as nothing."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     filled = pc.if_else(pc.equal(texts, ""), None, texts)
     if filled.null_count == len(filled):
         return filled

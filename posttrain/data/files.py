@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datasets import DatasetDict, DownloadManager, load_dataset, load_dataset_builder, load_from_disk
+
 from posttrain.data.readers import LocalFile
 from posttrain.errors import DataError
 
@@ -185,8 +187,6 @@ def find_rows(
     Raises:
         DataError: if there is no such file, data set, configuration or split, or it cannot be read.
     """
-    from datasets import DatasetDict, load_dataset, load_from_disk
-
     local = _existing(path)
     try:
         if local.is_file():
@@ -217,8 +217,6 @@ def read_stream(path: str, *, name: str | None = None, split: str = "train", rev
     Raises:
         DataError: as there, or a folder written by `save_to_disk`, whose rows lie ready to be read at any place.
     """
-    from datasets import load_dataset
-
     local = _existing(path)
     if local.is_dir() and any((local / file).is_file() for file in _SAVED):
         raise DataError(
@@ -302,8 +300,6 @@ def _members(file: Path, kind: str, label: str, **settings: Any) -> Iterator[Loc
 
 def _built(local: Path, path: str, name: str | None, split: str, revision: str | None) -> FileSet | None:
     """The files that `datasets` finds for a split of a folder or Hub data set; None where it must read them itself."""
-    from datasets import DownloadManager, load_dataset_builder
-
     builder = load_dataset_builder(_place(local, path), name, revision=revision)
     kind, is_here = str(builder.name), local.is_dir()
     if kind not in _SETTINGS or (kind == "parquet" and not is_here):

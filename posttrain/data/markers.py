@@ -15,6 +15,8 @@ from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from tokenizers import Tokenizer
+
 from posttrain.errors import DataError
 
 # Private characters of Unicode's last plane: one stands for a marker in the data, one for the token itself.
@@ -146,8 +148,6 @@ class Markers:
     @cached_property
     def _renamed(self) -> Any:
         """A copy of the tokenizer whose control tokens are spelled as single private characters."""
-        from tokenizers import Tokenizer
-
         if self.backend is None:
             raise DataError(
                 "the data spells a control token, and this kind of tokenizer cannot read it as text",

@@ -30,6 +30,10 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from datasets import Dataset, concatenate_datasets
+
+from posttrain.data.demonstrations import encode_prompt, encode_row, template_inputs
+from posttrain.data.sources import load_source, with_one_kind_of_messages
 from posttrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -244,8 +248,6 @@ def build_mixture(
         block: mapping or object with `mixture` (entries with the fields of `Part` and of a source), `mixing`, `seed`.
         system_prompt, texts, count_tokens: as in `load_source` and `mix`.
     """
-    from posttrain.data.sources import load_source, with_one_kind_of_messages
-
     entries = list(field_of(block, "mixture"))
     sources = {}
     told: dict[str, list[str]] = {}
@@ -269,7 +271,6 @@ def build_mixture(
 
 def token_counter(tokenizer: Any, *, column: str, **chat_template_kwargs: Any) -> TokenCount:
     """Counts a row's tokens: those of the prompt, and of the demonstration in `column` if the row has one."""
-    from posttrain.data.demonstrations import encode_prompt, encode_row, template_inputs
 
     def count(row: Mapping[str, Any]) -> int:
         text, inputs = row.get(column), template_inputs(row, chat_template_kwargs)
@@ -314,8 +315,6 @@ def _check_parts(parts: Sequence[Part], mixing: str) -> None:
 
 def _chosen(part: Part, rows: Any, seed: int, count_tokens: TokenCount | None, warnings: list[str]) -> list[int]:
     """Rows of one source that are used; a source of which only the least possible is left is told."""
-    from datasets import Dataset
-
     if not isinstance(rows, Dataset):
         raise DataError(
             "a stream has no length, so a part of it is not defined",
@@ -392,8 +391,6 @@ def _order(used: Sequence[Part], sizes: Mapping[str, int], mixing: str, seed: in
 
 
 def _joined(chosen: Mapping[str, tuple[Dataset, list[int]]], order: Sequence[tuple[int, int]]) -> Dataset:
-    from datasets import concatenate_datasets
-
     marked = [rows.add_column(SOURCE_COLUMN, [name] * len(rows)) for name, (rows, _) in chosen.items()]
     starts = list(itertools.accumulate((len(rows) for rows in marked), initial=0))
     places = [indices for _, indices in chosen.values()]

@@ -22,6 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from posttrain.data.cells import arrow_cells
 from posttrain.data.json_values import DECODER, SURROGATE, Malformed, decoded
 from posttrain.errors import DataError
 
@@ -89,8 +93,6 @@ class LocalFile:
                 return unpack(self.path)  # type: ignore[no-any-return]
         for magic, codec in _ARROW_CODECS.items():
             if head.startswith(magic):
-                import pyarrow as pa
-
                 with pa.input_stream(str(self.path), compression=codec) as stream:
                     return io.BufferedReader(io.BytesIO(stream.read()))  # type: ignore[arg-type]
         return self.path.open("rb")
@@ -317,9 +319,6 @@ class LocalFile:
         Raises:
             DataError: it cannot be read.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         try:
             with pq.ParquetFile(io.BytesIO(self.open().read()) if self.member else self.path) as file:
                 names = file.schema_arrow.names
@@ -333,8 +332,6 @@ class LocalFile:
             raise self.fault(f"cannot be read: {reason(error)}") from error
 
     def _parquet(self, offset: int) -> Iterator[Found]:
-        from posttrain.data.cells import arrow_cells
-
         at = 0
         for batch in self.batches():
             if at + batch.num_rows <= offset:

@@ -16,6 +16,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute as pc
+from datasets import Dataset, Features, Json, List, ReadInstruction, Value, concatenate_datasets
+
 from posttrain.data.answers import answer_text, with_messages
 from posttrain.data.cells import written
 from posttrain.data.files import find_rows, looks_local, unreadable
@@ -24,6 +27,7 @@ from posttrain.data.references import GSM8K, after_mark, cut_references
 from posttrain.data.rendering import ASSISTANT_MESSAGES, without_none
 from posttrain.data.tables import Table, told_nulls
 from posttrain.data.tasks import TASKS
+from posttrain.data.tasks.reasoning_gym import generate
 from posttrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -81,7 +85,6 @@ def load_source(
         raise ConfigError("text has no system message", where="system_prompt", fix="Remove it, or remove format: text")
     if kinds == ["path"]:
         return _from_path(source, as_text=as_text, system_prompt=system_prompt, texts=texts, notes=notes)
-    from datasets import Dataset
 
     rows = _generated(source, kinds[0])
     for index, row in enumerate(rows):
@@ -103,8 +106,6 @@ def _generated(source: Any, kind: str) -> list[dict[str, Any]]:
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ConfigError("generated rows need a number", where="size", got=size, allowed="int >= 1")
     if kind == "reasoning_gym":
-        from posttrain.data.tasks.reasoning_gym import generate
-
         split = options.pop("split", "train")
         return generate(name, size, seed=seed, split=split, options=options)
     if name not in TASKS:
@@ -133,8 +134,6 @@ def _nearest(word: str, choices: Any) -> str | None:
 def _from_path(
     source: Any, *, as_text: bool, system_prompt: str | None, texts: Sequence[str], notes: list[str] | None
 ) -> Dataset:
-    from datasets import Dataset, ReadInstruction, concatenate_datasets
-
     path, limit = str(_get(source, "path")), _get(source, "limit")
     split = str(_get(source, "split", "train"))
     nulls: list[str] = []
@@ -168,8 +167,6 @@ def _from_path(
 
 def _cut(rows: Dataset, mark: str | None, notes: list[str] | None) -> Dataset:
     """The rows with what `cut_references` leaves of their answers."""
-    import pyarrow.compute as pc
-
     if not pc.any(pc.match_substring(rows.data.column("answer"), GSM8K if mark is None else mark)).as_py():
         if mark is not None and notes is not None:
             notes.append(cut_references(rows["answer"][:], mark)[1] or "")
@@ -353,8 +350,6 @@ def _prompt(value: Any, as_text: bool, system_prompt: str | None, *, where: str)
 
 def with_one_kind_of_messages(sources: Mapping[str, Dataset]) -> dict[str, Dataset]:
     """The data sets with their messages as one type, where those of any have more fields than role and content."""
-    from datasets import Json, List
-
     wanted, kinds = List(Json()), [rows.features.get("prompt") for rows in sources.values()]
     if wanted not in kinds or any(hasattr(kind, "dtype") for kind in kinds):
         return dict(sources)
@@ -377,8 +372,6 @@ def _texts(value: Any, where: str, *, is_list: bool) -> Any:
 
 def _features(as_text: bool, answers: Sequence[str] = (), *, is_open: bool = False) -> Features:
     """Types of our columns; messages that are `is_open` may have fields of any kind."""
-    from datasets import Features, Json, List, Value
-
     text = Value("string")
     messages = List(Json()) if is_open else [{"role": text, "content": text}]
     prompt = text if as_text else messages

@@ -20,8 +20,12 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datasets import Dataset
+from pyarrow import ArrowException, array
+
 from posttrain.data.files import PLACE, UNREADABLE, StoredRows, local_files, read_stream, unreadable
 from posttrain.data.mixture import SOURCE_COLUMN, field_of
+from posttrain.data.sources import ANSWERS, COLUMNS, RowMaker
 from posttrain.errors import DataError
 
 if TYPE_CHECKING:
@@ -53,8 +57,6 @@ class RowStream:
     """
 
     def __init__(self, name: str, source: Any, *, system_prompt: str | None = None, texts: Sequence[str] = ()):
-        from posttrain.data.sources import RowMaker
-
         self.name, self._source = name, source
         self.limit: int | None = field_of(source, "limit")
         self._length: int | None = None  # known once the end was reached
@@ -245,11 +247,6 @@ class RowStreams:
         Raises:
             DataError: cells of one of our columns that do not go together.
         """
-        from datasets import Dataset
-        from pyarrow import ArrowException, array
-
-        from posttrain.data.sources import ANSWERS, COLUMNS
-
         rows = [{**row, SOURCE_COLUMN: stream.name} for stream in self.streams for row in stream.head(count)]
         found = {}
         for name in dict.fromkeys(name for row in rows for name in row):

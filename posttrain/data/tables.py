@@ -9,6 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+from datasets import Dataset, DatasetInfo, Features
+from datasets.features.features import generate_from_arrow_type
+
 from posttrain.data.cells import arrow_cells
 from posttrain.data.columns import FurtherColumn
 from posttrain.data.readers import LocalFile
@@ -93,8 +97,6 @@ class Table:
         return self._dataset()
 
     def _add(self, file: LocalFile, start: int, columns: dict[str, Any], count: int) -> None:
-        import pyarrow as pa
-
         needed = {theirs if theirs in columns else theirs.split(".")[0] for theirs in self._columns.values()}
         batch = {name: _listed(columns[name]) if name in columns else [None] * count for name in needed}
         if file.kind == "json" and self._nulls is not None:
@@ -124,9 +126,6 @@ class Table:
         self._count += count
 
     def _dataset(self) -> Dataset:
-        import pyarrow as pa
-        from datasets import Dataset, DatasetInfo, Features
-
         names = [name for name in self._present if name in self._further and name not in self._used()]
         further = {name: self._further[name].array() for name in names}
         ours = self._our_features()
@@ -141,8 +140,6 @@ class Table:
 
     def _refuse_unknown_types(self, further: Mapping[str, Any]) -> None:
         """Types of Arrow that `datasets` cannot hold, such as maps of parquet."""
-        from datasets.features.features import generate_from_arrow_type
-
         for name, array in further.items():
             try:
                 generate_from_arrow_type(array.type)
@@ -194,8 +191,6 @@ def _has_more(prompts: list[Any]) -> bool:
 
 def _json_messages(prompts: list[Any]) -> Any:
     """Messages with fields of any kind, as the type `List(Json())` stores them."""
-    import pyarrow as pa
-
     texts = [[json.dumps(message, ensure_ascii=False) for message in prompt] for prompt in prompts]
     flat = pa.array([text for prompt in texts for text in prompt], pa.string())
     ends = pa.array(itertools.accumulate((len(prompt) for prompt in texts), initial=0), pa.int32())

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import torch
 
 from posttrain.errors import DataError
 
@@ -173,8 +174,6 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 def weights_digest(model: Any) -> str:
     """SHA-256 of every parameter and buffer that is saved, by name."""
-    import torch
-
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -13,6 +13,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, StrictUndefined
+from rich.table import Table as ConsoleTable
+from rich.text import Text
+
 from posttrain.evaluation import markdown
 from posttrain.evaluation.records import write_atomic
 
@@ -99,8 +103,6 @@ def to_markdown(document: Document) -> str:
 
 def to_html(document: Document) -> str:
     """The document as one page that loads nothing: pictures are part of it, and there is no script."""
-    from jinja2 import Environment, StrictUndefined  # escaping by a library that is made for it
-
     source = files("posttrain.evaluation").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["visible"] = markdown.visible
@@ -118,9 +120,6 @@ def show(document: Document, console: Any, *, titles: Sequence[str]) -> None:
         console: rich's Console.
         titles: beginnings of section titles.
     """
-    from rich.table import Table as ConsoleTable
-    from rich.text import Text
-
     for section in document.sections:
         if not section.title.startswith(tuple(titles)):
             continue

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from scipy.stats import rankdata
+
 from posttrain.errors import ConfigError, DataError
 
 MIN_K_FRACTION = 0.2
@@ -78,7 +80,6 @@ def membership_auc(forget: Sequence[float], holdout: Sequence[float]) -> float:
     """
     if not len(forget) or not len(holdout):
         raise DataError("two sets of texts are needed", where="membership", got=(len(forget), len(holdout)))
-    from scipy.stats import rankdata
 
     ranks = rankdata([*holdout, *forget])[: len(holdout)]
     return float((ranks.sum() - len(holdout) * (len(holdout) + 1) / 2) / (len(holdout) * len(forget)))

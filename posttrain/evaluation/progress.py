@@ -9,6 +9,9 @@ import time
 from types import TracebackType
 from typing import Any, TextIO
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
 from posttrain.callbacks.progress import clock
 
 LINE_EVERY_SECONDS = 30.0
@@ -41,9 +44,6 @@ class EvaluationProgress:
         """Start the clock, and the bar on a terminal."""
         self._began = self._told = time.monotonic()
         if self.stream.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
             self._bar = Progress(
                 TextColumn(self.words[0]),
                 BarColumn(),

@@ -19,6 +19,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import posttrain
 from posttrain.data.streams import RowStreams
 from posttrain.evaluation.records import json_value
@@ -99,8 +101,6 @@ def world_layout(accelerator: Any = None) -> dict[str, Any]:
     Args:
         accelerator: `accelerate.Accelerator`; None describes one process.
     """
-    import torch
-
     device = accelerator.device.type if accelerator is not None else ("cuda" if torch.cuda.is_available() else "cpu")
     return {
         "num_processes": accelerator.num_processes if accelerator is not None else 1,

@@ -10,6 +10,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from scipy.stats import t
+
 Key = TypeVar("Key", bound=Hashable)  # what two results are paired by: a seed, a prompt
 
 
@@ -48,7 +50,6 @@ def t_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval
     mean = math.fsum(values) / count if count else math.nan
     if count < 2:
         return _interval(mean, math.nan, math.nan, math.nan, count, confidence)
-    from scipy.stats import t
 
     stderr = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count * (count - 1)))
     half = float(t.ppf((1 + confidence) / 2, count - 1)) * stderr

@@ -12,6 +12,8 @@ import math
 import re
 from collections.abc import Sequence
 
+from scipy.stats import ks_2samp
+
 from posttrain.errors import DataError
 
 _WORD = re.compile(r"[^\W_]+")
@@ -136,7 +138,6 @@ def forget_quality(unlearned: Sequence[float], retrained: Sequence[float] | None
         return None
     if not len(unlearned) or not len(retrained):
         raise DataError("a test of two samples needs both", where="truth ratios", got=(len(unlearned), len(retrained)))
-    from scipy.stats import ks_2samp
 
     return float(ks_2samp(list(unlearned), list(retrained)).pvalue)
 

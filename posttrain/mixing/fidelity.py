@@ -17,7 +17,10 @@ from typing import Any
 import numpy as np
 
 from posttrain.errors import ConfigError, DataError, SupportError
-from posttrain.methods.aioli.laws import egd_update, normalize_matrix, similarity, solve_mixing_matrix
+from posttrain.evaluation.mixing_plot import draw_matrices
+from posttrain.evaluation.report import RunFolder
+from posttrain.methods.aioli.laws import egd_update, normalize_matrix, probe_mixtures, similarity, solve_mixing_matrix
+from posttrain.methods.aioli.trainer import RECORD
 from posttrain.mixing.report import Found, write
 from posttrain.mixing.sweep import MixRecipe
 
@@ -81,8 +84,6 @@ def fidelity(recipe: MixRecipe, *, number: int | None = None, steps: int | None 
 
 
 def _write(root: Path, result: Found, measured: np.ndarray, reference: np.ndarray, found: float) -> Found:
-    from posttrain.evaluation.mixing_plot import draw_matrices
-
     matrices = {"measured in the run": measured, f"from branches (similarity {found:.3f})": reference}
     return write(
         root,
@@ -97,8 +98,6 @@ def _write(root: Path, result: Found, measured: np.ndarray, reference: np.ndarra
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    from posttrain.methods.aioli.trainer import RECORD
-
     path = folder / RECORD
     if not path.exists():
         raise DataError("the run that is to be judged is not there", where=str(folder), fix="Train the recipe first")
@@ -137,8 +136,6 @@ def _start(recipe: MixRecipe, number: int) -> list[str]:
 
 def _learning_rate(recipe: MixRecipe, number: int) -> float:
     """Mean of the learning rates logged in the round; the recipe's own if none was."""
-    from posttrain.evaluation.report import RunFolder
-
     first = _first_step(recipe, number)
     last = first + int(recipe.config.method.mixing_rounds_every)
     events = RunFolder(recipe.root).read_metrics()
@@ -167,8 +164,6 @@ def _branches(
     recipe: MixRecipe, groups: list[str], number: int, steps: int, repeats: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(realised mixtures (m, m), mean drops (m, m)) of the branches."""
-    from posttrain.methods.aioli.laws import probe_mixtures
-
     m, own = len(groups), recipe.config
     mixtures = probe_mixtures(m, float(own.method.one_hot_factor))
     rate = _learning_rate(recipe, number)
@@ -195,8 +190,6 @@ def _branches(
 
 def _rows(folder: Path, groups: list[str]) -> np.ndarray:
     """(m,) shares of the rows that a run has trained on."""
-    from posttrain.evaluation.report import RunFolder
-
     events = [event for event in RunFolder(folder).read_metrics() if f"mixture/{groups[0]}_rows" in event]
     if not events:
         raise DataError("the run logged no rows of its groups", where=str(folder))

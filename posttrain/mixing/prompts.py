@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 
 from posttrain.errors import ConfigError, DataError, PosttrainError
+from posttrain.evaluation.results import prompt_accuracies
+from posttrain.methods.aioli.building import NEEDS_VALIDATION
+from posttrain.methods.aioli.prompts import PromptController, PromptSettings
 from posttrain.seam.group_sampler import prompt_groups, prompt_shares
 from posttrain.seam.group_validation import validation_groups
 from posttrain.seam.mixture_log import MixtureLog, group_column
+from posttrain.training.evaluator import recipe_evaluator
 
 WHOLE = {"num_prompts": None, "time_budget_seconds": None}
 
@@ -31,9 +35,6 @@ def attach_prompt_controller(config: Any, trainer: Any, validation: Any) -> None
     Raises:
         PosttrainError: as `findings` tells it.
     """
-    from posttrain.methods.aioli.building import NEEDS_VALIDATION
-    from posttrain.methods.aioli.prompts import PromptController, PromptSettings
-
     settings = PromptSettings.read(settings_of(config) or {})
     accuracies = None
     if settings.controller in NEEDS_VALIDATION:
@@ -47,9 +48,6 @@ def held_out_accuracies(config: Any, trainer: Any, validation: Any) -> Callable[
     Every row counts each time, judged and sampled as the `eval` block says, by seeds that stay: two measurements
     differ by the weights alone.
     """
-    from posttrain.evaluation.results import prompt_accuracies
-    from posttrain.training.evaluator import recipe_evaluator
-
     log = trainer.group_log
     numbers = validation_groups(validation, names=log.names, column=log.column)
     call, _ = recipe_evaluator(
@@ -75,9 +73,6 @@ def findings(config: Any, args: Any, train: Any, validation: Any) -> Iterator[Po
     Args:
         config: blocks without stages. args: its `PolicyConfig`. train, validation: rows; validation may be None.
     """
-    from posttrain.methods.aioli.building import NEEDS_VALIDATION
-    from posttrain.methods.aioli.prompts import PromptSettings
-
     log = MixtureLog.of(train, group_column(train, args.prompt_groups))
     try:
         if args.prompt_controller is None:

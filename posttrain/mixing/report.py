@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from posttrain.evaluation.markdown import escape, table
+from posttrain.evaluation.records import write_atomic, write_json
 from posttrain.mixing.stage import StaticRun
 from posttrain.mixing.sweep import Sweep
 
@@ -39,9 +41,6 @@ def write(root: Path, found: Found, *, title: str, explained: str, plot: bytes, 
 
     The proportions stand in both JSON files; `method.proportions_from` reads either.
     """
-    from posttrain.evaluation.markdown import escape, table
-    from posttrain.evaluation.records import write_atomic, write_json
-
     chosen = {"groups": list(found.groups)}
     if found.proportions is not None:
         chosen |= {"proportions": found.proportions.tolist()}

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 
+from posttrain.console import is_main_process, say
 from posttrain.errors import DataError
+from posttrain.evaluation.records import write_json
 from posttrain.methods.aioli import fits
+from posttrain.methods.aioli.trainer import RECORD
 
 # Of RegMix's simulated mixtures in a stage; `posttrain mix regmix` has it as an option.
 REGMIX_SEED = 0
@@ -43,7 +47,6 @@ def read_run(folder: Path) -> tuple[list[str], list[list[float]], list[float]]:
     Raises:
         DataError: it is not finished, or its record lacks losses of the start and the end.
     """
-    from posttrain.methods.aioli.trainer import RECORD
 
     path = folder / RECORD
     if not path.exists() or not (folder / "finished.json").exists():
@@ -57,11 +60,6 @@ def read_run(folder: Path) -> tuple[list[str], list[list[float]], list[float]]:
 
 def decide(config: Any, folder: Path) -> None:
     """Write the file that the stage's method is set to, from the finished runs beside its folder; rank 0 alone."""
-    from accelerate import PartialState
-
-    from posttrain.console import is_main_process, say
-    from posttrain.evaluation.records import write_json
-
     block = config.stage.mix
     if not block.is_computed:
         return

@@ -10,8 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from posttrain.config.loader import load
 from posttrain.errors import ConfigError, DataError
+from posttrain.methods.aioli.config import AioliConfig
+from posttrain.methods.aioli.readers import READ_BY
 from posttrain.mixing.stage import StaticRun, read_run
+from posttrain.resuming import is_finished
+from posttrain.run import run
 
 SWEEP = "sweep"
 EQUAL = "equal"
@@ -52,8 +57,6 @@ class MixRecipe:
     """
 
     def __init__(self, recipe: str | Path, overrides: Sequence[str] = (), *, train: bool = True):
-        from posttrain.config.loader import load
-
         self.recipe, self.overrides, self.train = recipe, list(overrides), train
         self.config = load(recipe, self.overrides)
         self.root = Path(str(self.config.trainer.output_dir))
@@ -79,10 +82,6 @@ class MixRecipe:
             DataError: it is not finished, and nothing is to be trained; or it was made with other proportions.
             ResumeError: it was made with other settings.
         """
-        from posttrain.config.loader import load
-        from posttrain.resuming import is_finished
-        from posttrain.run import run
-
         folder = self.root / name
         fixed = [*self.overrides, *_fixed(proportions), f"trainer.output_dir={folder.as_posix()}", *changes]
         if self.train:
@@ -126,9 +125,6 @@ class MixRecipe:
 
 def _fixed(proportions: Sequence[float] | None) -> Iterator[str]:
     """Overrides that put proportions in the place of the recipe's controller and of what that one reads."""
-    from posttrain.methods.aioli.config import AioliConfig
-    from posttrain.methods.aioli.readers import READ_BY
-
     for field in fields(AioliConfig):
         if field.name in READ_BY:
             yield f"method.{field.name}={json.dumps(field.default)}"

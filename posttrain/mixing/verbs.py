@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from posttrain.evaluation import mixing_plot
+from posttrain.evaluation.mixing_plot import draw_fit, draw_matrices
 from posttrain.methods.aioli import fits
 from posttrain.methods.aioli.laws import egd_update
 from posttrain.mixing.report import Found, records, sweep_header, sweep_row, sweep_rows, write
@@ -44,8 +46,6 @@ def grid(recipe: MixRecipe, *, draws: int, seed: int, corners: bool = True) -> F
 
 def draw_sweep(sweep: Sweep) -> bytes:
     """Plot of a sweep's runs."""
-    from posttrain.evaluation import mixing_plot
-
     names = [run.name.rpartition("/")[2] for run in sweep.runs]
     return mixing_plot.draw_sweep(sweep.groups, names, sweep.proportions, sweep.losses)
 
@@ -113,8 +113,6 @@ class Fitted:
 
 def _report(recipe: MixRecipe, sweep: Sweep, fit: Fitted, *, final: bool) -> Found:
     """Report on a law, its fit and its proposal; train a run with the proposal if that is wanted."""
-    from posttrain.evaluation.mixing_plot import draw_fit
-
     predicted, expected = fit.law.predict(sweep.proportions), fit.law.predict(fit.proposed)[0]
     quality = fits.r_squared(sweep.losses, predicted), fits.mean_squared_errors(sweep.losses, predicted)
     rows = [*sweep_rows(sweep), sweep_row("proposed, by the law", fit.proposed.tolist(), expected.tolist())]
@@ -153,8 +151,6 @@ def _report(recipe: MixRecipe, sweep: Sweep, fit: Fitted, *, final: bool) -> Fou
 
 def skill_graph(recipe: MixRecipe) -> Found:
     """What training on each group alone does for every group, as the controller skillit reads it."""
-    from posttrain.evaluation.mixing_plot import draw_matrices
-
     runs = recipe.corners()
     start, ends = np.array(runs[0].start), np.array([run.end for run in runs])
     graph = fits.skill_graph(start, ends)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 _INDEX, _WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 
@@ -25,8 +27,6 @@ def stored_tensors(folder: str | Path) -> dict[str, Stored]:
     Raises:
         OSError, ValueError: a file is missing, cut off or no safetensors file; the text names it.
     """
-    from safetensors import SafetensorError, safe_open
-
     place = Path(folder)
     if (place / _WEIGHTS).is_file():
         files = [_WEIGHTS]

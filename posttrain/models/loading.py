@@ -8,16 +8,27 @@ trust_remote_code, new_head, unused_weights, config_overrides, lora and load_in_
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from peft import LoraConfig, PeftModel
+from safetensors import safe_open
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 
 from posttrain.errors import ConfigError, DataError, SupportError
 from posttrain.models.config_files import inspect_folder, load_config, read_adapter, read_mapping, reason
+from posttrain.models.smollm2 import export_smollm2, smollm2_tokenizer
+from posttrain.models.template_clock import hold_clock
 from posttrain.models.tiny import build_tiny
 from posttrain.models.weights import refuse_partial_adapter, refuse_unfit
 
@@ -64,8 +75,6 @@ def resolve_model_path(model: Any, cache_dir: str | Path) -> str:
     if given == ["tiny"]:
         build_tiny(folder, **settings)
     else:
-        from posttrain.models.smollm2 import export_smollm2
-
         export_smollm2(folder)
     # Written last: an interrupted export is made again.
     record.write_text(json.dumps(settings))
@@ -87,8 +96,6 @@ def load_tokenizer(model: Any, *, path: str | Path | None = None) -> PreTrainedT
         SupportError: if its files name code to run, or a package is missing.
     """
     if hasattr(model, "template_date"):
-        from posttrain.models.template_clock import hold_clock
-
         hold_clock(model.template_date)
     if path is None and _get(model, "path") is None:
         return _made_tokenizer(model)
@@ -120,11 +127,7 @@ def load_tokenizer(model: Any, *, path: str | Path | None = None) -> PreTrainedT
 
 def _made_tokenizer(model: Any) -> PreTrainedTokenizerBase:
     """Tokenizer of a model that is made here, as it will read once the model is on disk."""
-    import tempfile
-
     if _get(model, "tiny") is None:
-        from posttrain.models.smollm2 import smollm2_tokenizer
-
         tokenizer = smollm2_tokenizer()
         tokenizer.padding_side = "left"
         return tokenizer
@@ -247,8 +250,6 @@ def _load(model: Any, path: str) -> PreTrainedModel:
 
 
 def _merged_adapter(model: Any, folder: Path) -> PreTrainedModel:
-    from peft import PeftModel
-
     if _get(model, "load_in_4bit"):
         raise SupportError(
             "an adapter cannot be merged into weights in 4 bits without loss",
@@ -285,9 +286,6 @@ def load_with_adapter(model: Any, *, adapter: str | Path, base: str, revision: s
     Raises:
         ConfigError: if there is no base or no safetensors file of the adapter.
     """
-    from peft import PeftModel
-    from safetensors import safe_open
-
     file = _file(adapter, _ADAPTER_WEIGHTS, revision)
     if file is None:
         fix = "Weights are read from safetensors files only"
@@ -339,7 +337,6 @@ def _four_bit() -> dict[str, Any]:
     if not torch.cuda.is_available():
         fix = "Set it to false, or run on a machine with a GPU"
         raise SupportError("weights in 4 bits need a CUDA device", where="model.load_in_4bit", got=True, fix=fix)
-    from transformers import BitsAndBytesConfig
 
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -359,7 +356,6 @@ def peft_config(model: Any) -> Any:
     lora = _get(model, "lora")
     if lora is None:
         return None
-    from peft import LoraConfig
 
     targets = _get(lora, "targets") or "all-linear"
     return LoraConfig(

@@ -15,6 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
@@ -120,8 +121,6 @@ def _one_by_one(model: Any, folder: Path, *, tokenizer: Any, state_dict: Any) ->
         raise
     except Exception:  # noqa: BLE001 - as above; the weights then go alone
         if is_adapter:
-            from peft import get_peft_model_state_dict
-
             weights = get_peft_model_state_dict(model, state_dict=state_dict)
         else:
             weights = model.state_dict() if state_dict is None else state_dict

@@ -10,6 +10,10 @@ import string
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
+
 from posttrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,9 +66,6 @@ def build_tiny(
     Raises:
         ConfigError: for an unknown architecture or sizes that do not fit together.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
-
     sizes = {
         "hidden_size": hidden_size,
         "num_layers": num_layers,
@@ -114,9 +115,6 @@ def character_tokenizer(model_max_length: int = 512) -> PreTrainedTokenizerBase:
     Returns:
         A fast transformers tokenizer; EOS is <|im_end|>, and padding has a token of its own.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     spelled = CHARACTERS.replace(" ", "\u0120").replace("\n", "\u010a")
     vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *spelled))}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -138,7 +136,6 @@ def character_tokenizer(model_max_length: int = 512) -> PreTrainedTokenizerBase:
 
 
 def _config(architecture: str, **sizes: int) -> PretrainedConfig:
-    from transformers import AutoConfig
 
     # qwen3 is the one architecture of the three whose head width does not follow from the other sizes.
     extra = {"head_dim": sizes["hidden_size"] // sizes["num_attention_heads"]} if architecture == "qwen3" else {}

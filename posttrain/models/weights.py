@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import get_peft_model_state_dict
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from posttrain.errors import ConfigError
@@ -123,9 +125,6 @@ def refuse_partial_adapter(model: Any, file: str | Path) -> None:
     Raises:
         ConfigError: names and number of the tensors.
     """
-    from peft import get_peft_model_state_dict
-    from safetensors import safe_open
-
     if not Path(file).is_file():
         fix = "Weights are read from safetensors files only"
         raise ConfigError(f"the adapter has no {Path(file).name}", where="model", got=str(file), fix=fix)

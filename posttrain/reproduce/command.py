@@ -7,11 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import posttrain
+from posttrain.console import quiet_libraries
 from posttrain.errors import ConfigError
 from posttrain.evaluation.markdown import duration
 from posttrain.reproduce.claims import MAIN
+from posttrain.reproduce.collect import collect
 from posttrain.reproduce.decision import WORDS
+from posttrain.reproduce.ledger import write_ledger
 from posttrain.reproduce.plan import Plan, find_study, make_plan
+from posttrain.reproduce.progress import Display
+from posttrain.reproduce.report import write_report
 from posttrain.reproduce.results import FILE, StudyResult, read_results, write_results
 from posttrain.reproduce.runner import Failed, default_jobs, run_study
 
@@ -25,8 +31,6 @@ def source_root(key: str | None = None) -> Path:
     Raises:
         ConfigError: neither has recipes of this method.
     """
-    import posttrain
-
     below = Path("recipes") / key if key else Path("recipes")
     for root in (Path.cwd(), Path(posttrain.__file__).resolve().parents[1]):
         if (root / below).is_dir():
@@ -60,9 +64,6 @@ def reproduce(
     Returns:
         False if a run failed; its log was shown.
     """
-    from posttrain.console import quiet_libraries
-    from posttrain.reproduce.progress import Display
-
     quiet_libraries()
     root = source_root(key)
     claims = find_study(key, study, root)
@@ -101,8 +102,6 @@ def parse_seeds(text: str) -> list[int]:
 
 def refresh_ledger(console: Console) -> None:
     """Rewrite the README's ledger from the results files."""
-    from posttrain.reproduce.ledger import write_ledger
-
     root = source_root()
     changed = write_ledger(root)
     say(console, "README.md: the ledger is " + ("rewritten" if changed else "up to date"))
@@ -143,9 +142,6 @@ def say(console: Console, text: str) -> None:
 
 
 def _finish(plan: Plan, *, root: Path, jobs: int, device: str, console: Console) -> None:
-    from posttrain.reproduce.collect import collect
-    from posttrain.reproduce.report import write_report
-
     result = collect(plan, jobs=jobs, device=device)
     own = plan.output / FILE
     own.unlink(missing_ok=True)  # of an earlier call, perhaps in an older form

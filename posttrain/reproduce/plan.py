@@ -17,6 +17,8 @@ from typing import Any
 
 from posttrain import registry
 from posttrain.config.build import build_args, reward_limits
+from posttrain.config.checks_mixture import load_split
+from posttrain.config.checks_run import run_length
 from posttrain.config.loader import load
 from posttrain.config.run_config import RunConfig
 from posttrain.config.source import read_recipe
@@ -24,6 +26,7 @@ from posttrain.config.stages import resolve_stages
 from posttrain.config.validation import raise_all
 from posttrain.config.verdict import evaluation_settings, verifier_name
 from posttrain.errors import ConfigError, PosttrainError
+from posttrain.models.loading import load_tokenizer
 from posttrain.reproduce.claims import Study, load_claims, studies_in, study_file
 from posttrain.reproduce.group_losses import is_of_losses, loss_settings, unknown_losses
 from posttrain.reproduce.metrics import unknown_metrics
@@ -267,10 +270,6 @@ def _record(name: str, config: RunConfig) -> StageRecord:
 
 def _steps_of_epochs(config: RunConfig) -> int:
     """Optimizer steps that follow from the number of epochs and the rows of training. One process."""
-    from posttrain.config.checks_mixture import load_split
-    from posttrain.config.checks_run import run_length
-    from posttrain.models.loading import load_tokenizer
-
     tokenizer = load_tokenizer(config.model) if config.data.train.mixture is not None else None
     rows = len(load_split(config, "train", tokenizer).dataset)
     return run_length(config, registry.get(config.method.name), num_rows=rows, world_size=1)[0]

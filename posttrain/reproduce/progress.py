@@ -6,6 +6,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
 from posttrain.evaluation.markdown import duration
 
 if TYPE_CHECKING:
@@ -50,8 +54,6 @@ class Display:
     def __enter__(self) -> Display:
         self.began = time.monotonic()
         if self.console.is_terminal:
-            from rich.live import Live
-
             self.live = Live(console=self.console, refresh_per_second=2)
             self.live.start()
         return self
@@ -111,9 +113,6 @@ class Display:
         )
 
     def _table(self, states: dict[int, SeedState], share: float) -> Any:
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-
         table = Table(title=self._times(share), title_justify="left")
         for column in ("seed", "stages done", "", "now"):
             table.add_column(column)

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 from posttrain.config.run_config import Block
 from posttrain.config.source import read_recipe
 from posttrain.errors import DataError
+from posttrain.evaluation.records import write_json
 from posttrain.evaluation.results import mean_and_stderr
 from posttrain.reproduce.claims import ChangeClaim, Claim, DifferenceClaim
 from posttrain.reproduce.decision import Decision, change, decide, difference, scale_of
@@ -178,8 +179,6 @@ def read_results(path: str | Path) -> ResultsFile | None:
 
 def write_results(path: str | Path, key: str, result: StudyResult) -> Path:
     """Put one study into a method's results file; its other studies stay as they are."""
-    from posttrain.evaluation.records import write_json
-
     before = read_results(path)
     studies = {**(before.studies if before else {}), result.study: result}
     whole = ResultsFile(schema_version=SCHEMA_VERSION, key=key, studies=studies)

@@ -20,6 +20,9 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+import torch
+
+import posttrain
 from posttrain.errors import ResumeError
 from posttrain.evaluation.records import write_json
 from posttrain.folder_lock import locked
@@ -61,8 +64,6 @@ class Child:
 
 def default_jobs() -> tuple[int, str]:
     """Seeds trained at once, and what they run on: one on an accelerator, one a core on a CPU."""
-    import torch
-
     if torch.cuda.is_available():
         return 1, torch.cuda.get_device_name()
     return max(1, num_cores()), "cpu"
@@ -281,10 +282,6 @@ def _last_step(path: Path) -> int:
 
 
 def _environment() -> dict[str, str]:
-    import torch
-
-    import posttrain
-
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if not torch.cuda.is_available():
         # One thread a child: the numbers then do not depend on how many run beside it.

@@ -8,8 +8,10 @@ processes from it. They are no jail for code that wants out: it runs as the user
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
+import resource
 import signal
 import socket
 import sys
@@ -110,8 +112,6 @@ def apply(*, memory_bytes: int | None, network: bool, processes: int) -> dict[st
         Which attacks the kernel keeps from this machine now, tried for real: see `walls.standing`; empty on systems
         without these walls.
     """
-    import resource
-
     _bound(resource.RLIMIT_CORE, 0)
     _bound(resource.RLIMIT_NOFILE, _MAX_OPEN_FILES)
     _bound(resource.RLIMIT_FSIZE, _MAX_FILE_BYTES)
@@ -127,8 +127,6 @@ def apply(*, memory_bytes: int | None, network: bool, processes: int) -> dict[st
 
 
 def _bound(kind: int, most: int) -> None:
-    import resource
-
     _, hard = resource.getrlimit(kind)
     most = most if hard == resource.RLIM_INFINITY else min(most, hard)
     try:
@@ -161,7 +159,6 @@ def end_with(lifeline: int) -> None:
     """
     if sys.platform != "linux":
         return
-    import fcntl
 
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
     fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)

@@ -21,6 +21,7 @@ import ctypes
 import errno
 import os
 import platform
+import resource
 import struct
 import sys
 from collections.abc import Callable, Sequence
@@ -250,8 +251,6 @@ def _enter_user_namespace() -> None:
 
 def _limit_processes(most: int) -> None:
     """In a user namespace of its own the kernel counts the tasks of this worker alone."""
-    import resource
-
     tasks = most + _TASKS_BESIDES
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NPROC, (tasks, tasks))

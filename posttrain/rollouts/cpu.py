@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch._dynamo
+
 # Only what the user has left open is set. The cache is in GiB; vLLM would take half of the memory for it.
 _ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -47,7 +49,6 @@ def prepare_process() -> None:
     arrive later are refused, or worse, a tied output head silently keeps the old ones. So is the kernel that takes
     small weights in 16 bits on processors with AMX.
     """
-    import torch._dynamo
     import vllm._custom_ops as operations
     from vllm.model_executor.layers import utils as layers
 

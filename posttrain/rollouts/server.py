@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from posttrain.errors import ConfigError, PosttrainError
+from posttrain.rollouts.cpu import engine_environment
 from posttrain.rollouts.guard import TOKEN_VARIABLE, WEIGHT_BYTES_VARIABLE
 
 
@@ -123,8 +126,6 @@ def free_port(host: str) -> int:
 
 def interface_of(host: str) -> str | None:
     """Name of the network interface that has an address, "lo" for 127.0.0.1; None if none has it."""
-    import psutil
-
     address = socket.gethostbyname(host)
     address = "127.0.0.1" if address.startswith("127.") else address
     for name, found in psutil.net_if_addrs().items():
@@ -141,8 +142,6 @@ def server_environment(
     It takes weights of four times the bytes of the files in the folder `model`, which is float32 for 8-bit ones. What
     the engine's workers open among themselves, without a token, listens on the interface of `host` alone.
     """
-    from posttrain.rollouts.cpu import engine_environment
-
     # The ranks' rendezvous is not the server's: vLLM would join it.
     ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
     own = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from posttrain.rollouts.cpu import is_cpu_engine, prepare_process
 from posttrain.rollouts.digests import digest
@@ -41,8 +42,6 @@ class EngineWorker:
 
     def posttrain_load(self, path: str) -> list[int]:
         """Take the tensors of a safetensors file; returns their number."""
-        from safetensors import safe_open
-
         model = self.model_runner.model
         with safe_open(path, framework="pt", device="cpu") as file, torch.no_grad():
             names = list(file.keys())

@@ -17,7 +17,10 @@ import typing
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
+from pydantic import TypeAdapter, ValidationError
+
 from posttrain.errors import ConfigError
+from posttrain.evaluation.provenance import without_secrets
 from posttrain.seam.upstream_fields import ROLLOUT_FIELDS, SET_BY, UPSTREAM_RANGES, Block, Range, upstream_block
 
 __all__ = [
@@ -191,14 +194,10 @@ class WithoutSecrets:
 
     def to_dict(self) -> dict[str, Any]:
         """As in transformers, with "<hidden>" for secrets."""
-        from posttrain.evaluation.provenance import without_secrets
-
         return without_secrets(super().to_dict())  # type: ignore[misc]
 
     def shown(self) -> Self:
         """A copy in which secrets are "<hidden>"."""
-        from posttrain.evaluation.provenance import without_secrets
-
         found = copy.copy(self)
         for name, value in vars(self).items():
             if isinstance(value, str | int | float | dict | list):
@@ -248,8 +247,6 @@ def check_value(spec: FieldSpec, value: Any, *, where: str) -> Any:
 
 
 def _typed(spec: FieldSpec, value: Any, where: str) -> Any:
-    from pydantic import ValidationError
-
     if isinstance(value, list) and any(get_origin(kind) is tuple for kind in _members(spec.annotation)):
         value = tuple(value)
     try:
@@ -328,8 +325,6 @@ def _nearest(entry: Any, choices: tuple[Any, ...]) -> str | None:
 
 @functools.cache
 def _adapter(annotation: Any) -> Any:
-    from pydantic import TypeAdapter
-
     return TypeAdapter(annotation)
 
 

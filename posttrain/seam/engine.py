@@ -23,6 +23,8 @@ from peft import PeftModel
 from torch import Tensor
 from trl.generation import vllm_generation
 
+from posttrain.rollouts.colocated import close_engine
+from posttrain.rollouts.cpu import engine_arguments, is_cpu_engine, prepare_process
 from posttrain.rollouts.digests import EngineTensors, Slice, comparable, digest, model_digest, unsent
 from posttrain.rollouts.server import EngineError, EngineServer, ServerSettings
 from posttrain.seam.ahead import GenerationAhead
@@ -77,8 +79,6 @@ def engine_settings(args: Any, model: Any) -> Iterator[None]:
 
 
 def _colocated(build: Callable[..., Any], run_seed: int, dtype: str, **kwargs: Any) -> Any:
-    from posttrain.rollouts.cpu import engine_arguments, is_cpu_engine, prepare_process
-
     kwargs["seed"] = engine_seed(run_seed, kwargs.get("seed") or 0)
     kwargs["worker_extension_cls"] = WORKER
     kwargs["generation_config"] = "vllm"  # as the server, see ServerSettings
@@ -96,8 +96,6 @@ def engine_seed(run_seed: int, process: int) -> int:
 
 
 def _started(args: Any, model: Any, dtype: str) -> EngineServer:
-    from posttrain.rollouts.cpu import is_cpu_engine
-
     settings = ServerSettings(
         model=model if isinstance(model, str) else model.name_or_path,
         dtype=dtype,
@@ -246,8 +244,6 @@ class EngineLink:
     def close(self) -> None:
         """Free the engine; nothing can be generated afterwards."""
         if self.generation.mode == "colocate" and self.generation.llm is not None:
-            from posttrain.rollouts.colocated import close_engine
-
             close_engine(self.generation.llm, keep_group=self.accelerator.num_processes > 1)
             self.generation.llm = None
         elif self.generation.mode == "server" and self.accelerator.is_main_process:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -46,8 +47,6 @@ def group_numbers(
     Raises:
         DataError: a row without group, or with one that is not in `names`.
     """
-    import pyarrow as pa
-
     table = dataset.select_columns([column]).with_format("arrow")[:]
     encoded = table.column(column).cast(pa.string()).combine_chunks().dictionary_encode()
     if isinstance(encoded, pa.ChunkedArray):

@@ -9,6 +9,7 @@ import warnings
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
+import torch
 from transformers import TrainingArguments
 from trl import GRPOConfig
 
@@ -58,8 +59,6 @@ def device_defaults(config: Any) -> dict[str, Any]:
         SupportError: `use_cpu` with a sharding engine, which it would switch off without a word; an offload that the
             engine does not have, or that would train something else; files of the launcher that override the recipe.
     """
-    import torch
-
     if config.use_cpu and asked_engine():
         raise SupportError(
             f"use_cpu would switch {asked_engine()} off",

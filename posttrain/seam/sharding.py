@@ -20,6 +20,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.tensor import DTensor
+from torch.utils import cpp_extension
 from transformers import TrainerCallback
 from transformers.integrations import deepspeed as zero
 
@@ -144,8 +145,6 @@ def refuse_offload(config: Any) -> None:
 
 def missing_for_cpu_adam() -> str | None:
     """What this machine lacks to compile DeepSpeed's Adam on the CPU, at its first use; None if it can."""
-    from torch.utils import cpp_extension
-
     compiler = cpp_extension.get_cxx_compiler()
     if shutil.which(compiler) is None:
         return f"a C++ compiler ({compiler})"

@@ -19,6 +19,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from posttrain.errors import ConfigError
 from posttrain.methods.aioli.readers import kept_for
 
@@ -93,8 +95,6 @@ class _Arms:
         return found
 
     def drawn(self) -> list[tuple[str, list[float]]]:
-        import numpy as np
-
         m, seed = len(self.block["groups"]), int(self.block.get("seed", 0))
         found = []
         for place in range(int(self.block.get("draws", 6))):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.evaluation.document import Document, Image, Section, Table
+from posttrain.evaluation.plots import Panel, curves
 from posttrain.evaluation.statistics import Interval, t_interval
 from posttrain.stages.path_report import (
     DENIES,
@@ -294,8 +295,6 @@ def _claims(study: Study, arm: Arm) -> Section:
 
 
 def _images(study: Study, arm: Arm) -> list[Image]:
-    from posttrain.evaluation.plots import Panel, curves
-
     probes = list(study.plan.values["data"]["probes"])
     kinds = [FORGET, f"{FORGET}_paraphrases", *(name for name in probes if name != FORGET)]
     panels = [

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from scipy.stats import friedmanchisquare
+
 from posttrain.evaluation.statistics import Interval, t_interval
 
 # Of `eval.json` after a stage of a path study, under `unlearning`.
@@ -166,7 +168,6 @@ def _friedman(table: Table, seeds: Sequence[int]) -> float | None:
     rows = [[table[path][seed] for seed in seeds] for path in table]
     if len(rows) < 3 or len(seeds) < 3 or not all(math.isfinite(value) for row in rows for value in row):
         return None
-    from scipy.stats import friedmanchisquare
 
     value = float(friedmanchisquare(*rows).pvalue)
     return value if math.isfinite(value) else None

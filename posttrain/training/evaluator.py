@@ -9,6 +9,8 @@ from typing import Any
 from posttrain.config.build import reward_scorer
 from posttrain.config.verdict import evaluation_settings, template_variables, verifier_name
 from posttrain.errors import ConfigError
+from posttrain.evaluation.generate import EvalSettings, evaluate
+from posttrain.seam.policy_config import device_defaults
 
 
 def recipe_evaluator(
@@ -36,7 +38,6 @@ def recipe_evaluator(
     Raises:
         ConfigError: no reward gives a verdict; see `verifier_name`.
     """
-    from posttrain.evaluation.generate import EvalSettings, evaluate
 
     name = verifier or verifier_name(config)
     if name is None:
@@ -66,7 +67,6 @@ def recipe_evaluator(
 
 def precision(config: Any) -> dict[str, Any]:
     """Keywords of `Accelerator` that give the device and the mixed precision of the recipe's training here."""
-    from posttrain.seam.policy_config import device_defaults
 
     fields = ("use_cpu", "bf16", "fp16", "gradient_checkpointing")
     chosen = SimpleNamespace(**{name: getattr(config.trainer, name) for name in fields})

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from posttrain.errors import ConfigError, PosttrainError
+from posttrain.methods.aioli.building import check_groups
 from posttrain.methods.aioli.readers import NUMBERS, ONLINE, READ_BY, readers_told
 from posttrain.seam.arguments import option
 from posttrain.seam.grouped import GroupedConfig
@@ -97,8 +98,6 @@ class AioliConfig(ControllerConfig):
     def data_findings(
         self, rows: dict[str, Any], *, world_size: int, tokenizer: Any = None, is_decided: bool = True
     ) -> Iterator[PosttrainError]:
-        from posttrain.methods.aioli.building import check_groups
-
         try:
             check_groups(self, rows["train"], rows.get("validation"), world_size=world_size, is_decided=is_decided)
         except PosttrainError as error:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from scipy.optimize import least_squares, minimize
 
 from posttrain.errors import DataError
 
@@ -92,8 +93,6 @@ def fit_static_law(proportions: np.ndarray, losses: np.ndarray) -> LogLinearLaw:
     Raises:
         DataError: see `check_sweep`.
     """
-    from scipy.optimize import least_squares
-
     p, found = check_sweep(proportions, losses)
     m = p.shape[1]
     start = np.concatenate([[1.0, 1.0], np.full(m, -1.0)])
@@ -125,7 +124,6 @@ def minimise(loss: Callable[[np.ndarray], float], num_groups: int) -> np.ndarray
 
     A minimum on the edge of the simplex is approached as far as the tolerance of 1e-10 in the loss goes.
     """
-    from scipy.optimize import minimize
 
     def proportions(logits: np.ndarray) -> np.ndarray:
         raised = np.append(logits, 0.0)

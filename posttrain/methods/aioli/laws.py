@@ -10,6 +10,7 @@ Source: arXiv 2411.05735 (v2), sections 3 to 5. Everything is float64 and takes 
 from __future__ import annotations
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from posttrain.errors import ConfigError
 
@@ -89,8 +90,6 @@ def similarity(left: np.ndarray, right: np.ndarray) -> float:
     In [-1, 1]; Spearman's correlation counts as 0 where all sums of one matrix are equal.
     Source: arXiv 2411.05735, section 4 (the fidelity of a method's matrix).
     """
-    from scipy.stats import spearmanr
-
     a, b = left.sum(axis=0), right.sum(axis=0)
     size = float(np.linalg.norm(a) * np.linalg.norm(b))
     cosine = float(a @ b) / size if size else 0.0

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from posttrain.errors import ConfigError, DataError, SupportError
 from posttrain.seam.frozen import model_inputs
@@ -30,8 +31,6 @@ class ExcessLoss:
     """
 
     def __init__(self, trainer: Any, path: str):
-        from transformers import AutoModelForCausalLM
-
         if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
             raise SupportError(
                 "the reference is held whole by every process", where="method.controller", got="doremi", fix="Use ddp"

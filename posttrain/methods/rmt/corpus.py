@@ -25,6 +25,7 @@ from posttrain.data.rendering import encode_prompt
 from posttrain.data.token_curriculum import TierDraws
 from posttrain.data.token_index import TokenIndex
 from posttrain.errors import DataError, SupportError
+from posttrain.evaluation.progress import EvaluationProgress
 from posttrain.methods.rmt.config import NextTokenConfig
 from posttrain.models.loading import load_model, load_tokenizer
 from posttrain.seam.sampling import EpochRepeatSampler
@@ -107,8 +108,6 @@ def scored(
     texts: list[Any], *, folder: Path, args: NextTokenConfig, tokenizer: Any, model: PreTrainedModel
 ) -> TokenIndex:
     """Score a corpus with the configured scorer under a progress bar."""
-    from posttrain.evaluation.progress import EvaluationProgress
-
     scorer = model
     if args.entropy_model is not None:
         refuse_other_tokens(args.entropy_model, tokenizer)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from posttrain.errors import ConfigError, PosttrainError, SupportError
+from posttrain.methods.unlearning_paths.forget_retain import check_rows, other_answers
+from posttrain.methods.unlearning_paths.names import chosen_weights, one_name
 from posttrain.seam.arguments import option
 from posttrain.seam.supervised import SupervisedConfig
 
@@ -192,8 +194,6 @@ class UnlearnConfig(SteeringConfig):
             )
 
     def model_findings(self, modules: Sequence[str], weights: Sequence[str]) -> Iterator[PosttrainError]:
-        from posttrain.methods.unlearning_paths.names import chosen_weights, one_name
-
         try:
             if self.taps_layer:
                 one_name(modules, self.module_regex)
@@ -205,8 +205,6 @@ class UnlearnConfig(SteeringConfig):
     def data_findings(
         self, rows: dict[str, Any], *, world_size: int, tokenizer: Any = None, is_decided: bool = True
     ) -> Iterator[PosttrainError]:
-        from posttrain.methods.unlearning_paths.forget_retain import check_rows, other_answers
-
         try:
             check_rows(self, rows["train"], rows.get("retain"))
             if tokenizer is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from peft import PeftModel
 from torch import Tensor, nn
+from trl.trainer.utils import create_model_from_path
 
 from posttrain.errors import ConfigError, SupportError
 from posttrain.methods.unlearning_paths.config import UnlearnConfig
@@ -33,8 +34,6 @@ def frozen_copy(model: Any, args: UnlearnConfig) -> nn.Module | None:
     if not (args.needs_reference and args.reference == "copy"):
         return None
     if isinstance(model, str):
-        from trl.trainer.utils import create_model_from_path
-
         with whole_models():
             found = create_model_from_path(model, **(args.model_init_kwargs or {}))
         return found.eval().requires_grad_(False)
