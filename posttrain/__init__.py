@@ -15,8 +15,8 @@ __version__ = "0.1.0"
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 _PUBLIC = {
-    "HPTConfig": "posttrain.methods.hpt",
-    "HPTTrainer": "posttrain.methods.hpt",
+    "HPTConfig": "posttrain.methods.hpt.trainer",
+    "HPTTrainer": "posttrain.methods.hpt.trainer",
     "PolicyConfig": "posttrain.seam.policy",
     "PolicyTrainer": "posttrain.seam.policy",
     "SupervisedConfig": "posttrain.seam.supervised",

@@ -126,7 +126,7 @@ def _without(rows: Any, trained: set[str], console: Any) -> Any:
 
 def _chosen(recipe: str | Path, overrides: list[str], stage: str | None) -> tuple[str, str | None, Any]:
     runs = resolve_stages(load(recipe, overrides))
-    readers = [run for run in runs if registry.get(run[2].method.name).reads == "documents"]
+    readers = [run for run in runs if "documents" in registry.get(run[2].method.name).inputs]
     if not readers:
         raise SupportError("no stage of the recipe reads documents", where=str(recipe), fix="Use method rmt")
     found = [run for run in readers if stage in (None, run[0])]

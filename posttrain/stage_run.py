@@ -159,7 +159,7 @@ class Stage:
             self.filter_rows(data, path)
         extra: dict[str, Any] = {}
         for split, keyword in (("validation", "eval_dataset"), ("retain", "retain_dataset")):
-            if split in data and self.entry.kind == "supervised":
+            if split in data and self.entry.learns_rows:
                 extra[keyword] = self.trainable(data[split], tokenizer, split=split)
         if config.rollout is not None:
             extra["reward_funcs"] = [reward_scorer(config, entry.name) for entry in config.rollout.rewards]

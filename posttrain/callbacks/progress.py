@@ -26,21 +26,26 @@ from transformers import (
     TrainingArguments,
 )
 
+from posttrain.registry import METHODS
+
 Logs = Mapping[str, Any]
 
-# (metric, what the console calls it); a name that is absent from the logs is not shown.
+# (metric, what the console calls it) besides what methods declare; a name that is absent from the logs is not shown.
 SHOWN = (
     ("groups/all_wrong", "all wrong"),
     ("groups/mixed", "mixed"),
     ("groups/all_correct", "all correct"),
     ("gate/sft_fraction", "demonstrations"),
-    ("sasr/p_sft", "chance supervised"),
-    ("chord/mu", "supervised share"),
     ("update/gradient_rows", "gradient rows"),
     ("rollout/truncated_fraction", "truncated"),
     ("completions/mean_length", "length"),
 )
 GRADIENT_ROWS = "update/gradient_rows"
+
+
+def _shown() -> list[tuple[str, str]]:
+    curves = (curve for method in METHODS.values() for curve in method.curves)
+    return [*((curve.metric, curve.label) for curve in curves if curve.shown), *SHOWN]
 
 
 class RichProgress(TrainerCallback):
@@ -161,7 +166,7 @@ class RichProgress(TrainerCallback):
             parts.append(found[0])
         elif logs.get("loss") is not None:
             parts.append(f"loss {_value(logs['loss'])}")
-        return parts + [f"{label} {_value(logs[name])}" for name, label in SHOWN if logs.get(name) is not None]
+        return parts + [f"{label} {_value(logs[name])}" for name, label in _shown() if logs.get(name) is not None]
 
     def _tokens_per_second(self, logs: Logs) -> float | None:
         now, tokens = time.monotonic(), logs.get("num_tokens")

@@ -56,7 +56,7 @@ def keywords(cfg: RunConfig, specs: dict[str, FieldSpec]) -> dict[str, Any]:
     if cfg.rollout is not None:
         keys["use_vllm"] = cfg.rollout.engine == "vllm"
         keys["vllm_mode"] = cfg.rollout.mode or "colocate"
-        if cfg.rollout.engine == "vllm" and registry.get(cfg.method.name).reads != "documents":
+        if cfg.rollout.engine == "vllm" and "documents" not in registry.get(cfg.method.name).inputs:
             # Left open, vLLM sets memory aside for rows as long as the model can read. Prompts that a method writes
             # itself are longer than the rows.
             keys.setdefault("vllm_max_model_length", cfg.data.max_prompt_length + cfg.rollout.max_completion_length)

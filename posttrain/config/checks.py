@@ -174,10 +174,10 @@ class _Check:
     def tokenizer_settings(self, args: Any) -> None:
         """What the method's settings ask of tokenizer and model."""
         tokenizer = self.tokenizer()
-        if tokenizer is not None and self.entry.kind == "supervised":
+        if tokenizer is not None and self.entry.learns_rows:
             for finding in args.tokenizer_findings(tokenizer, has_adapter=self.cfg.model.lora is not None):
                 self.add(True, checks_model.explained(self.cfg, finding))
-        if self.facts is not None and self.entry.kind == "supervised":
+        if self.facts is not None and self.entry.learns_rows:
             weights = () if self.cfg.model.lora is not None else self.facts.weights
             for finding in args.model_findings(self.facts.modules, weights):
                 self.add(True, checks_model.explained(self.cfg, finding))
@@ -195,7 +195,7 @@ class _Check:
         if len(rows) < len(self.trained) or not rows:
             return
         found: Iterable[PosttrainError] = ()
-        if self.entry.kind == "supervised":
+        if self.entry.learns_rows:
             # What `mix` decides is not there before the earlier stages are.
             is_decided = self.cfg.stage is None or self.cfg.stage.mix is None
             tokenizer = self.tokenizer()
@@ -296,7 +296,7 @@ class _Check:
             self.add(stops, finding)
         if len(self.report.errors) > before:
             return False
-        budget, learns = LengthBudget(rows), trained and self.entry.kind == "supervised"
+        budget, learns = LengthBudget(rows), trained and self.entry.learns_rows
         for stops, finding in checks_data.long_prompts(self.cfg, rows, budget.prompt_counter(encoder, of_rows=learns)):
             self.add(stops, finding)
         if trained:
@@ -329,7 +329,7 @@ class _Check:
 
     def asked(self, rows: Rows, held_out: Rows | None, tokenizer: Any) -> Rows | None:
         """Rows as the rewards will see them; None if there are none, or a method cannot ask about its documents."""
-        if self.entry.reads == "prompts":
+        if "documents" not in self.entry.inputs:
             return rows if self.column("train") != "prompt" else held_out
         if tokenizer is None:
             return None
@@ -376,7 +376,7 @@ class _Check:
     def length(self, rows: Rows) -> None:
         """Enough rows for one batch, and the length of the run."""
         left = len(rows) - len(rows.dropped)
-        if self.entry.kind == "policy" and self.cfg.rollout is not None:
+        if self.entry.generates and self.cfg.rollout is not None:
             steps = checks_run.steps_per_generation(self.cfg, self.world_size) or 1
             batch = checks_run.rows_per_micro_step(self.cfg, self.world_size) * steps
             prompts = batch // self.cfg.rollout.num_generations

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from posttrain.config.run_config import RunConfig
 from posttrain.data.names import name_findings
 from posttrain.errors import DataError, PosttrainError
-from posttrain.registry import Entry
+from posttrain.registry import Method
 
 _SHOWN = 5
 _ANSWERED = "the prompt ends with an assistant message"
@@ -78,9 +78,9 @@ def _listed(dataset: Any, name: str) -> list[Any]:
             gc.enable()
 
 
-def uses_demonstrations(cfg: RunConfig, entry: Entry) -> bool:
+def uses_demonstrations(cfg: RunConfig, entry: Method) -> bool:
     """Whether the method trains on the demonstration column."""
-    if entry.kind == "supervised":
+    if entry.learns_rows:
         return True
     if not hasattr(cfg.method, "demonstration_column"):
         return False
@@ -161,7 +161,7 @@ def answer_findings(cfg: RunConfig, rows: Rows, *, graded: list[str]) -> Iterato
     )
 
 
-def demonstration_findings(cfg: RunConfig, entry: Entry, rows: Rows) -> Iterator[tuple[bool, PosttrainError]]:
+def demonstration_findings(cfg: RunConfig, entry: Method, rows: Rows) -> Iterator[tuple[bool, PosttrainError]]:
     """(whether it stops the run, finding) about the demonstration column and its empty rows."""
     column = str(cfg.method.demonstration_column)
     where = cfg.where("data", rows.split)
@@ -191,7 +191,7 @@ def demonstration_findings(cfg: RunConfig, entry: Entry, rows: Rows) -> Iterator
         )
         return
     limit = cfg.data.max_empty_solution_fraction
-    if entry.kind == "supervised":
+    if entry.learns_rows:
         yield (
             True,
             DataError(told, where=where, fix=f"Map the column under data.{rows.split}.columns, or drop these rows"),
@@ -259,7 +259,7 @@ def long_prompts(
 
 
 def long_demonstrations(
-    cfg: RunConfig, entry: Entry, rows: Rows, lengths: Callable[[int], tuple[int, int] | None]
+    cfg: RunConfig, entry: Method, rows: Rows, lengths: Callable[[int], tuple[int, int] | None]
 ) -> Iterator[tuple[bool, PosttrainError]]:
     """(whether it stops the run, finding) about demonstrations over the limit.
 
@@ -269,7 +269,7 @@ def long_demonstrations(
         rows: training rows.
         lengths: tokens of (prompt, demonstration) of a row, or None if surely within every limit.
     """
-    supervised = entry.kind == "supervised"
+    supervised = entry.learns_rows
     limit = cfg.trainer.max_length if supervised else cfg.rollout.max_completion_length  # type: ignore[union-attr]
     if limit is None:
         return

@@ -275,8 +275,9 @@ def stage_findings(
 
 
 def _is_chat(cfg: RunConfig, encoder: PromptEncoder) -> bool:
-    reads = registry.get(cfg.method.name).reads
-    return reads == "prompts" and any(not isinstance(prompt, str) for prompt in encoder.rows.prompts[:SAMPLE])
+    if "documents" in registry.get(cfg.method.name).inputs:
+        return False
+    return any(not isinstance(prompt, str) for prompt in encoder.rows.prompts[:SAMPLE])
 
 
 def _other_variables(

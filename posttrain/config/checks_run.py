@@ -17,7 +17,7 @@ from posttrain.config.run_config import RunConfig
 from posttrain.errors import ConfigError, PosttrainError, SupportError
 from posttrain.notices import mark_told
 from posttrain.optional import is_installed, missing
-from posttrain.registry import Entry
+from posttrain.registry import Method
 from posttrain.seam.row_use import RowUse, batch_use, prompt_use
 from posttrain.seam.sharding import asked_engine
 
@@ -35,9 +35,9 @@ _OPTIMIZER_PACKAGES = {
 _REPORTERS = ("wandb", "tensorboard", "trackio", "mlflow", "swanlab", "clearml", "neptune", "comet_ml", "codecarbon")
 
 
-def batch_arithmetic(cfg: RunConfig, entry: Entry, *, world_size: int) -> Iterator[PosttrainError]:
+def batch_arithmetic(cfg: RunConfig, entry: Method, *, world_size: int) -> Iterator[PosttrainError]:
     """Whether batches, groups and ranks divide each other."""
-    if entry.kind != "policy" or cfg.rollout is None:
+    if not entry.generates or cfg.rollout is None:
         return
     trainer, group = cfg.trainer, cfg.rollout.num_generations
     rows, steps = rows_per_micro_step(cfg, world_size), steps_per_generation(cfg, world_size)
@@ -85,7 +85,7 @@ def steps_per_generation(cfg: RunConfig, world_size: int) -> int | None:
     return int(trainer.steps_per_generation or trainer.gradient_accumulation_steps)
 
 
-def run_length(cfg: RunConfig, entry: Entry, *, num_rows: int | None, world_size: int) -> tuple[int, list[str]]:
+def run_length(cfg: RunConfig, entry: Method, *, num_rows: int | None, world_size: int) -> tuple[int, list[str]]:
     """Optimizer steps of the run, and what to tell about it.
 
     Args:
@@ -98,7 +98,7 @@ def run_length(cfg: RunConfig, entry: Entry, *, num_rows: int | None, world_size
     rows = rows_per_micro_step(cfg, world_size) * trainer.gradient_accumulation_steps
     if num_rows is None:
         return trainer.max_steps, [f"{trainer.max_steps} optimizer steps of {rows} rows, drawn from streams"]
-    if entry.kind == "policy" and cfg.rollout is not None:
+    if entry.generates and cfg.rollout is not None:
         group, steps = cfg.rollout.num_generations, steps_per_generation(cfg, world_size) or 1
         prompts = rows_per_micro_step(cfg, world_size) * steps // group
         updates = steps * trainer.num_iterations // trainer.gradient_accumulation_steps
@@ -112,7 +112,7 @@ def run_length(cfg: RunConfig, entry: Entry, *, num_rows: int | None, world_size
     epochs = total / per_epoch if per_epoch else math.inf
     lines = [f"{num_rows} training rows; {told}", f"{total} optimizer steps, {epochs:.3g} passes over the data"]
     sentence = _row_use(cfg, entry, num_rows=num_rows, world_size=world_size).sentence
-    is_read = entry.kind != "policy" or entry.reads != "documents"  # else it asks about tokens of the rows
+    is_read = not entry.generates or "documents" not in entry.inputs  # else it asks about tokens of the rows
     if sentence is not None and is_read and not _draws_by_shares(cfg):
         mark_told(sentence)
         lines.append(sentence)
@@ -130,10 +130,10 @@ def _draws_by_shares(cfg: RunConfig) -> bool:
     return cfg.method.name == "aioli" or any(cfg.method.fields.get(name) is not None for name in names)
 
 
-def _row_use(cfg: RunConfig, entry: Entry, *, num_rows: int, world_size: int) -> RowUse:
+def _row_use(cfg: RunConfig, entry: Method, *, num_rows: int, world_size: int) -> RowUse:
     """The rows that an epoch can use, by the arithmetic of the trainers."""
     trainer, written = cfg.trainer, cfg.trainer.fields
-    if entry.kind == "policy" and cfg.rollout is not None:
+    if entry.generates and cfg.rollout is not None:
         batch = rows_per_micro_step(cfg, world_size) * (steps_per_generation(cfg, world_size) or 1)
         group = cfg.rollout.num_generations
         is_shuffled = bool(written.get("shuffle_dataset", True))
@@ -164,7 +164,7 @@ def length_warnings(cfg: RunConfig, *, total_steps: int) -> Iterator[PosttrainEr
         )
 
 
-def support(cfg: RunConfig, entry: Entry, *, world_size: int) -> Iterator[PosttrainError]:
+def support(cfg: RunConfig, entry: Method, *, world_size: int) -> Iterator[PosttrainError]:
     """Combinations the method does not support, whatever the machine."""
     wanted = {
         "peft": (cfg.model.lora is not None, ("model", "lora"), "adapters"),
@@ -213,7 +213,7 @@ def _spread_weights(cfg: RunConfig, engine: str) -> Iterator[PosttrainError]:
             )
 
 
-def _unsupported(entry: Entry, told: str, where: str) -> SupportError:
+def _unsupported(entry: Method, told: str, where: str) -> SupportError:
     return SupportError(
         f"{entry.key} does not support {told}",
         where=where,

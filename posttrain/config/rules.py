@@ -148,13 +148,13 @@ def _further(cfg: RunConfig, split: str) -> Iterator[PosttrainError]:
     rows, where, entry = getattr(cfg.data, split), cfg.where("data", split), registry.get(cfg.method.name)
     if rows is None:
         return
-    if split == "validation" and entry.kind != "supervised" and not cfg.method.fields.get("prompt_controller"):
+    if split == "validation" and not entry.learns_rows and not cfg.method.fields.get("prompt_controller"):
         fix = "Remove it; data.eval is what policy methods are evaluated on"
         yield ConfigError(
             "read by supervised methods and method.prompt_controller", where=where, got=entry.key, fix=fix
         )
-    if split == "retain" and not entry.reads_retain:
-        readers = ", ".join(key for key, other in registry.METHODS.items() if other.reads_retain)
+    if split == "retain" and "retain" not in entry.inputs:
+        readers = ", ".join(key for key, other in registry.METHODS.items() if "retain" in other.inputs)
         yield ConfigError("read by unlearning alone", where=where, got=entry.key, allowed=readers, fix="Remove it")
     if rows.mixture is not None:
         yield from _mixture(cfg, split)
@@ -366,7 +366,7 @@ def _evaluation(cfg: RunConfig) -> Iterator[PosttrainError]:
         yield ConfigError(
             "not read at temperature 0", where=cfg.where("eval", "top_p"), got=settings.top_p, fix="Remove the line"
         )
-    if registry.get(cfg.method.name).kind != "supervised":
+    if not registry.get(cfg.method.name).learns_rows:
         return
     for key, fix in (("verifier", "the name of a reward"), ("max_new_tokens", "the most tokens of an answer")):
         if getattr(settings, key) is None:

@@ -33,8 +33,8 @@ def stream_rules(cfg: RunConfig) -> Iterator[PosttrainError]:
     if not train.streaming:
         return
     where = cfg.where("data", "train", "streaming")
-    if not registry.get(cfg.method.name).reads_streams:
-        readers = ", ".join(key for key, entry in registry.METHODS.items() if entry.reads_streams)
+    if "streams" not in registry.get(cfg.method.name).inputs:
+        readers = ", ".join(key for key, entry in registry.METHODS.items() if "streams" in entry.inputs)
         yield SupportError(
             "rows of a stream are drawn group by group, and this method puts its rows into a random order",
             where=where,

@@ -155,7 +155,7 @@ def _ignores(stage: StageBlock, block: str, values: dict[str, Any]) -> bool:
 def _is_supervised(stage: StageBlock, values: dict[str, Any]) -> bool:
     method = stage.method if "method" in stage.model_fields_set else values.get("method")
     entry = registry.METHODS.get(str(method.get("name"))) if isinstance(method, dict) else None
-    return entry is not None and entry.kind == "supervised"
+    return entry is not None and entry.learns_rows
 
 
 def _parse_stage(

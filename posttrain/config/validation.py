@@ -222,20 +222,20 @@ def _method_specs(values: dict[str, Any], source: SourceMap, errors: list[Posttr
     except ConfigError as error:
         errors.append(error)
         return None
-    if entry.kind == "stages":
+    if not entry.trains:
         what, fix = f"{name} is a plan of stages", f"Write stages: {{preset: {name}}}, and method: {{name: sft}}"
         errors.append(ConfigError(what, where=source.where(("method", "name")), got=name, fix=fix))
         return None
-    if entry.kind == "supervised" and "rollout" in values:
+    if entry.learns_rows and "rollout" in values:
         errors.append(
             SupportError(
                 f"{name} learns from demonstrations and samples no rollouts",
                 where=source.where(("rollout",)),
                 fix="Remove the block, or choose a policy method: "
-                + ", ".join(key for key, other in registry.METHODS.items() if other.kind == "policy"),
+                + ", ".join(key for key, other in registry.METHODS.items() if other.generates),
             )
         )
-    if entry.kind == "policy" and "rollout" not in values:
+    if entry.generates and "rollout" not in values:
         where = source.where(("rollout",))
         errors.append(
             ConfigError(f"{name} needs the block rollout", where=where, fix="Write rollout.rewards at least")

@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from posttrain.evaluation.markdown import visible
+from posttrain.registry import METHODS
 
 Events = Sequence[Mapping[str, Any]]
 # (step or cost, value, standard error), the last NaN if unknown
@@ -44,6 +45,14 @@ class Panel:
 
 
 FRACTION = (-0.03, 1.03)
+
+
+def own_panels() -> list[Panel]:
+    """The plots of what methods declare of their own."""
+    curves = (curve for method in METHODS.values() for curve in method.curves)
+    return [Panel(c.name, c.title, c.unit, ((c.metric, c.label),), c.limits) for c in curves]
+
+
 PANELS = (
     Panel("accuracy", "Accuracy of the training rollouts", "fraction accepted (0 to 1)",
           (("rollout/accuracy", "accepted"),), FRACTION),
@@ -51,11 +60,7 @@ PANELS = (
     Panel("loss", "Supervised training loss", "negative log-likelihood per token (nats)", (("loss", "loss"),)),
     Panel("gate", "Prompts trained on their demonstration", "fraction of prompts (0 to 1)",
           (("gate/sft_fraction", "demonstration"),), FRACTION),
-    Panel("switch", "Chance that an optimizer step is supervised", "probability (0 to 1)",
-          (("sasr/p_sft", "supervised"),), FRACTION),
-    Panel("supervised_norm", "Gradient norm of supervised steps, before clipping", "global L2 norm",
-          (("sasr/g_sft", "norm"),), (0, None)),
-    Panel("mu", "Share of the supervised loss in a step", "weight (0 to 1)", (("chord/mu", "share"),), FRACTION),
+    *own_panels(),
     Panel("groups", "Prompt groups by outcome", "fraction of groups (0 to 1)",
           (("groups/all_wrong", "all wrong"), ("groups/mixed", "mixed"), ("groups/all_correct", "all correct")),
           FRACTION),

@@ -257,7 +257,7 @@ def _totals(method: str, folder: RunFolder) -> dict[str, float]:
     found: dict[str, float] = {}
     for event in folder.read_metrics():
         found |= {name: float(event[name]) for name in _COSTS.values() if isinstance(event.get(name), int | float)}
-    if registry.get(method).kind == "supervised" and _COSTS["demonstrations"] in found:
+    if registry.get(method).learns_rows and _COSTS["demonstrations"] in found:
         # It generates nothing, so it counts no prompts for that: every row it trains on is one prompt with its answer.
         found[_COSTS["trained_prompts"]] = found[_COSTS["demonstrations"]]
     return found

@@ -262,7 +262,7 @@ def _record(name: str, config: RunConfig) -> StageRecord:
         raise ConfigError(f"the steps of {name} are not known beforehand", where=where, fix=fix)
     steps = args.max_steps if args.max_steps > 0 else _steps_of_epochs(config)
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    if registry.get(config.method.name).kind == "policy":
+    if registry.get(config.method.name).generates:
         # Rows are rollouts, and a batch of them is used num_iterations times.
         rows = rows / args.num_generations / args.num_iterations
     return StageRecord(name=name, trainer=config.method.name, steps=steps, prompts_per_step=float(rows))

@@ -9,7 +9,17 @@ from typing import Any
 from huggingface_hub import ModelCard
 from trl.trainer.utils import generate_model_card
 
+from posttrain import registry
+
 TAGS = ["trl", "posttrain"]  # of every card
+
+
+def paper_of(trainer: type[Any]) -> dict[str, str]:
+    """Title, id and citation of the paper that a trainer's class names itself, or that its method declares."""
+    if trainer.paper is not None:
+        return dict(trainer.paper)
+    method = registry.method_of(trainer)
+    return {} if method is None else method.paper.card(method.key)
 
 
 def try_card(trainer: type[Any], place: str | Path, *, base_model: str | None, hub_model_id: str | None) -> None:
@@ -20,6 +30,7 @@ def try_card(trainer: type[Any], place: str | Path, *, base_model: str | None, h
         base_model: path or Hub id that the run starts from; None for a model that is made.
         hub_model_id: where the model will be pushed.
     """
+    paper = paper_of(trainer)
     # trl 1.16: BaseTrainer.create_model_card
     card = generate_model_card(
         base_model=None if base_model is None or os.path.isdir(base_model) else base_model,
@@ -30,9 +41,9 @@ def try_card(trainer: type[Any], place: str | Path, *, base_model: str | None, h
         wandb_url=None,
         trackio_url=None,
         trainer_name=trainer.name,
-        trainer_citation=trainer.paper.get("citation"),
-        paper_title=trainer.paper.get("title"),
-        paper_id=trainer.paper.get("id"),
+        trainer_citation=paper.get("citation"),
+        paper_title=paper.get("title"),
+        paper_id=paper.get("id"),
     )
     file = Path(place) / "README.md"
     card.save(file)

@@ -25,7 +25,7 @@ from posttrain.models import saving
 from posttrain.seam import manifest
 from posttrain.seam import state as checkpoint
 from posttrain.seam.arguments import WithoutSecrets
-from posttrain.seam.card import TAGS
+from posttrain.seam.card import TAGS, paper_of
 from posttrain.seam.continued import ContinuedSettings
 from posttrain.seam.memory import memory_told
 from posttrain.seam.row_use import CountedRows
@@ -60,9 +60,9 @@ class ResumableTrainer(ContinuedSettings, CountedRows):
     global norm before clipping).
     """
 
-    # Method name and {title, id, citation} of its paper, for the model card.
+    # For the model card: the method's name, and {title, id, citation} of a paper in place of the one it declares.
     name: str = "posttrain"
-    paper: dict[str, str] = {}
+    paper: dict[str, str] | None = None
     _epoch_sampler: EpochSampler | None = None
     _is_staging: bool = False
     last_grad_norm: float | None = None
@@ -80,7 +80,7 @@ class ResumableTrainer(ContinuedSettings, CountedRows):
 
     @property
     def _paper(self) -> dict[str, str]:
-        return self.paper
+        return paper_of(type(self))
 
     @property
     def _tag_names(self) -> list[str]:

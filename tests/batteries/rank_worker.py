@@ -21,7 +21,7 @@ from tests.batteries.runs import build, dataset, gradients, losses, marked_right
 def resume(key: str, model: Path, folder: Path) -> dict:
     """Largest difference between the weights of an uninterrupted run and those of a stopped and continued one."""
     layout = {"per_device_train_batch_size": 4, "max_steps": 5, "save_strategy": "steps", "save_steps": 3}
-    if METHODS[key].kind == "policy":
+    if METHODS[key].generates:
         layout["steps_per_generation"] = 4
     if key == "sasr":  # a supervised step of four micro-batches fits the data
         layout |= {"sft_per_device_batch_size": 2, "warmup_sft_steps": 1, "switch_controller": "fixed"}
@@ -63,7 +63,7 @@ def main(folder: Path) -> None:
             data = data.select(case.pop("prompts"))
         if case.pop("mixture", False):
             data = data.add_column(SOURCE_COLUMN, [f"source{row % 3}" for row in range(len(data))])
-        if METHODS[run["key"]].kind == "policy":
+        if METHODS[run["key"]].generates:
             case |= {"reward": marked_right, "trainer_kwargs": {"rollout_func": replay}, "shuffle_dataset": False}
         trainer = build(
             run["key"],

@@ -110,10 +110,10 @@ def build(
 ) -> Any:
     """A trainer of the registry entry `key` on the tiny model, built as a user of the Python API would."""
     entry = METHODS[key]
-    is_policy = entry.kind == "policy"
+    is_policy = entry.generates
     arguments = {**COMMON, **(POLICY if is_policy else SUPERVISED), **OF_METHOD.get(key, {}), **overrides}
     data = dataset() if data is None else data
-    if entry.reads == "documents" and {"prompt", "solution"} <= set(data.column_names or ()):
+    if "documents" in entry.inputs and {"prompt", "solution"} <= set(data.column_names or ()):
         data = as_documents(data)
     extra = dict(trainer_kwargs or {})
     if key == "aioli":

@@ -36,7 +36,7 @@ SUPERVISED = {
 RUNS = [
     {"key": key, "name": name, "case": case}
     for key, entry in trained().items()
-    for name, case in (CASES if entry.kind == "policy" else SUPERVISED).items()
+    for name, case in (CASES if entry.generates else SUPERVISED).items()
     if key != "sasr" or "prompts" not in case  # its supervised step takes eight demonstrations
 ]
 # Its first step is supervised with the defaults.

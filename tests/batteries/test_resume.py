@@ -12,7 +12,7 @@ from posttrain.registry import METHODS, trained
 from posttrain.seam.hooks import NonFiniteError
 from tests.batteries.runs import Recorder, build, costs, losses, weights
 
-POLICY_KEYS = [key for key, entry in METHODS.items() if entry.kind == "policy"]
+POLICY_KEYS = [key for key, entry in METHODS.items() if entry.generates]
 ALL_KEYS = list(trained())
 # Six prompts a block of two optimizer steps makes an epoch of 4 steps; passes over a block twice in the last case.
 LAYOUTS = {
@@ -54,7 +54,7 @@ def test_policy_run_resumes_bit_equal(key, stop, layout, warm_dir, tmp_path):
 
 
 @pytest.mark.parametrize("stop", [2, 4])
-@pytest.mark.parametrize("key", [key for key, entry in METHODS.items() if entry.kind == "supervised"])
+@pytest.mark.parametrize("key", [key for key, entry in METHODS.items() if entry.learns_rows])
 def test_supervised_run_resumes_bit_equal(key, stop, warm_dir, tmp_path):
     whole, rest, _, _ = _pair(key, warm_dir, tmp_path, stop, 7)
     _assert_equal(whole, rest, stop)

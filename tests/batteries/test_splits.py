@@ -12,7 +12,7 @@ SPLITS = [(8, 1), (4, 2), (2, 4)]
 TOLERANCE = 1e-5
 
 
-POLICY_KEYS = [key for key, entry in METHODS.items() if entry.kind == "policy"]
+POLICY_KEYS = [key for key, entry in METHODS.items() if entry.generates]
 VARIANTS = ({}, {"beta": 0.05}, {"entropy_coef": 0.01}, {"preset": "dapo"})
 # SRFT's loss has no preset to choose; its own test says that one is refused.
 CASES = [(key, variant) for key in POLICY_KEYS for variant in VARIANTS if (key, "preset") != ("srft", *variant)]
@@ -42,7 +42,7 @@ def test_policy_gradient_does_not_depend_on_the_split(key, overrides, warm_dir, 
 
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "seq_mean_token_mean"])
-@pytest.mark.parametrize("key", [key for key, entry in METHODS.items() if entry.kind == "supervised"])
+@pytest.mark.parametrize("key", [key for key, entry in METHODS.items() if entry.learns_rows])
 def test_supervised_gradient_does_not_depend_on_the_split(key, aggregation, warm_dir, tmp_path):
     found = [
         gradients(

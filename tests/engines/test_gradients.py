@@ -30,7 +30,7 @@ SUPERVISED = {"rows of unequal length": {}, "an incomplete last batch": {"prompt
 RUNS = [
     {"key": key, "name": name, "case": case}
     for key, entry in trained().items()
-    for name, case in (POLICY if entry.kind == "policy" else SUPERVISED).items()
+    for name, case in (POLICY if entry.generates else SUPERVISED).items()
     if key != "sasr" or "prompts" not in case  # its supervised step takes eight demonstrations
 ]
 # Its first step is supervised with the defaults.

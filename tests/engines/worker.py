@@ -78,7 +78,7 @@ def make(run: dict[str, Any], spec: dict[str, Any], folder: Path, **layout: Any)
     data, case = dataset(), dict(run["case"])
     if "prompts" in case:
         data = data.select(case.pop("prompts"))
-    if METHODS[run["key"]].kind == "policy":
+    if METHODS[run["key"]].generates:
         case |= {"reward": marked_right, "trainer_kwargs": {"rollout_func": replay}, "shuffle_dataset": False}
     case = with_adapters(case)
     rows = {"per_device_train_batch_size": spec["rows"], "gradient_accumulation_steps": 2}
@@ -95,7 +95,7 @@ def resume(name: str, case: dict[str, Any], spec: dict[str, Any], folder: Path) 
     layout = {"per_device_train_batch_size": 4, "max_steps": 5, "save_strategy": "steps", "save_steps": 3}
     case = with_adapters(case)
     key = case.pop("key", name)
-    if METHODS[key].kind == "policy":
+    if METHODS[key].generates:
         layout["steps_per_generation"] = 4
     saved, logged = [], []
     for start in (None, str(folder / "checkpoint-3")):

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig
 
 from posttrain.errors import ConfigError, SupportError
-from posttrain.methods.chord import CHORDConfig, CHORDTrainer, supervised_share
+from posttrain.methods.chord.trainer import CHORDConfig, CHORDTrainer, supervised_share
 from tests.batteries.runs import REPLAY, build, costs, dataset, fresh_model, gradients, relative_difference, weights
 from tests.methods.literal import gradient, recording, rows
 

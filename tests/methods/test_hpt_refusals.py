@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from posttrain.errors import ConfigError, DataError, PosttrainError, RewardError, SupportError
-from posttrain.methods.hpt import HPTConfig
+from posttrain.methods.hpt.trainer import HPTConfig
 from tests.batteries.runs import COMMON, POLICY, REPLAY, Recorder, build, dataset, fresh_model
 
 

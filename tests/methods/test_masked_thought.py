@@ -12,7 +12,7 @@ from transformers import AddedToken, AutoTokenizer
 from posttrain.data.token_noise import row_generator
 from posttrain.losses.reductions import LossCounts, reduce_loss
 from posttrain.losses.supervised import nll_loss
-from posttrain.methods.masked_thought import MaskedThoughtTrainer
+from posttrain.methods.masked_thought.trainer import MaskedThoughtTrainer
 from posttrain.seam.row_numbers import row_spans
 from tests.batteries.runs import build, fresh_model, gradients, losses, relative_difference, weights
 

@@ -11,7 +11,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.errors import ConfigError, DataError, SupportError
-from posttrain.methods.masked_thought import MaskedThoughtConfig, MaskedThoughtTrainer
+from posttrain.methods.masked_thought.trainer import MaskedThoughtConfig, MaskedThoughtTrainer
 from tests.batteries.runs import build, weights
 from tests.config.recipes import checked, told
 

@@ -7,7 +7,7 @@ import torch
 
 from posttrain.errors import ConfigError
 from posttrain.losses.upge import UPGE_PRESETS, group_advantages
-from posttrain.methods.rft_cpt import RFTCPTConfig, RFTCPTTrainer
+from posttrain.methods.rft_cpt.trainer import RFTCPTConfig, RFTCPTTrainer
 from tests.batteries.runs import REPLAY, build, fresh_model, gradients, never_right, relative_difference, weights
 from tests.methods.literal import gradient, recording, rows
 

@@ -13,7 +13,7 @@ from tests.rollouts.conftest import ENGINE
 
 pytestmark = pytest.mark.vllm
 COLOCATED = {**ENGINE, "vllm_mode": "colocate", "max_completion_length": 12, "logging_steps": 1}
-POLICY_METHODS = [key for key, entry in METHODS.items() if entry.kind == "policy" and "vllm" in entry.supports]
+POLICY_METHODS = [key for key, entry in METHODS.items() if entry.generates and "vllm" in entry.supports]
 DIFFERENCE = "sampling/sampling_logp_difference/max"
 
 

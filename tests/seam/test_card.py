@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from posttrain.registry import get, trained
-from posttrain.seam.card import try_card
+from posttrain.seam.card import paper_of, try_card
 
 
 @pytest.mark.parametrize("key", trained())
@@ -17,7 +17,15 @@ def test_the_card_of_every_method_names_its_paper_and_can_be_read(key, tmp_path)
     try_card(trainer, tmp_path, base_model="owner/base", hub_model_id="owner/tuned")
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.base_model == "owner/base" and {"trl", "posttrain"} <= set(card.data.tags)
-    assert trainer.paper.get("title", "") in card.text and "owner/tuned" in card.text
+    assert get(key).paper.title in card.text and get(key).paper.arxiv in card.text and "owner/tuned" in card.text
+
+
+def test_a_class_made_from_a_methods_trainer_has_its_paper_unless_it_names_one():
+    made = type("Mine", (get("hpt").load_trainer(),), {})
+    assert paper_of(made)["id"] == "2509.04419"
+    assert paper_of(made)["citation"].startswith("@article{lv2025hpt, author={Lv and others}, title={Towards a")
+    assert paper_of(type("Named", (made,), {"paper": {"id": "1"}})) == {"id": "1"}
+    assert paper_of(SimpleNamespace(paper={})) == {}
 
 
 def test_a_folder_is_no_base_model_of_the_hub(tmp_path):

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForCausalLM
 
 from posttrain.errors import ResumeError
-from posttrain.registry import METHODS
+from posttrain.registry import METHODS, trained
 from posttrain.seam.arguments import field_specs
 from posttrain.seam.resumed_settings import (
     APPLIED,
@@ -184,7 +184,7 @@ def test_every_setting_has_its_place():
     tables = (APPLIED, FREE, REFUSED)
     assert not (APPLIED & FREE or APPLIED & REFUSED or FREE & REFUSED)
     unknown, known = set(), set()
-    for entry in METHODS.values():
+    for entry in trained().values():
         for name, spec in field_specs(entry.load_config()).items():
             known.add(name)
             if spec.block != "method" and not any(name in table for table in tables):

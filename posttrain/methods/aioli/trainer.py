@@ -51,12 +51,6 @@ class AioliTrainer(SupervisedTrainer):
     draws_groups = True
     args: AioliConfig
     name = "Aioli"
-    paper = {
-        "title": "Aioli: A Unified Optimization Framework for Language Model Data Mixing",
-        "id": "2411.05735",
-        "citation": "@inproceedings{chen2025aioli, title={Aioli: A Unified Optimization Framework for Language Model "
-        "Data Mixing}, year={2025}, eprint={2411.05735}, archivePrefix={arXiv}}",
-    }
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)

@@ -49,12 +49,6 @@ class RMTTrainer(LikelihoodRowsTrainer):
     config_class = RMTConfig
     args: RMTConfig
     name = "RMT"
-    paper = {
-        "title": "Reinforcement Mid-Training",
-        "id": "2509.24375",
-        "citation": "@article{rmt2025, title={Reinforcement Mid-Training}, year={2025}, eprint={2509.24375}, "
-        "archivePrefix={arXiv}}",
-    }
     _kept = "budget and curriculum keep the length of the run as it was begun (method rmt)"
     kept_on_resume = {"max_steps": _kept, "num_train_epochs": _kept}
 

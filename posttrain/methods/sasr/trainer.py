@@ -140,13 +140,6 @@ class SASRTrainer(AlternatingTrainer):
     config_class = SASRConfig
     args: SASRConfig
     name = "SASR"
-    paper = {
-        "title": "Step-wise Adaptive Integration of Supervised Fine-tuning and Reinforcement Learning for "
-        "Task-Specific LLMs",
-        "id": "2505.13026",
-        "citation": "@article{chen2025stepwise, title={Step-wise Adaptive Integration of Supervised Fine-tuning and "
-        "Reinforcement Learning for Task-Specific LLMs}, year={2025}, eprint={2505.13026}, archivePrefix={arXiv}}",
-    }
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)

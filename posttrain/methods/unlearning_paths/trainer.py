@@ -59,12 +59,6 @@ class UnlearnTrainer(SupervisedTrainer):
     batch_keys = ("role", "forgotten")
     args: UnlearnConfig
     name = "unlearning"
-    paper = {
-        "title": "On the Impossibility of Retrain Equivalence in Machine Unlearning",
-        "id": "2510.16629",
-        "citation": "@article{yu2025impossibility, title={On the Impossibility of Retrain Equivalence in Machine "
-        "Unlearning}, year={2025}, eprint={2510.16629}, archivePrefix={arXiv}}",
-    }
 
     def __init__(
         self,

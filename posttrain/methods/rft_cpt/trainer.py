@@ -67,12 +67,6 @@ class RFTCPTTrainer(PolicyTrainer):
     config_class = RFTCPTConfig
     args: RFTCPTConfig
     name = "RFT-CPT"
-    paper = {
-        "title": "Reinforcement Fine-Tuning Naturally Mitigates Forgetting in Continual Post-Training",
-        "id": "2507.05386",
-        "citation": "@article{lai2025rft, title={Reinforcement Fine-Tuning Naturally Mitigates Forgetting in "
-        "Continual Post-Training}, year={2025}, eprint={2507.05386}, archivePrefix={arXiv}}",
-    }
 
     def prepare_rollouts(self, rollouts: RolloutBatch) -> RolloutBatch:
         """Advantage 1 for a right rollout; the others, and those without a verdict, have no trained token."""

@@ -88,14 +88,6 @@ class CHORDTrainer(DemonstrationTrainer):
     config_class = CHORDConfig
     args: CHORDConfig
     name = "CHORD"
-    paper = {
-        "title": "On-Policy RL Meets Off-Policy Experts: Harmonizing Supervised Fine-Tuning and Reinforcement "
-        "Learning via Dynamic Weighting",
-        "id": "2508.11408",
-        "citation": "@article{zhang2025chord, title={On-Policy RL Meets Off-Policy Experts: Harmonizing Supervised "
-        "Fine-Tuning and Reinforcement Learning via Dynamic Weighting}, year={2025}, eprint={2508.11408}, "
-        "archivePrefix={arXiv}}",
-    }
 
     def prepare_rollouts(self, rollouts: RolloutBatch) -> RolloutBatch:
         self.prepare_evaluation(rollouts.tensors)

@@ -51,12 +51,6 @@ class LUFFYTrainer(GroupedDemonstrationTrainer):
     config_class = LUFFYConfig
     args: LUFFYConfig
     name = "LUFFY"
-    paper = {
-        "title": "Learning to Reason under Off-Policy Guidance",
-        "id": "2504.14945",
-        "citation": "@article{yan2025luffy, title={Learning to Reason under Off-Policy Guidance}, year={2025}, "
-        "eprint={2504.14945}, archivePrefix={arXiv}}",
-    }
 
     def loss_weights(self, window: list[dict[str, Any]]) -> list[Tensor]:
         rollouts, demos, _ = self.count_rows(window)

@@ -67,12 +67,6 @@ class SRFTTrainer(GroupedDemonstrationTrainer):
     config_class = SRFTConfig
     args: SRFTConfig
     name = "SRFT"
-    paper = {
-        "title": "SRFT: A Single-Stage Method with Supervised and Reinforcement Fine-Tuning for Reasoning",
-        "id": "2506.19767",
-        "citation": "@article{fu2025srft, title={SRFT: A Single-Stage Method with Supervised and Reinforcement "
-        "Fine-Tuning for Reasoning}, year={2025}, eprint={2506.19767}, archivePrefix={arXiv}}",
-    }
 
     def prepare_rollouts(self, rollouts: RolloutBatch) -> RolloutBatch:
         """As in the parent; a rollout's advantage becomes its verdict's coefficient, 0 if it could not be verified."""

@@ -123,12 +123,6 @@ class HPTTrainer(DemonstrationTrainer):
     config_class = HPTConfig
     args: HPTConfig
     name = "HPT"
-    paper = {
-        "title": "Towards a Unified View of Large Language Model Post-Training",
-        "id": "2509.04419",
-        "citation": "@article{lv2025unified, title={Towards a Unified View of Large Language Model Post-Training}, "
-        "year={2025}, eprint={2509.04419}, archivePrefix={arXiv}}",
-    }
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)

@@ -130,14 +130,6 @@ class MaskedThoughtTrainer(SupervisedTrainer):
     numbers_rows = True
     args: MaskedThoughtConfig
     name = "masked thought"
-    paper = {
-        "title": "Masked Thought: Simply Masking Partial Reasoning Steps Can Improve Mathematical Reasoning Learning "
-        "of Language Models",
-        "id": "2403.02178",
-        "citation": "@inproceedings{chen2024masked, title={Masked Thought: Simply Masking Partial Reasoning Steps Can "
-        "Improve Mathematical Reasoning Learning of Language Models}, year={2024}, eprint={2403.02178}, "
-        "archivePrefix={arXiv}}",
-    }
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
