@@ -43,14 +43,23 @@ def completion_text(completion: str | Sequence[dict[str, Any]]) -> str:
     return content if isinstance(content, str) else ""
 
 
+_DISPLAY = re.compile(r"(\$\$|\\\[)[ \t]*\n(.{1,2000}?)\n[ \t]*(?:\$\$|\\\])", re.DOTALL)
+_CONTROL = re.compile(r"(?:\s*(?:<\|[^|<>\n]{1,40}\|>|</s>|<eos>|<end_of_turn>))+\s*$")
+
+
 def marked_answer(text: str) -> str | None:
     """What follows the last marker on its own line or, if that is blank, on the next line that is not; stripped.
 
     None without a marker line, "" if nothing follows. A marker counts only at the beginning of a line (spaces, quote
-    marks and Markdown before it are allowed). Emphasis around the whole answer is taken away.
+    marks and Markdown before it are allowed). Emphasis around the whole answer is taken away, and control tokens
+    behind it. Mathematics between $$ or \\[ \\] on lines of their own is one answer.
     """
     block = marked_block(text)
-    return None if block is None else _without_emphasis(block.split("\n", 1)[0].strip())
+    if block is None:
+        return None
+    display = _DISPLAY.match(block)
+    line = " ".join(display[2].split()) if display else block.split("\n", 1)[0]
+    return _without_emphasis(_CONTROL.sub("", line).strip())
 
 
 def marked_block(text: str) -> str | None:

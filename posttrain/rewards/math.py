@@ -8,17 +8,17 @@ math-verify decides instead (`math_lenient`).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 from posttrain.rewards.answers import boxed_answer, completion_text, last_mark, marked_answer, normalise
 from posttrain.rewards.math_equality import equal
 from posttrain.rewards.math_exact import Budget, TooLaborious, Undefined
-from posttrain.rewards.math_nodes import Node, Opaque
+from posttrain.rewards.math_nodes import Node, Opaque, number
 from posttrain.rewards.math_text import Unreadable, clean, tokens_of
 from posttrain.rewards.math_tree import parse
-from posttrain.rewards.math_units import with_units_as_words
+from posttrain.rewards.math_units import is_unit, with_units_as_words
 
 MAX_ANSWER_CHARACTERS = 2_000
 _MAX_TEXT_CHARACTERS = 20_000
@@ -26,9 +26,15 @@ _PROSE = re.compile(r"[A-Za-z][A-Za-z'-]*(?:[ ,]+[A-Za-z][A-Za-z'-]*)*[.!]?")
 _TEXT_MACRO = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox|textrm)\s*\{([^{}]*)\}")
 # What is no mathematics but can be compared as text: dates, times, names with numbers.
 _TEXT = re.compile(r"(?=.*[A-Za-z]{2})[^\W_][\w\s.,:;'\"!?()-]{0,500}")
+_ALL_REALS = frozenset(("all real numbers", "all reals", "the real numbers", "all real values", "any real number"))
 _SHORT_WORDS = frozenset("no on up at in it is we he me so us or if of to by an as".split())
 _ANNOUNCED = re.compile(
     r"(?:so,? |thus,? |therefore,? |hence,? )?(?:the )?(?:final |correct )?answer is:?\s+", re.IGNORECASE
+)
+# \text{Answer: }, \text{The total is }; Option C, C).
+_LABEL = re.compile(r"^\$*\\text\s*\{(?![^{}]*\bnot\b)[A-Za-z][A-Za-z ]{0,40}(?::| is:?| =)\s*\}(?=\s*\S)")
+_CHOICE = re.compile(
+    r"(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?\s*(?:[Oo]ption\s+|[Cc]hoice\s+)?\(?([A-J])[).:]?\s*\}?[).]?"
 )
 _HOPE = re.compile(r"\.?\s*I hope (?:it|this) is correct\.?$", re.IGNORECASE)
 
@@ -89,7 +95,7 @@ def compare(reference: str, given: str) -> bool | None:
     if given and _plain(given) == _plain(reference):
         return True
     readings = _readings(reference)
-    if not readings and _TEXT.fullmatch(reference):
+    if not readings and _TEXT.fullmatch(_TEXT_MACRO.sub(r"\1", reference).strip()):
         return _plain(given).casefold() == _plain(reference).casefold()
     if not readings or not _is_decidable(reference):
         return None
@@ -98,11 +104,26 @@ def compare(reference: str, given: str) -> bool | None:
     others, budget = _readings(given), Budget()
     for place in range(max(len(readings), len(others)) if others else 0):
         try:
-            if equal(readings[min(place, len(readings) - 1)], others[min(place, len(others) - 1)], budget):
+            one, other = readings[min(place, len(readings) - 1)], others[min(place, len(others) - 1)]
+            if _counts_something(other, one) and equal(one, other, budget):
                 return True
         except (TooLaborious, Undefined, RecursionError):
             continue
     return False
+
+
+def _counts_something(given: Node, reference: Node) -> bool:
+    """Whether every word behind a number of the answer is a unit."""
+    said = frozenset(word for unit in _units_in(reference) for word in unit.name.split())
+    one = number(1)
+    return all(is_unit(unit.name, said=said, is_one=unit.args[0] == one) for unit in _units_in(given))
+
+
+def _units_in(node: Node) -> Iterator[Node]:
+    if node.kind == "unit":
+        yield node
+    for part in node.args:
+        yield from _units_in(part)
 
 
 def final_answer(text: str) -> str | None:
@@ -125,10 +146,13 @@ def bare(answer: str) -> str:
     text = _HOPE.sub("", answer.strip())
     announced = _ANNOUNCED.match(text)
     text = text[announced.end() :] if announced else text
+    text = _LABEL.sub("", text)
+    choice = _CHOICE.fullmatch(text.strip(" $."))
+    text = choice[1] if choice else text
     for _ in range(4):
         before = text
         text = text.strip()
-        text = re.sub(r"\\[,;:! ]$", "", text)
+        text = re.sub(r"\\(?:[,;:! ]|\\*)$", "", text)
         text = text if text.endswith("...") else text.rstrip(".;, ").strip()
         for mark in ("**", "__", "`", "*"):
             if text.startswith(mark) and text.endswith(mark) and len(text) > 2 * len(mark):
@@ -165,6 +189,8 @@ def _readings(answer: str) -> tuple[Node, ...]:
         return ()
     text = clean(_without_math_signs(answer))
     prose = _prose(text)
+    if prose is not None and prose.lower() in _ALL_REALS:
+        return (parse(r"\mathbb{R}"),)
     if prose is not None:
         return (Node("text", name=prose),)
     found = []

@@ -271,6 +271,8 @@ def _stated(relation: Node, budget: Budget) -> tuple[str | None, Node | None]:
     if not set(signs) <= {"=", "~"}:
         return None, None
     name, sides = _name_of(relation), list(relation.args)
+    if name is not None and any(name in symbols_of(side) for side in sides[1:]):
+        return None, None  # x = x + 1 says nothing of x
     if name is None and _as_name(sides[-1]) and len(sides) == 2 and signs == ["="] and not symbols_of(sides[0]):
         name, sides = _as_name(sides[-1]), sides[::-1]
     values = sides[1:] if name is not None else sides

@@ -16,7 +16,17 @@ _ORNAMENTS = {"vec", "hat", "widehat", "overrightarrow", "overline", "bar", "til
 _CLOSING = {"lfloor": ("rfloor", "floor"), "lceil": ("rceil", "ceil")}
 _NO_UNIT = frozenset(
     "not no is are was were isn wrong less more fewer least most than plus minus times divided over half halves "
-    "double twice maybe perhaps but except about around point third thirds fourths quarters percent".split()
+    "double twice maybe perhaps but except about around point third thirds fourths quarters percent "
+    # What multiplies, changes or denies the number is no unit, nor is a second number.
+    "quarter fifth fifths sixth sixths sevenths eighth eighths ninths tenth tenths sixteenths hundredth hundredths "
+    "thousandth thousandths millionths tens hundreds thousands millions billions lakh crore score gross googol mil bn "
+    "factorial root rooted doubled tripled halved inverse reciprocal opposite complement negative "
+    "positive cent. pct mille permille permil basis base modulo mod choose remainder zero one two three four five six "
+    "seven eight nine ten eleven twelve twenty thirty forty fifty sixty seventy eighty ninety false untrue incorrect "
+    "true nope never none neither nor guess unless otherwise instead rather alternatively versus vs bound ish "
+    "roughly nearly almost below above under beyond max sin cos tan log ln sqrt exp percentage dozen dozens "
+    "ones twos threes fours fives sixes sevens eights nines zeros zeroes halved roots "
+    "factorials reciprocals inverses opposites negatives doubles multiples parts always versus does".split()
 )
 _NAMES = {"angle", "triangle", "ell", "hbar", "prime", "star", "bullet"}
 
@@ -195,7 +205,7 @@ def unit_behind(parser: Any, currency: str) -> str:
         elif not (words and token.text == "}" and "^" in words):
             break
         parser.take()
-    if len(words) > 8 or any(word.lower() in _NO_UNIT for word in words):
+    if len(words) > 8 or "per cent" in " ".join(words).lower() or any(word.lower() in _NO_UNIT for word in words):
         raise Unreadable("words that are no unit")
     if currency and words and words[0].lower().removesuffix("s") in (currency, "usd", "eur"):
         words = words[1:]

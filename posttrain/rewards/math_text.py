@@ -47,8 +47,23 @@ _SUB = dict(zip("₀₁₂₃₄₅₆₇₈₉ₙ", "0123456789n", strict=True)
 _SPACES = re.compile(r"(?<!\\)\\(?:[,;:!> ]|quad(?![A-Za-z])|qquad(?![A-Za-z])|hspace\*?\{[^{}]*\})|~")
 _LAYOUT = re.compile(
     r"\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|big|Big|bigg|Bigg|middle)(?![A-Za-z])\.?"
-    r"|\\(?:displaystyle|textstyle|limits|nolimits|boldsymbol|bm|color\{\w+\}|phantom\{[^{}]*\})(?![A-Za-z])"
+    r"|\\(?:displaystyle|textstyle|limits|nolimits|boldsymbol|bm|(?:text)?color\{\w+\}|phantom\{[^{}]*\}|underline|fbox"
+    r"|large|Large|LARGE|huge|Huge|small|normalsize|(?:bf|rm|it)(?!\s*\{))(?![A-Za-z])"
 )
+_REPEATING = r"(?<=[\d.])\\(?:overline|bar|dot)\s*"
+_SPELLINGS = [
+    (re.compile(written), plain)
+    for written, plain in (
+        (r"(?<!\^)(?<!\^\{)\\degree(?![A-Za-z])", r"^\\circ "),
+        (r"\\\\\s*\[-?[\d.]+\s*[a-z]{2}\]", r"\\\\ "),  # a row's extra height
+        (r"\(\s*(\d+)\s*\)(?=_)", r"\1"),  # (2021)_5
+        (_REPEATING + r"(\d)", r"\\bar{\1}"),
+        (_REPEATING + r"\{(\d)\}(\d*)\\dot\s*(?:\{(\d)\}|(\d))", r"\\bar{\1\2\3\4}"),  # the first and last of a period
+        (r"(?<=\d)\s*\\[lc]?dots(?![A-Za-z])", "..."),
+        (r"\{\s*([^{}\\]+?)\s*\\choose\s*([^{}\\]+?)\s*\}", r"\\binom{\1}{\2}"),
+        (r"&\s*(?=[=<>]|\\(?:leq?|geq?|lt|gt|ne)(?![A-Za-z]))|(?<==)\s*&", " "),  # where lines are aligned
+    )
+]
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|textnormal|textsf|texttt|mbox|hbox|emph)\s*\{([^{}]*)\}")
 _ROMAN = re.compile(r"\\(?:mathrm|mathbf|mathit|mathsf|rm|bf|operatorname\*?|operatornamewithlimits)\s*\{([^{}]*)\}")
 _SAME = {
@@ -58,6 +73,7 @@ _SAME = {
     "lvert": "|", "rvert": "|", "vert": "|", "mid": "|", "colon": ":", "backslash": "setminus", "degree": "circ",
     "ldots": "...", "dots": "...", "cdots": "...", "dotsc": "...",
     "wedge": "land", "vee": "lor",
+    "bigcup": "cup", "bigcap": "cap",
     "infin": "infty", "exponentialE": "e", "imaginaryI": "i", "lbrack": "[", "rbrack": "]", "lparen": "(",
     "rparen": ")", "smallsetminus": "setminus", "arctan2": "arctan", "arcsinh": "arsinh",
 }  # fmt: skip
@@ -118,17 +134,19 @@ def clean(text: str) -> str:
     out = out.replace("\\left\\{", "\\{").replace("\\right\\}", "\\}").replace("\\tiny", "").replace("\\!", "")
     out = _LAYOUT.sub(" ", _SPACES.sub(" ", out))
     out = re.sub(r"\\(?:overset|underset)\{[^{}]*\}|\\mathop(?![A-Za-z])", "", out)
+    for written, plain in _SPELLINGS:
+        out = written.sub(plain, out)
     return _separators(out).strip()
 
 
 def _from_unicode(character: str) -> str | None:
-    """ASCII spelling of a vulgar fraction or a full-width character; None for others, which stay."""
+    """ASCII spelling of a vulgar fraction, a full-width or mathematical letter or digit; None for others."""
     plain = unicodedata.normalize("NFKC", character)
     if unicodedata.name(character, "").startswith("VULGAR FRACTION") and "⁄" in plain:
         above, below = plain.split("⁄")
         return f"\\frac{{{above}}}{{{below or 1}}}"
-    if unicodedata.name(character, "").startswith("FULLWIDTH"):
-        return plain
+    if unicodedata.name(character, "").startswith(("FULLWIDTH", "MATHEMATICAL")):
+        return _GREEK.get(plain, plain)
     return None
 
 
@@ -280,7 +298,10 @@ def _words(text: str, spaced: bool) -> list[Token]:
         else:
             out += tokens_of(piece)
     if len(out) > 1 and all(token.kind == "number" for token in out):
-        return [_number(text.strip(), 0, spaced)[0]]
+        token, end = _number(text.strip(), 0, spaced)
+        if end < len(text.strip()):
+            raise Unreadable("several numbers in one text")
+        return [token]
     return out
 
 

@@ -203,11 +203,14 @@ class _Parser:
             return number(first.value + pair[0].value / pair[1].value)
         if is_whole and after[0].text == "frac":
             self.take()
-            fraction = self.power()
+            whole_fraction = self.power()
+            around = whole_fraction.kind if whole_fraction.kind in ("pct", "deg") else ""
+            fraction = whole_fraction.args[0] if around else whole_fraction
             values = [part.value for part in fraction.args if part.kind == "num" and part.value.denominator == 1]
             if fraction.kind == "div" and len(values) == 2 and 0 < values[0] < values[1]:
-                return number(first.value + values[0] / values[1])
-            return Node("mul", (number(first.value), fraction))
+                mixed = number(first.value + values[0] / values[1])
+                return Node(around, (mixed,)) if around else mixed
+            return Node("mul", (number(first.value), whole_fraction))
         return self.power()
 
     def begins_factor(self) -> bool:

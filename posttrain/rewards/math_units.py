@@ -35,6 +35,39 @@ _COMPOUND = {"mph": "mi / h", "kph": "km / h", "kmh": "km / h", "fps": "ft / s"}
 _GENERIC = frozenset({"unit"})
 _FILLERS = frozenset({"of", "the", "total", "exactly", "approximately"})
 
+# Quantities that need no worth, and what is counted without an s; of a word on its own nothing else is a unit.
+_COUNTED = frozenset(
+    "unit sq cup pint quart gallon acre hectare mile ton calorie kcal cal coulomb kelvin mole byte bit kilobyte "
+    "megabyte gigabyte KB MB GB kb mb gb kWh lumen decibel mol eV keV MeV Ω ohm tesla weber henry farad candela "
+    "C F T Wb turn revolution rev rpm people men women children feet fish sheep mice geese deer teeth dice data yen rupee peso "
+    "pound yuan won krona pence percent".split()
+)
+_PLURAL = re.compile(r"[a-z]{2,}[^s\W\d_]s", re.IGNORECASE)
+
+
+def is_unit(name: str, *, said: frozenset[str] = frozenset(), is_one: bool = False) -> bool:
+    """Whether words behind a number say what is counted, and do not make another number of it.
+
+    There must be a unit that is known, a currency or a plural among them ("42 red apples", "18 dollars per day"); "42
+    squared", "42 ish" and "42 false" are none.
+
+    Args:
+        name: the words as the parser joined them.
+        said: words that the reference has behind its own numbers, which say the same here.
+        is_one: whether the number is 1, of which one thing is counted.
+    """
+    words = [word for word in name.split() if word[0].isalpha()]
+    return any(
+        word in said
+        or word in _WORTH
+        or word in _COMPOUND
+        or word in _COUNTED
+        or _PLURAL.fullmatch(word) is not None
+        or (len(word) > 2 and (is_one or word.lower() in _WORTH or word.lower() in _COUNTED))
+        for word in words
+    )
+
+
 _PLAIN = "|".join(
     "km cm mm dm nm kg mg ml mL min hrs hr mph kmh ft in lb lbs oz Hz kHz MHz rad mol kPa Pa kJ kW sec yd mi USD EUR "
     "m s g h L N J W V".split()

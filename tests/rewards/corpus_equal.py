@@ -22,6 +22,8 @@ def equal_pairs() -> Iterator[Pair]:
     for rule in (_functions, _complex, _factorials):
         yield from rule()
     yield from structured_pairs()
+    yield from _units_behind()
+    yield from _layout()
 
 
 def _numbers() -> Iterator[Pair]:
@@ -239,3 +241,25 @@ def _factorials() -> Iterator[Pair]:
     yield "factorial", "100!", r"100\cdot 99!"
     yield "factorial", r"\frac{10!}{5!5!}", "252"
     yield "factorial", "7!!", "105"
+
+
+def _units_behind() -> Iterator[Pair]:
+    for unit in "dollars per day|apples|red apples|years old|cm|m^2|people|square units|cups|C|seconds".split("|"):
+        yield "unit behind", "18", f"18 \\text{{ {unit}}}"
+    yield "unit behind", "1", r"1 \text{ apple}"
+    yield "unit behind", r"\frac34", r"\frac34 \text{ cup}"
+    yield "unit behind", "3 \\text{ widget}", r"3 \text{ widget}"
+    yield "unit behind", "42", "£42"
+
+
+def _layout() -> Iterator[Pair]:
+    for written in (r"\bf 42", r"\large 42", r"\textcolor{red}{42}", r"\underline{42}", r"\fbox{42}", r"42\ ", "𝟒𝟐"):
+        yield "layout", "42", written
+    yield "layout", r"\frac13", r"0.\dot3"
+    yield "layout", r"\frac13", r"33\frac13\%"
+    yield "layout", r"\binom{100}{50}", r"{100 \choose 50}"
+    yield "layout", "2516_8", "(2516)_8"
+    yield "layout", r"(-\infty,-8)\cup(8,\infty)", r"(-\infty,-8)\bigcup(8,\infty)"
+    yield "layout", r"\mathbb{R}", r"\text{all real numbers}"
+    for choice in ("C)", r"\text{Option C}", "(C)", r"\text{C)}"):
+        yield "layout", r"\text{(C)}", choice

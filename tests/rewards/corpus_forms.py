@@ -20,6 +20,14 @@ def forms() -> Iterator[Form]:
         for kind, form in _shapes():
             yield kind, reference, form.replace("@", right), 1.0
             yield kind, reference, form.replace("@", wrong), 0.0
+        for kind, form in (
+            ("display", "Answer:\n$$\n@\n$$"),
+            ("display", "Answer:\n\\[\n@\n\\]\nDone."),
+            ("control token", "Answer: @<|im_end|>"),
+            ("control token", "#### @</s>"),
+        ):
+            yield kind, reference, form.replace("@", right), 1.0
+            yield kind, reference, form.replace("@", wrong), 0.0
         for kind, form in _empty_shapes():
             yield kind, reference, form.replace("@", right), 0.0
         yield "last counts", reference, f"Answer: {wrong}\n\\boxed{{{right}}}", 1.0

@@ -34,6 +34,7 @@ def unequal_pairs() -> Iterator[Pair]:
         _functions,
         _large,
         _guesses,
+        _words_behind,
     ):
         yield from rule()
     yield from _named()
@@ -285,3 +286,15 @@ def _guesses() -> Iterator[Pair]:
             yield "guess", str(n), given
         yield "guess", str(n), f"{n}=x^2"
         yield "guess", str(n), rf"\text{{{n} or {n + 1}}}"
+
+
+def _words_behind() -> Iterator[Pair]:
+    """What a policy may append to a number it guesses: words that make another number of it, or take it back."""
+    size = "squared,cubed,factorial,tenths,hundredths,lakh,crore,gross,googol,per cent,per mille,basis points,tens"
+    denial = "negative,below zero,reciprocal,false,incorrect,nope,none,or so,not,ish,and a bit,modulo sign,up to sign"
+    numbers = "forty three,two,base seven,base 7,x,i,pi,ones,dozen,mod 5,remainder 3,inclusive,ago or 43,K"
+    for word in f"{size},{denial},{numbers}".split(","):
+        yield "word behind", "42", f"42 \\text{{ {word}}}"
+        yield "word behind", "42", f"\\boxed{{42 \\text{{ {word}}}}}"
+    yield "word behind", "42", r"\text{42 43}"
+    yield "word behind", "x+1", "x=x+1"
