@@ -219,12 +219,26 @@ def _vanishes(nodes: tuple[Node, Node], draw: int, fine: list[Any], digits: tupl
     if difference == 0:
         return True
     if difference > size * context.mpf(10) ** (-DIGITS[0] // 2):
-        return False
+        return 0 in fine and _is_noise(nodes, draw, budget)
     rough = [real_value(node, draw, digits[0], budget) for node in nodes]
     if None in rough:
         return False
     before = abs(context.mpmathify(rough[0]) - context.mpmathify(rough[1]))
     return not abs(before - difference) <= difference * context.mpf("1e-6")
+
+
+def _is_noise(nodes: tuple[Node, Node], draw: int, budget: Budget) -> bool:
+    """Whether what is left of a value against an exact zero (sin pi) is gone with the most digits there are.
+
+    A value that stays at its size is none, however small.
+    """
+    few, many = _LADDER[-1]
+    rough, fine = ([real_value(node, draw, digits, budget) for node in nodes] for digits in (few, many))
+    if None in rough or None in fine:
+        return False
+    context = context_of(many)
+    before, left = abs(context.mpmathify(rough[0]) - context.mpmathify(rough[1])), abs(fine[0] - fine[1])
+    return bool(left < context.mpf(10) ** (-many * 9 // 10) and not abs(before - left) <= left * context.mpf("1e-6"))
 
 
 def approximate(node: Node, budget: Budget) -> float:

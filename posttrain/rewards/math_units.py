@@ -39,8 +39,8 @@ _FILLERS = frozenset({"of", "the", "total", "exactly", "approximately"})
 _COUNTED = frozenset(
     "unit sq cup pint quart gallon acre hectare mile ton calorie kcal cal coulomb kelvin mole byte bit kilobyte "
     "megabyte gigabyte KB MB GB kb mb gb kWh lumen decibel mol eV keV MeV Ω ohm tesla weber henry farad candela "
-    "C F T Wb turn revolution rev rpm people men women children feet fish sheep mice geese deer teeth dice data yen rupee peso "
-    "pound yuan won krona pence percent".split()
+    "C F T Wb turn revolution rev rpm people men women children feet fish sheep mice geese deer teeth dice data "
+    "yen rupee peso pound yuan won krona pence percent".split()
 )
 _PLURAL = re.compile(r"[a-z]{2,}[^s\W\d_]s", re.IGNORECASE)
 

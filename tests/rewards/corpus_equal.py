@@ -24,6 +24,7 @@ def equal_pairs() -> Iterator[Pair]:
     yield from structured_pairs()
     yield from _units_behind()
     yield from _layout()
+    yield from _zeros()
 
 
 def _numbers() -> Iterator[Pair]:
@@ -263,3 +264,10 @@ def _layout() -> Iterator[Pair]:
     yield "layout", r"\mathbb{R}", r"\text{all real numbers}"
     for choice in ("C)", r"\text{Option C}", "(C)", r"\text{C)}"):
         yield "layout", r"\text{(C)}", choice
+
+
+def _zeros() -> Iterator[Pair]:
+    zeros = (r"\sin\pi", r"\cos\frac{\pi}{2}", r"e^{i\pi}+1", r"\tan\pi", r"x\sin\pi", r"\sqrt2\sqrt2-2", r"\ln e-1")
+    for written in zeros:
+        yield "zero", "0", written
+    yield "zero", r"\sin\pi", "0"

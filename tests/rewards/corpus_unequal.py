@@ -298,3 +298,5 @@ def _words_behind() -> Iterator[Pair]:
         yield "word behind", "42", f"\\boxed{{42 \\text{{ {word}}}}}"
     yield "word behind", "42", r"\text{42 43}"
     yield "word behind", "x+1", "x=x+1"
+    for small in (r"\sin\pi+10^{-80}", r"\sin\pi+10^{-400}", r"10^{-3000}\pi", "e^{-9999}", r"\sin(\pi+10^{-200})"):
+        yield "small constant", "0", small
