@@ -191,7 +191,11 @@ def test_rows_that_can_leave_the_first_range_of_longrope_are_refused(tmp_path: P
         ("config.json", {"num_attention_heads": "2"}, "configuration cannot be read: .*expected int, got str"),
         ("config.json", {"rope_parameters": [1]}, "configuration cannot be read: "),
         ("config.json", {"dtype": "float99"}, "configuration cannot be read: .*float99"),
-        ("config.json", {"rope_parameters": {"rope_type": "other"}}, "no causal language model of this configuration: KeyError: 'other'"),
+        (
+            "config.json",
+            {"rope_parameters": {"rope_type": "other"}},
+            "no causal language model of this configuration: KeyError: 'other'",
+        ),
         ("tokenizer_config.json", {"eos_token": 5}, "no tokenizer could be loaded: .*eos_token"),
         ("config.json", "{", "config.json is no JSON"),
         ("config.json", "", "config.json is empty"),
