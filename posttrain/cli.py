@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from posttrain import __version__
-from posttrain.console import console
+from posttrain.console import console, exit_status, is_main_process, quiet_libraries
 from posttrain.mixing.command import mix_app
 from posttrain.study_verbs import Overrides, Recipe, study_app
 
@@ -57,7 +57,6 @@ def check(
     """Find every mistake in a recipe, its data and its rewards before any weight is read."""
     from posttrain.config.checks import check as check_recipe
     from posttrain.config.loader import load
-    from posttrain.console import quiet_libraries
 
     quiet_libraries()
     said = console().print if all_rows else None
@@ -282,7 +281,6 @@ def score_tokens(
     ] = False,
 ) -> None:
     """Score the text of a recipe of next-token reasoning ahead of training; a stopped scoring goes on."""
-    from posttrain.console import quiet_libraries
     from posttrain.score_tokens import score_tokens as score
 
     quiet_libraries()
@@ -362,14 +360,10 @@ def _options(
 
 def main() -> None:
     """Entry point of the console script, and of each process of `accelerate launch -m posttrain VERB ...`."""
-    from posttrain.console import exit_status
-
     sys.exit(exit_status(_call))
 
 
 def _call() -> int:
-    from posttrain.console import is_main_process
-
     # UsageError of click; typer 0.29 has a copy of its own, without a public name.
     wrong_command_line: Any = typer.BadParameter.__base__
     try:

@@ -164,6 +164,11 @@ def trained() -> dict[str, Method]:
     return {key: method for key, method in METHODS.items() if method.trains}
 
 
+def curves() -> list[Curve]:
+    """The metrics that methods declare of their own, in the order of the methods."""
+    return [curve for method in METHODS.values() for curve in method.curves]
+
+
 def method_of(trainer: type[Any]) -> Method | None:
     """The method whose trainer a class is, or is made from; None for a class of no method."""
     known = {method.place(method.trainer): method for method in METHODS.values() if method.trains}

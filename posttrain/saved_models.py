@@ -6,7 +6,6 @@ Nothing here trains or evaluates. Files are looked for in this order: a folder, 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from transformers import AutoTokenizer
 
 from posttrain.data.files import looks_local
 from posttrain.errors import ConfigError
-from posttrain.evaluation.provenance import weight_hashes
+from posttrain.evaluation.provenance import one_sha256, weight_hashes
 from posttrain.models.loading import adapter_settings, load_model, load_tokenizer, load_with_adapter
 from posttrain.models.saving import SaveError, save_model, unpushed
 from posttrain.stage_lineage import write_model_card
@@ -74,8 +73,8 @@ class SavedModel:
         """
         folder = snapshot(self.path, self.revision)
         files = weight_hashes(folder)
-        digest = hashlib.sha256("".join(f"{name} {value}\n" for name, value in files.items()).encode()).hexdigest()
-        found: dict[str, Any] = {"path": self.path, "revision": self.revision, "sha256": digest, "files": files}
+        found: dict[str, Any] = {"path": self.path, "revision": self.revision}
+        found |= {"sha256": one_sha256(files), "files": files}
         if not Path(self.path).is_dir():
             found["commit"] = folder.name
         if self.base is not None:

@@ -26,12 +26,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from posttrain.registry import METHODS
+from posttrain.registry import curves
 
 Logs = Mapping[str, Any]
 
-# (metric, what the console calls it) besides what methods declare; a name that is absent from the logs is not shown.
+# (metric, what the console calls it); a name that is absent from the logs is not shown.
 SHOWN = (
+    *((curve.metric, curve.label) for curve in curves() if curve.shown),
     ("groups/all_wrong", "all wrong"),
     ("groups/mixed", "mixed"),
     ("groups/all_correct", "all correct"),
@@ -41,11 +42,6 @@ SHOWN = (
     ("completions/mean_length", "length"),
 )
 GRADIENT_ROWS = "update/gradient_rows"
-
-
-def _shown() -> list[tuple[str, str]]:
-    curves = (curve for method in METHODS.values() for curve in method.curves)
-    return [*((curve.metric, curve.label) for curve in curves if curve.shown), *SHOWN]
 
 
 class RichProgress(TrainerCallback):
@@ -166,7 +162,7 @@ class RichProgress(TrainerCallback):
             parts.append(found[0])
         elif logs.get("loss") is not None:
             parts.append(f"loss {_value(logs['loss'])}")
-        return parts + [f"{label} {_value(logs[name])}" for name, label in _shown() if logs.get(name) is not None]
+        return parts + [f"{label} {_value(logs[name])}" for name, label in SHOWN if logs.get(name) is not None]
 
     def _tokens_per_second(self, logs: Logs) -> float | None:
         now, tokens = time.monotonic(), logs.get("num_tokens")

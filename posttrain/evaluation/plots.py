@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from posttrain import registry
 from posttrain.evaluation.markdown import visible
-from posttrain.registry import METHODS
 
 Events = Sequence[Mapping[str, Any]]
 # (step or cost, value, standard error), the last NaN if unknown
@@ -49,8 +49,7 @@ FRACTION = (-0.03, 1.03)
 
 def own_panels() -> list[Panel]:
     """The plots of what methods declare of their own."""
-    curves = (curve for method in METHODS.values() for curve in method.curves)
-    return [Panel(c.name, c.title, c.unit, ((c.metric, c.label),), c.limits) for c in curves]
+    return [Panel(c.name, c.title, c.unit, ((c.metric, c.label),), c.limits) for c in registry.curves()]
 
 
 PANELS = (

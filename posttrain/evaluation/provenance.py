@@ -14,7 +14,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -196,5 +196,9 @@ def weight_hashes(folder: Path) -> dict[str, str]:
 
 def weights_sha256(folder: Path) -> str:
     """One hash of all weight files of a folder."""
-    hashes = weight_hashes(folder)
+    return one_sha256(weight_hashes(folder))
+
+
+def one_sha256(hashes: Mapping[str, str]) -> str:
+    """One hash of the files that `weight_hashes` lists."""
     return hashlib.sha256("".join(f"{name} {value}\n" for name, value in hashes.items()).encode()).hexdigest()
