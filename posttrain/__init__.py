@@ -17,10 +17,10 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 _PUBLIC = {
     "HPTConfig": "posttrain.methods.hpt.trainer",
     "HPTTrainer": "posttrain.methods.hpt.trainer",
-    "PolicyConfig": "posttrain.seam.policy",
-    "PolicyTrainer": "posttrain.seam.policy",
-    "SupervisedConfig": "posttrain.seam.supervised",
-    "SupervisedTrainer": "posttrain.seam.supervised",
+    "PolicyConfig": "posttrain.seam.policy.trainer",
+    "PolicyTrainer": "posttrain.seam.policy.trainer",
+    "SupervisedConfig": "posttrain.seam.supervised.trainer",
+    "SupervisedTrainer": "posttrain.seam.supervised.trainer",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

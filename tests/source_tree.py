@@ -35,7 +35,7 @@ DOOR = ("posttrain", "__main__", "errors", "optional", "registry", "console", "c
 LATE = {
     "posttrain/rewards/math.py": "a reward process that compares by our own rules starts without sympy",
     "posttrain/rewards/math_lenient.py": "the same: math-verify brings sympy",
-    "posttrain/seam/engine.py": "the client of a vLLM server needs the extra vllm",
+    "posttrain/seam/engine/link.py": "the client of a vLLM server needs the extra vllm",
 }
 
 SIZE_EXCEPTIONS: dict[str, tuple[int, str]] = {
@@ -74,7 +74,7 @@ def imports_of(tree: ast.AST) -> Iterator[tuple[str, int]]:
 
 
 def own_imports_of(path: Path) -> Iterator[tuple[str, int]]:
-    """Imports of posttrain, and strings that name one of its modules for later ("posttrain.seam.policy:X")."""
+    """Imports of posttrain, and strings that name one of its modules for later ("posttrain.seam.policy.trainer:X")."""
     for name, line in imports_of(tree_of(path)):
         if name.split(".")[0] == "posttrain":
             public = _PUBLIC.get(name.removeprefix("posttrain."))

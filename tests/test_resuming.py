@@ -26,8 +26,8 @@ from posttrain.resuming import (
     settings_beside,
 )
 from posttrain.run import run
-from posttrain.seam.manifest import seal
-from posttrain.seam.resumed_settings import changed_beside
+from posttrain.seam.checkpoint.manifest import seal
+from posttrain.seam.checkpoint.resumed_settings import changed_beside
 from posttrain.stage_run import Stage
 from tests.config.recipes import GRPO, HPT, SFT, changed, write
 

@@ -17,7 +17,7 @@ from posttrain import hidden
 from posttrain.config.source import read_recipe
 from posttrain.evaluation.provenance import without_secrets
 from posttrain.run import run
-from posttrain.seam.policy import PolicyConfig
+from posttrain.seam.policy.trainer import PolicyConfig
 from tests.config.recipes import GRPO, SFT, changed, write
 
 SMALL = {

@@ -11,7 +11,7 @@ from posttrain.config.report import CheckReport
 from posttrain.config.run_config import RunConfig
 from posttrain.config.verdict import template_variables
 from posttrain.errors import DataError, PosttrainError
-from posttrain.seam.stream_rows import EncodedStreams
+from posttrain.seam.supervised.stream_rows import EncodedStreams
 
 _TOLD_EVERY = 5.0  # seconds
 Say = Callable[[str], None]

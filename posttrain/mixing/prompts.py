@@ -11,9 +11,9 @@ from posttrain.errors import ConfigError, DataError, PosttrainError
 from posttrain.evaluation.results import prompt_accuracies
 from posttrain.methods.aioli.building import NEEDS_VALIDATION
 from posttrain.methods.aioli.prompts import PromptController, PromptSettings
-from posttrain.seam.group_sampler import prompt_groups, prompt_shares
-from posttrain.seam.group_validation import validation_groups
-from posttrain.seam.mixture_log import MixtureLog, group_column
+from posttrain.seam.groups.log import MixtureLog, group_column
+from posttrain.seam.groups.sampler import prompt_groups, prompt_shares
+from posttrain.seam.groups.validation import validation_groups
 from posttrain.training.evaluator import recipe_evaluator
 
 WHOLE = {"num_prompts": None, "time_budget_seconds": None}

@@ -10,7 +10,7 @@ from posttrain.config.build import reward_scorer
 from posttrain.config.verdict import evaluation_settings, template_variables, verifier_name
 from posttrain.errors import ConfigError
 from posttrain.evaluation.generate import EvalSettings, evaluate
-from posttrain.seam.policy_config import device_defaults
+from posttrain.seam.device import device_defaults
 
 
 def recipe_evaluator(

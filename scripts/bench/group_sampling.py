@@ -20,7 +20,7 @@ import time
 
 import numpy as np
 
-from posttrain.seam.group_sampler import FixedMixture, GroupMixtureSampler
+from posttrain.seam.groups.sampler import FixedMixture, GroupMixtureSampler
 
 MICROSECONDS, MEGABYTES = 50.0, 200.0
 ROWS_PER_STEP = 512

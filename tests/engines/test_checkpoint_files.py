@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from posttrain.seam import manifest
+from posttrain.seam.checkpoint import manifest
 from tests.engines.test_launch import launch
 
 SHORT = Path(__file__).with_name("short.yaml")

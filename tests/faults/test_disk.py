@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.seam.manifest import damage
+from posttrain.seam.checkpoint.manifest import damage
 from tests.faults.launched import Launched, finished, needs_linux, write_recipe
 
 pytestmark = [pytest.mark.faults, needs_linux]

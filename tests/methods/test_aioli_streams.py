@@ -14,8 +14,8 @@ from datasets import Dataset
 from posttrain.data.streams import load_streams
 from posttrain.data.tasks.markov_text import generate
 from posttrain.errors import DataError, PosttrainError, ResumeError, SupportError
-from posttrain.seam.group_sampler import GroupMixtureSampler
-from posttrain.seam.supervised import SupervisedConfig, SupervisedTrainer
+from posttrain.seam.groups.sampler import GroupMixtureSampler
+from posttrain.seam.supervised.trainer import SupervisedConfig, SupervisedTrainer
 from tests.batteries.runs import COMMON, fresh_model, weights
 from tests.methods.test_aioli import GROUPS, Watched, build, compare_splits, documents, shown
 

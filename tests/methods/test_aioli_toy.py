@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from posttrain.data.streams import RowStreams
 from posttrain.methods.aioli.controllers import AioliController, MixingController
 from posttrain.methods.aioli.rounds import Rounds
-from posttrain.seam.group_sampler import GroupMixtureSampler
+from posttrain.seam.groups.sampler import GroupMixtureSampler
 
 SIZES, LENGTH, CONTEXT, ROWS, STEPS = (6, 24, 48), 24, 2, 16, 1500
 SEEDS = range(4)

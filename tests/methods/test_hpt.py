@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trl import GRPOConfig, GRPOTrainer
 
 from posttrain.losses.upge import surrogate_values
-from posttrain.seam.batches import PolicyBatch
+from posttrain.seam.policy.batches import PolicyBatch
 from tests.batteries.runs import (
     COMMON,
     POLICY,

@@ -8,7 +8,7 @@ import torch
 from posttrain.errors import DataError, SupportError
 from posttrain.losses.upge import UPGE_PRESETS
 from posttrain.methods.luffy.trainer import LUFFYTrainer
-from posttrain.seam.demonstrations import union_advantages
+from posttrain.seam.policy.demonstrations import union_advantages
 from tests.batteries.runs import REPLAY, build, dataset, fresh_model, gradients, never_right, relative_difference
 from tests.methods.literal import gradient, recording, rows
 

@@ -13,7 +13,7 @@ from posttrain.data.token_noise import row_generator
 from posttrain.losses.reductions import LossCounts, reduce_loss
 from posttrain.losses.supervised import nll_loss
 from posttrain.methods.masked_thought.trainer import MaskedThoughtTrainer
-from posttrain.seam.row_numbers import row_spans
+from posttrain.seam.groups.row_index import row_spans
 from tests.batteries.runs import build, fresh_model, gradients, losses, relative_difference, weights
 
 KEY = "masked_thought"

@@ -77,7 +77,7 @@ def test_sequential_without_a_warmup_is_grpo(tiny_dir, tmp_path):
 
 
 def test_a_least_probability_of_one_is_supervised_training(tiny_dir, tmp_path):
-    """Equal to the supervised trainer by tests/seam/test_alternation.py; here: nothing is ever generated."""
+    """Equal to the supervised trainer by tests/seam/policy/test_alternation.py; here: nothing is ever generated."""
     trainer = build("sasr", tiny_dir, tmp_path, max_steps=6, sft_prob_min=1.0, **MIXED)
     trainer.train()
     assert logged(trainer, "sasr/mode") == [1] * 6

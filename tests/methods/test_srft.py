@@ -10,7 +10,7 @@ import torch
 
 from posttrain.errors import ConfigError, SupportError
 from posttrain.methods.srft.trainer import SRFTConfig, SRFTTrainer
-from posttrain.seam.batches import PolicyBatch
+from posttrain.seam.policy.batches import PolicyBatch
 from tests.batteries.runs import REPLAY, build, fresh_model, gradients, relative_difference
 from tests.methods.literal import gradient, recording, rows
 

@@ -74,7 +74,7 @@ def test_blocks_of_own_fields():
 
 
 def test_blocks_of_upstream_fields():
-    from posttrain.seam.policy import PolicyConfig
+    from posttrain.seam.policy.trainer import PolicyConfig
 
     specs = field_specs(PolicyConfig)
     blocks = {
@@ -101,8 +101,8 @@ def test_one_name_with_two_meanings_upstream():
 
 def test_the_tables_name_only_fields_that_exist():
     """A field that upstream renames or removes must leave the tables, or its check would silently end."""
-    from posttrain.seam.policy import PolicyConfig
-    from posttrain.seam.supervised import SupervisedConfig
+    from posttrain.seam.policy.trainer import PolicyConfig
+    from posttrain.seam.supervised.trainer import SupervisedConfig
 
     known = set(field_specs(PolicyConfig)) | set(field_specs(SupervisedConfig))
     assert {name.split(".")[-1] for name in (*UPSTREAM_RANGES, *SET_BY, *ROLLOUT_FIELDS)} <= known

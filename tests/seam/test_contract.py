@@ -36,9 +36,9 @@ def test_signature(row):
 
 
 def test_every_seam_override_of_a_private_name_is_listed():
-    from posttrain.seam.alternation import AlternatingTrainer
-    from posttrain.seam.policy import PolicyTrainer
-    from posttrain.seam.supervised import SupervisedTrainer
+    from posttrain.seam.policy.alternation import AlternatingTrainer
+    from posttrain.seam.policy.trainer import PolicyTrainer
+    from posttrain.seam.supervised.trainer import SupervisedTrainer
 
     listed = {target.split(".")[-1] for target in SIGNATURES}
     bases = ((AlternatingTrainer, GRPOTrainer), (PolicyTrainer, GRPOTrainer), (SupervisedTrainer, SFTTrainer))

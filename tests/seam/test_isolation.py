@@ -13,8 +13,8 @@ from posttrain.errors import DataError, SupportError
 from posttrain.models.copies import small_copy
 from posttrain.models.tiny import character_tokenizer
 from posttrain.seam.isolation import isolation_findings, measure, refuse_padded_prompts, without_dropout
-from posttrain.seam.policy import PolicyConfig, PolicyTrainer
-from posttrain.seam.supervised import SupervisedConfig, SupervisedTrainer
+from posttrain.seam.policy.trainer import PolicyConfig, PolicyTrainer
+from posttrain.seam.supervised.trainer import SupervisedConfig, SupervisedTrainer
 
 FORMS = ("alone", "causal", "left", "right", "packed", "generated")
 # Forms in which rows are mixed up; all others are exact (transformers 5.17, trl 1.16, on a CPU).

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from posttrain.errors import ResumeError, SupportError
-from posttrain.seam import manifest, sharding
+from posttrain.seam import sharding
+from posttrain.seam.checkpoint import manifest
 from posttrain.seam.sharding import asked_engine, cpu_group, refuse_other_engine, shard_facts
 from tests.batteries.runs import build
 

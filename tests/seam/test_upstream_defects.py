@@ -8,8 +8,8 @@ from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from posttrain.errors import ConfigError
-from posttrain.seam.hooks import NonFiniteError
-from posttrain.seam.policy import PolicyConfig
+from posttrain.seam.checkpoint.resumable import NonFiniteError
+from posttrain.seam.policy.trainer import PolicyConfig
 from tests.batteries.runs import COMMON, POLICY, Recorder, build, dataset, fresh_model, gradients
 
 PLAIN = {"bf16": False, "gradient_checkpointing": False, "logging_steps": 1}

@@ -20,9 +20,9 @@ from posttrain.methods.aioli.controllers import (
     as_proportions,
 )
 from posttrain.methods.aioli.laws import solve_mixing_matrix
-from posttrain.seam.group_sampler import read_proportions, realised_shares
-from posttrain.seam.group_validation import validation_groups
-from posttrain.seam.mixture_log import MixtureLog, group_column
+from posttrain.seam.groups.log import MixtureLog, group_column
+from posttrain.seam.groups.sampler import read_proportions, realised_shares
+from posttrain.seam.groups.validation import validation_groups
 
 # Controllers that cannot decide without validation losses or gradients.
 NEEDS_VALIDATION = ("aioli", "skillit", "doge")

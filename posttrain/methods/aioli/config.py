@@ -12,7 +12,7 @@ from posttrain.errors import ConfigError, PosttrainError
 from posttrain.methods.aioli.building import check_groups
 from posttrain.methods.aioli.readers import NUMBERS, ONLINE, READ_BY, readers_told
 from posttrain.seam.arguments import option
-from posttrain.seam.grouped import GroupedConfig
+from posttrain.seam.supervised.grouped import GroupedConfig
 
 CONTROLLERS = ("aioli", "stratified", "natural", "static", "skillit", "doremi", "doge")
 

@@ -17,10 +17,10 @@ from posttrain.methods.aioli.controllers import MixingController
 from posttrain.methods.aioli.readers import READ_BY, readers_told
 from posttrain.methods.aioli.rounds import RECORD, Rounds
 from posttrain.seam.arguments import check_value, field_specs, option
-from posttrain.seam.group_sampler import FixedMixture, MixedRepeatSampler
-from posttrain.seam.mixture_log import MixtureLog
-from posttrain.seam.policy import PolicyTrainer
-from posttrain.seam.state import write_json
+from posttrain.seam.checkpoint.state import write_json
+from posttrain.seam.groups.log import MixtureLog
+from posttrain.seam.groups.sampler import FixedMixture, MixedRepeatSampler
+from posttrain.seam.policy.trainer import PolicyTrainer
 
 WHERE = "method.prompt_controller"
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from posttrain.methods.aioli.controllers import MixingController
-from posttrain.seam.group_sampler import FixedMixture, realised_shares
+from posttrain.seam.groups.sampler import FixedMixture, realised_shares
 
 # In the folder of the run: proportions, and what they followed from.
 RECORD = "mixing.json"

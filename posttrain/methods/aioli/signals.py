@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from posttrain.errors import ConfigError, DataError, SupportError
 from posttrain.seam.frozen import model_inputs
-from posttrain.seam.mixture_log import GROUP_IDS, group_numbers
+from posttrain.seam.groups.log import GROUP_IDS, group_numbers
 
 
 class ExcessLoss:

@@ -13,11 +13,11 @@ from posttrain.methods.aioli.config import AioliConfig
 from posttrain.methods.aioli.controllers import MixingController
 from posttrain.methods.aioli.rounds import RECORD, Rounds
 from posttrain.methods.aioli.signals import ExcessLoss, GradientAlignment
-from posttrain.seam.group_sampler import GroupMixtureSampler
-from posttrain.seam.group_validation import GroupValidation
-from posttrain.seam.state import write_json
-from posttrain.seam.stream_rows import EncodedStreams
-from posttrain.seam.supervised import SupervisedTrainer
+from posttrain.seam.checkpoint.state import write_json
+from posttrain.seam.groups.sampler import GroupMixtureSampler
+from posttrain.seam.groups.validation import GroupValidation
+from posttrain.seam.supervised.stream_rows import EncodedStreams
+from posttrain.seam.supervised.trainer import SupervisedTrainer
 
 
 class AioliTrainer(SupervisedTrainer):

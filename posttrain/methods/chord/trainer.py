@@ -17,8 +17,8 @@ from posttrain.losses.reductions import token_weights
 from posttrain.losses.supervised import uncertainty_weighted_loss
 from posttrain.losses.upge import UPGE_PRESETS
 from posttrain.seam.arguments import option
-from posttrain.seam.batches import PolicyBatch, RolloutBatch, trainable_mask
-from posttrain.seam.demonstrations import DemonstrationConfig, DemonstrationTrainer
+from posttrain.seam.policy.batches import PolicyBatch, RolloutBatch, trainable_mask
+from posttrain.seam.policy.demonstrations import DemonstrationConfig, DemonstrationTrainer
 
 
 @dataclass

@@ -13,7 +13,7 @@ METHOD = Method(
         2024,
         author="Shao",
     ),
-    config="posttrain.seam.policy:PolicyConfig",
-    trainer="posttrain.seam.policy:PolicyTrainer",
+    config="posttrain.seam.policy.trainer:PolicyConfig",
+    trainer="posttrain.seam.policy.trainer:PolicyTrainer",
     supports=ENGINES | {"peft", "resume", "vllm"},
 )

@@ -19,9 +19,9 @@ from posttrain.losses.gates import switch_to_demonstration
 from posttrain.losses.reductions import token_weights
 from posttrain.losses.upge import UPGE_PRESETS, upge_loss
 from posttrain.seam.arguments import option
-from posttrain.seam.batches import PolicyBatch, RolloutBatch, trainable_mask
-from posttrain.seam.demonstrations import DemonstrationConfig, DemonstrationTrainer, union_advantages
-from posttrain.seam.rollout_metrics import group_counts
+from posttrain.seam.policy.batches import PolicyBatch, RolloutBatch, trainable_mask
+from posttrain.seam.policy.demonstrations import DemonstrationConfig, DemonstrationTrainer, union_advantages
+from posttrain.seam.policy.metrics import group_counts
 
 # Weights of the two demonstration losses of `offline_loss: mix`; arXiv 2509.04419, table 5 (supervised, off-policy).
 MIX_WEIGHTS = (0.1, 1.0)

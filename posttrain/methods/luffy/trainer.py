@@ -10,8 +10,8 @@ from torch import Tensor
 from posttrain.losses.reductions import LossCounts, token_weights
 from posttrain.losses.upge import UPGE_PRESETS, upge_loss
 from posttrain.seam.arguments import option
-from posttrain.seam.batches import PolicyBatch, trainable_mask
-from posttrain.seam.demonstrations import DemonstrationConfig, GroupedDemonstrationTrainer
+from posttrain.seam.policy.batches import PolicyBatch, trainable_mask
+from posttrain.seam.policy.demonstrations import DemonstrationConfig, GroupedDemonstrationTrainer
 
 
 @dataclass

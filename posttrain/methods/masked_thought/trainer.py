@@ -21,8 +21,8 @@ from posttrain.errors import ConfigError, DataError, PosttrainError, SupportErro
 from posttrain.models.mask_token import WHERE, add_mask_token, find_mask_token, with_rows
 from posttrain.models.positions import with_positions
 from posttrain.seam.arguments import option
-from posttrain.seam.row_numbers import row_spans
-from posttrain.seam.supervised import SupervisedConfig, SupervisedTrainer
+from posttrain.seam.groups.row_index import row_spans
+from posttrain.seam.supervised.trainer import SupervisedConfig, SupervisedTrainer
 
 
 @dataclass

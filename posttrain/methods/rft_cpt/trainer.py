@@ -12,9 +12,9 @@ from posttrain.errors import ConfigError
 from posttrain.losses.reductions import LossOutput
 from posttrain.losses.upge import UPGE_PRESETS
 from posttrain.seam.arguments import option
-from posttrain.seam.batches import PolicyBatch, RolloutBatch
-from posttrain.seam.policy import PolicyTrainer
-from posttrain.seam.policy_config import PolicyConfig
+from posttrain.seam.policy.batches import PolicyBatch, RolloutBatch
+from posttrain.seam.policy.config import PolicyConfig
+from posttrain.seam.policy.trainer import PolicyTrainer
 
 
 @dataclass

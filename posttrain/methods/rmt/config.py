@@ -15,7 +15,7 @@ from posttrain.data.next_token_reasoning import BUDGET_PROMPT, PROMPT
 from posttrain.data.token_curriculum import NUM_TIERS, tier_probabilities
 from posttrain.errors import ConfigError, SupportError
 from posttrain.seam.arguments import option
-from posttrain.seam.policy_config import PolicyConfig
+from posttrain.seam.policy.config import PolicyConfig
 
 _RULES = {"rmt": "exact_token", "rpt": "prefix"}
 

@@ -25,8 +25,8 @@ from posttrain.methods.rmt.config import RMTConfig
 from posttrain.models.loading import load_model
 from posttrain.rewards.length_budget import OPEN_THINK, length_reward, thought_span
 from posttrain.rewards.next_token import predicted_text
-from posttrain.seam.batches import PolicyBatch, RolloutBatch, trainable_mask
-from posttrain.seam.likelihood_rows import LikelihoodRowsTrainer
+from posttrain.seam.policy.batches import PolicyBatch, RolloutBatch, trainable_mask
+from posttrain.seam.policy.likelihood_rows import LikelihoodRowsTrainer
 from posttrain.seam.sampling import EpochRepeatSampler
 
 

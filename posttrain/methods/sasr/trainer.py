@@ -19,9 +19,9 @@ from posttrain.methods.sasr.controllers import (
     scheduled_probability,
     uniform_draw,
 )
-from posttrain.seam.alternation import AlternatingTrainer, AlternationConfig, StepKind
 from posttrain.seam.arguments import option
-from posttrain.seam.reference import copy_to_reference, reference_kl
+from posttrain.seam.policy.alternation import AlternatingTrainer, AlternationConfig, StepKind
+from posttrain.seam.policy.reference import copy_to_reference, reference_kl
 
 RATIOS = ("grad_norm", "kl")
 

@@ -13,7 +13,7 @@ METHOD = Method(
         2022,
         author="Ouyang",
     ),
-    config="posttrain.seam.supervised:SupervisedConfig",
-    trainer="posttrain.seam.supervised:SupervisedTrainer",
+    config="posttrain.seam.supervised.trainer:SupervisedConfig",
+    trainer="posttrain.seam.supervised.trainer:SupervisedTrainer",
     supports=ENGINES | {"peft", "resume"},
 )

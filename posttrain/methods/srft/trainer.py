@@ -15,8 +15,8 @@ from posttrain.errors import SupportError
 from posttrain.losses.reductions import LossCounts, LossOutput, token_weights
 from posttrain.losses.upge import UPGE_PRESETS, upge_loss
 from posttrain.seam.arguments import option
-from posttrain.seam.batches import PolicyBatch, RolloutBatch, trainable_mask
-from posttrain.seam.demonstrations import DemonstrationConfig, GroupedDemonstrationTrainer
+from posttrain.seam.policy.batches import PolicyBatch, RolloutBatch, trainable_mask
+from posttrain.seam.policy.demonstrations import DemonstrationConfig, GroupedDemonstrationTrainer
 
 # arXiv 2506.19767 as the code of arXiv 2509.04419 has it.
 DEMONSTRATION_COEF, RIGHT_COEF, WRONG_COEF = 0.5, 0.1, -1.0

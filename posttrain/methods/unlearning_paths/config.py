@@ -11,7 +11,7 @@ from posttrain.errors import ConfigError, PosttrainError, SupportError
 from posttrain.methods.unlearning_paths.forget_retain import check_rows, other_answers
 from posttrain.methods.unlearning_paths.names import chosen_weights, one_name
 from posttrain.seam.arguments import option
-from posttrain.seam.supervised import SupervisedConfig
+from posttrain.seam.supervised.trainer import SupervisedConfig
 
 _BETA = {"npo": 0.5, "dpo": 0.1, "idkdpo": 0.1}
 _SIMNPO_BETA = {True: 4.5, False: 1.0}

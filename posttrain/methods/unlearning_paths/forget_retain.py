@@ -19,8 +19,8 @@ from torch import Tensor
 from posttrain.data.demonstrations import encode_row, encode_rows
 from posttrain.data.rendering import template_inputs
 from posttrain.errors import ConfigError, DataError
-from posttrain.seam.mixture_log import GROUP_IDS
-from posttrain.seam.row_numbers import ROW_INDEX
+from posttrain.seam.groups.log import GROUP_IDS
+from posttrain.seam.groups.row_index import ROW_INDEX
 
 if TYPE_CHECKING:
     from posttrain.methods.unlearning_paths.config import UnlearnConfig

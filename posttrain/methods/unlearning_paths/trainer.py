@@ -28,7 +28,7 @@ from posttrain.methods.unlearning_paths.names import chosen_weights
 from posttrain.methods.unlearning_paths.reference import DECODER, LAYER, Reference, frozen_copy
 from posttrain.seam.frozen import chunked_forward_kl, plain_head
 from posttrain.seam.sharding import is_spread, whole_weights
-from posttrain.seam.supervised import SupervisedTrainer
+from posttrain.seam.supervised.trainer import SupervisedTrainer
 
 Metrics = dict[str, float | Tensor]
 _COUNTED = (FORGET, RETAIN)

@@ -1,0 +1,1 @@
+"""Rows by group: how they are drawn, numbered, counted and validated."""

@@ -1,0 +1,1 @@
+"""`PolicyTrainer` and what belongs to it: rollouts, rewards, demonstrations, reference, metrics."""

@@ -1,0 +1,1 @@
+"""`SupervisedTrainer` and what belongs to it: rows of groups and of streams."""
