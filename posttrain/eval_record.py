@@ -31,7 +31,7 @@ from posttrain.evaluation.provenance import data_fingerprint, template_sha256, v
 from posttrain.evaluation.report import RunFolder
 from posttrain.evaluation.sections import pass_at_k_cells, pass_at_k_columns
 from posttrain.models.loading import load_tokenizer
-from posttrain.saved_models import SavedModel
+from posttrain.training.saved_models import SavedModel
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from posttrain.errors import ConfigError
 from posttrain.eval_record import EvalRecord
 from posttrain.evaluation.progress import EvaluationProgress
 from posttrain.models.generation_settings import open_settings, told
-from posttrain.saved_models import find_model
 from posttrain.seam.isolation import refuse_padded_prompts
 from posttrain.training.evaluator import precision, recipe_evaluator
+from posttrain.training.saved_models import find_model
 
 
 @dataclass(frozen=True)

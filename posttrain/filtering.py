@@ -20,9 +20,9 @@ from posttrain.evaluation.generate import EvalSettings, evaluate
 from posttrain.evaluation.progress import EvaluationProgress
 from posttrain.evaluation.provenance import data_fingerprint
 from posttrain.evaluation.records import write_json, write_jsonl
-from posttrain.saved_models import find_model
 from posttrain.stages.rif import Filtered, checked_cache, select_rows
 from posttrain.training.evaluator import precision
+from posttrain.training.saved_models import find_model
 
 FOLDER = "rif"
 _SAMPLING = ("num_rollouts", "temperature", "seed")

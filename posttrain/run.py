@@ -22,9 +22,9 @@ from posttrain.errors import ConfigError, PosttrainError, ResumeError, SupportEr
 from posttrain.evaluation.arms import Arm
 from posttrain.evaluation.comparison import Comparison
 from posttrain.evaluation.comparison_report import write_comparison
-from posttrain.folder_lock import only_run
-from posttrain.resuming import no_room
-from posttrain.stage_run import Outcome, Stage
+from posttrain.training.folder_lock import only_run
+from posttrain.training.resuming import no_room
+from posttrain.training.stage import Outcome, Stage
 
 
 def run(recipe: str | Path, overrides: list[str] | None = None) -> list[Outcome]:

@@ -23,7 +23,7 @@ from posttrain.data.sources import load_source
 from posttrain.errors import ConfigError, DataError, SupportError
 from posttrain.methods.rmt import corpus
 from posttrain.models.loading import load_model, load_tokenizer, resolve_model_path
-from posttrain.stage_run import MODEL_FOLDER, Stage, merged
+from posttrain.training.stage import MODEL_FOLDER, Stage, merged
 
 HISTOGRAM = "entropy.png"
 

@@ -36,8 +36,8 @@ from posttrain.evaluation.unlearning import rouge_l_recall
 from posttrain.evaluation.unlearning_plot import draw_metrics
 from posttrain.evaluation.unlearning_table import MEANINGS, Measured, measure
 from posttrain.rewards.answers import completion_text
-from posttrain.saved_models import find_model
 from posttrain.training.evaluator import precision
+from posttrain.training.saved_models import find_model
 
 NAME = "unlearning"
 NUMBERS = "unlearning.json"

@@ -40,8 +40,8 @@ from posttrain.evaluation.suite_results import (
     write_suite,
 )
 from posttrain.optional import need
-from posttrain.saved_models import SavedModel, find_model
 from posttrain.suite_tasks import SuiteTasks, find_tasks, sandboxed, tasks_sha256
+from posttrain.training.saved_models import SavedModel, find_model
 
 __all__ = ["Drift", "SuiteOptions", "SuiteResult", "evaluate_suite", "read_suite", "run_suite", "suite_drift"]
 

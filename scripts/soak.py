@@ -29,7 +29,12 @@ OVERRIDES = ["trainer.max_steps=6", "trainer.save_steps=1", "trainer.save_total_
 OVERRIDES += ["eval=null", "data.eval=null", "trainer.gradient_accumulation_steps=1"]
 # Policy runs hold rollouts in flight between two of these checkpoints.
 POLICY = ["trainer.steps_per_generation=2", "trainer.per_device_train_batch_size=8"]
-LOADED = ["posttrain.run", "posttrain.stage_run", "posttrain.seam.policy.trainer", "posttrain.seam.supervised.trainer"]
+LOADED = [
+    "posttrain.run",
+    "posttrain.training.stage",
+    "posttrain.seam.policy.trainer",
+    "posttrain.seam.supervised.trainer",
+]
 
 
 def train(recipe: str, overrides: list[str], phases: str) -> None:

@@ -18,11 +18,11 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 # A module imports only from its own floor or below. Rooms of later versions are listed so that they land on theirs.
 FLOORS = {
     0: "__init__ errors registry hidden notices optional losses algorithms optim merging",
-    1: "console data rewards models callbacks evaluation rollouts",
+    1: "console data rewards models evaluation rollouts",
     2: "seam",
     3: "methods stages vision tools",
-    4: "config run study_continual stage_lineage filtering study_composition stage_rows stage_run "
-    "resuming evaluating eval_record folder_lock saved_models score_tokens suites suite_tasks suite_unlearning "
+    4: "config run study_continual filtering study_composition stage_rows "
+    "evaluating eval_record score_tokens suites suite_tasks suite_unlearning "
     "serving training reproduce cli study_verbs study_unlearning_paths mixing certificate jobs __main__",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}

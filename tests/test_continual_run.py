@@ -12,7 +12,7 @@ import pytest
 from posttrain.run import run
 from tests.config.recipes import write
 from tests.stages.test_continual import recipe, task
-from tests.test_stage_lineage import RIGHT
+from tests.training.test_lineage import RIGHT
 
 STEPS = 2
 

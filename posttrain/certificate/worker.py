@@ -25,7 +25,7 @@ from posttrain.config.loader import load
 from posttrain.console import quiet_libraries
 from posttrain.errors import PosttrainError
 from posttrain.seam.sharding import spread_small_parameters, whole_tensors
-from posttrain.stage_run import Stage
+from posttrain.training.stage import Stage
 
 Change = Callable[[Any], None]
 

@@ -20,8 +20,8 @@ from posttrain.models.generation_settings import open_settings, read_generation_
 from posttrain.models.loading import peft_config
 from posttrain.models.saving import reason, refusal
 from posttrain.notices import mark_told
-from posttrain.resuming import RUN_FILES
 from posttrain.seam.card import try_card
+from posttrain.training.resuming import RUN_FILES
 
 Finding = tuple[bool, PosttrainError]
 _CARD = "the model card"

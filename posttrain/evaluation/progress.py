@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from posttrain.callbacks.progress import clock
+from posttrain.console import clock
 
 LINE_EVERY_SECONDS = 30.0
 

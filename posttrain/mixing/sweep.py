@@ -15,8 +15,8 @@ from posttrain.errors import ConfigError, DataError
 from posttrain.methods.aioli.config import AioliConfig
 from posttrain.methods.aioli.readers import READ_BY
 from posttrain.mixing.stage import StaticRun, read_run
-from posttrain.resuming import is_finished
 from posttrain.run import run
+from posttrain.training.resuming import is_finished
 
 SWEEP = "sweep"
 EQUAL = "equal"

@@ -31,8 +31,8 @@ from posttrain.reproduce.claims import Study, load_claims, studies_in, study_fil
 from posttrain.reproduce.group_losses import is_of_losses, loss_settings, unknown_losses
 from posttrain.reproduce.metrics import unknown_metrics
 from posttrain.reproduce.results import StageRecord
-from posttrain.resuming import is_finished
-from posttrain.stage_run import MODEL_FOLDER
+from posttrain.training.resuming import is_finished
+from posttrain.training.stage import MODEL_FOLDER
 
 Stages = list[tuple[str, str | None, RunConfig]]
 # Overrides that each seed of the study would replace.

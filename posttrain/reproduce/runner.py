@@ -25,9 +25,9 @@ import torch
 import posttrain
 from posttrain.errors import ResumeError
 from posttrain.evaluation.records import write_json
-from posttrain.folder_lock import locked
 from posttrain.reproduce.plan import Plan, SeedRun
 from posttrain.reproduce.progress import Display, SeedState
+from posttrain.training.folder_lock import locked
 
 TIMES_FILE = "times.json"
 _POLL_SECONDS = 0.5

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.run import run
-from posttrain.stage_run import Outcome
+from posttrain.training.stage import Outcome
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*/smoke.yaml"))

@@ -9,7 +9,7 @@ import pytest
 
 from posttrain.errors import ConfigError, ResumeError
 from posttrain.reproduce.plan import Plan, find_study, make_plan
-from posttrain.resuming import mark_finished
+from posttrain.training.resuming import mark_finished
 from tests.config.recipes import REMOVE, changed
 from tests.reproduce.studies import CLAIMS, RECIPE, study_folder
 

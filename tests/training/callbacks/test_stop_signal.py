@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from posttrain.callbacks import stop_signal
-from posttrain.callbacks.stop_signal import NAMES, StopSignal
 from posttrain.run import main, run
+from posttrain.training.callbacks import stop_signal
+from posttrain.training.callbacks.stop_signal import NAMES, StopSignal
 from tests.config.recipes import HPT, changed, write
-from tests.test_resuming import CHANGES
+from tests.training.test_resuming import CHANGES
 
 # The signal arrives while rewards are computed, if the file `now` is there: its text is the number.
 VERDICT = """

@@ -15,7 +15,10 @@ from posttrain.config.loader import load
 from posttrain.errors import ResumeError
 from posttrain.evaluation.provenance import template_sha256
 from posttrain.evaluation.report import RunFolder
-from posttrain.resuming import (
+from posttrain.run import run
+from posttrain.seam.checkpoint.manifest import seal
+from posttrain.seam.checkpoint.resumed_settings import changed_beside
+from posttrain.training.resuming import (
     changed_settings,
     choose_checkpoint,
     inputs,
@@ -25,10 +28,7 @@ from posttrain.resuming import (
     set_aside,
     settings_beside,
 )
-from posttrain.run import run
-from posttrain.seam.checkpoint.manifest import seal
-from posttrain.seam.checkpoint.resumed_settings import changed_beside
-from posttrain.stage_run import Stage
+from posttrain.training.stage import Stage
 from tests.config.recipes import GRPO, HPT, SFT, changed, write
 
 # Stops the run as a kill would, at the first call for which the file named in `stop` exists. It is called inside the

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from posttrain.callbacks.health_checks import Finding, HealthLimits, Log, all_checks
+from posttrain.training.callbacks.health_checks import Finding, HealthLimits, Log, all_checks
 
 DEFAULTS = HealthLimits()
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from posttrain.config.run_config import ModelBlock
 from posttrain.errors import ConfigError, SupportError
-from posttrain.saved_models import find_model
+from posttrain.training.saved_models import find_model
 from tests.config.recipes import GRPO, REMOVE, changed, write
 
 BLOCK = ModelBlock(dtype="float32")

@@ -7,7 +7,6 @@ gradient it is near zero whether the run learns or not, so the share of rows tha
 from __future__ import annotations
 
 import atexit
-import math
 import sys
 import time
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from posttrain.console import clock
 from posttrain.registry import curves
 
 Logs = Mapping[str, Any]
@@ -211,14 +211,6 @@ def why_no_gradient(logs: Logs) -> str:
         else "Harder prompts would help"
     )
     return f"{text}: in every group all completions have the same outcome ({fractions}). {advice}."
-
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss, or m:ss below one hour."""
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, rest = divmod(round(max(seconds, 0)), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
 def _steps(first: int, last: int) -> str:

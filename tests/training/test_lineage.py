@@ -15,11 +15,11 @@ from posttrain.errors import DataError, ResumeError
 from posttrain.evaluation.provenance import weights_sha256
 from posttrain.evaluation.records import evaluation_seconds
 from posttrain.filtering import filter_model
-from posttrain.resuming import refuse_other_origin
 from posttrain.run import run
-from posttrain.stage_lineage import refuse_changed_order, write_metrics
 from posttrain.stages.sequences import matrix_of
 from posttrain.study_continual import study_continual
+from posttrain.training.lineage import refuse_changed_order, write_metrics
+from posttrain.training.resuming import refuse_other_origin
 from tests.config.recipes import write
 from tests.stages.test_continual import recipe, task
 

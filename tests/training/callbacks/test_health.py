@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainerControl, TrainerState, TrainingArguments
 
-from posttrain.callbacks.health import HealthMonitor
-from posttrain.callbacks.health_checks import HealthLimits
 from posttrain.run import run
+from posttrain.training.callbacks.health import HealthMonitor
+from posttrain.training.callbacks.health_checks import HealthLimits
 from tests.config.recipes import GRPO, SFT, changed, write
 
 GIB = 1024**3

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from posttrain.callbacks.evaluation import PeriodicEvaluation
 from posttrain.evaluation.generate import EvalSettings, evaluate
+from posttrain.training.callbacks.evaluation import PeriodicEvaluation
 
 ROWS = [{"prompt": [{"role": "user", "content": str(i)}]} for i in range(6)]
 SETTINGS = EvalSettings(max_new_tokens=6, temperature=1.0, num_generations=2)

@@ -11,12 +11,6 @@ from typing import Any
 from accelerate import PartialState
 
 from posttrain import registry
-from posttrain.callbacks.answer_probe import AnswerProbe
-from posttrain.callbacks.evaluation import PeriodicEvaluation
-from posttrain.callbacks.health import HealthMonitor
-from posttrain.callbacks.metrics import MetricsWriter
-from posttrain.callbacks.progress import RichProgress, replace_printing
-from posttrain.callbacks.stop_signal import StopSignal
 from posttrain.config.build import build_args, own_reward_files, reward_limits, reward_scorer
 from posttrain.config.verdict import reward_code, template_variables, verifier_name
 from posttrain.console import is_main_process, say
@@ -30,7 +24,19 @@ from posttrain.mixing.prompts import attach_prompt_controller, settings_of
 from posttrain.mixing.stage import decide
 from posttrain.models.generation_settings import open_settings
 from posttrain.models.loading import load_model, load_tokenizer, peft_config, resolve_model_path
-from posttrain.resuming import (
+from posttrain.rewards.pool import describe
+from posttrain.seam.policy.reference import set_reference
+from posttrain.seam.sharding import EngineCheck, measure_ahead, refuse_switched_off, whole_models, whole_weights
+from posttrain.stage_rows import load_rows, short_enough
+from posttrain.training.callbacks.answer_probe import AnswerProbe
+from posttrain.training.callbacks.evaluation import PeriodicEvaluation
+from posttrain.training.callbacks.health import HealthMonitor
+from posttrain.training.callbacks.metrics import MetricsWriter
+from posttrain.training.callbacks.progress import RichProgress, replace_printing
+from posttrain.training.callbacks.stop_signal import StopSignal
+from posttrain.training.evaluator import recipe_evaluator
+from posttrain.training.lineage import lineage, refuse_changed_order, write_metrics
+from posttrain.training.resuming import (
     changed_settings,
     choose_checkpoint,
     continuing_told,
@@ -44,13 +50,7 @@ from posttrain.resuming import (
     set_aside,
     settings_beside,
 )
-from posttrain.rewards.pool import describe
-from posttrain.saved_models import MODEL_FOLDER, merged, save_trained
-from posttrain.seam.policy.reference import set_reference
-from posttrain.seam.sharding import EngineCheck, measure_ahead, refuse_switched_off, whole_models, whole_weights
-from posttrain.stage_lineage import lineage, refuse_changed_order, write_metrics
-from posttrain.stage_rows import load_rows, short_enough
-from posttrain.training.evaluator import recipe_evaluator
+from posttrain.training.saved_models import MODEL_FOLDER, merged, save_trained
 
 TASK_ROWS = "task "  # before a task's name, among the data of a run
 PROBE_ROWS = "probe "  # the same of a set whose answers' log-probabilities are measured

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import folder_lock
 from posttrain.errors import ResumeError
-from posttrain.folder_lock import OWNER_FILE, only_run
 from posttrain.run import run
+from posttrain.training import folder_lock
+from posttrain.training.folder_lock import OWNER_FILE, only_run
 from tests.config.recipes import SFT, changed, write
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 HOLD = (
-    "import sys, time; from pathlib import Path; from posttrain.folder_lock import only_run\n"
+    "import sys, time; from pathlib import Path; from posttrain.training.folder_lock import only_run\n"
     "with only_run(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
 )
 

@@ -15,10 +15,10 @@ from posttrain.evaluation.markdown import escape, table
 from posttrain.evaluation.provenance import weights_sha256
 from posttrain.evaluation.records import read_metrics, write_atomic, write_json
 from posttrain.evaluation.report import AFTER, RunFolder
-from posttrain.resuming import set_aside
 from posttrain.stages.matrix import all_metrics
 from posttrain.stages.path_report import curve, level_steps, stage_numbers, steps_to_return
 from posttrain.stages.sequences import matrix_of
+from posttrain.training.resuming import set_aside
 
 CARD = "README.md"
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainerControl, TrainerState, TrainingArguments
 
-from posttrain.callbacks.progress import RichProgress, clock, replace_printing, why_no_gradient
+from posttrain.console import clock
+from posttrain.training.callbacks.progress import RichProgress, replace_printing, why_no_gradient
 
 POLICY = {
     "reward": 0.4125,

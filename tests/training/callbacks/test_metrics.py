@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from posttrain.callbacks.metrics import MetricsWriter
 from posttrain.evaluation.records import read_metrics, training_seconds
+from posttrain.training.callbacks.metrics import MetricsWriter
 
 
 class LoggingTrainer(Trainer):
