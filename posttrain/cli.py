@@ -55,8 +55,8 @@ def check(
     ] = False,
 ) -> None:
     """Find every mistake in a recipe, its data and its rewards before any weight is read."""
-    from posttrain.config.checks import check as check_recipe
     from posttrain.config.loader import load
+    from posttrain.preflight.check import check as check_recipe
 
     quiet_libraries()
     said = console().print if all_rows else None
@@ -149,11 +149,11 @@ def compare(
     ] = True,
 ) -> None:
     """Set runs beside each other: results over seeds, a paired test, curves, cost; one page to pass on."""
-    from posttrain.evaluation.arms import find_runs, sort_into_arms
-    from posttrain.evaluation.comparison import Comparison
-    from posttrain.evaluation.comparison_report import describe, write_document
-    from posttrain.evaluation.document import show
-    from posttrain.evaluation.measure import Measure
+    from posttrain.reports.arms import find_runs, sort_into_arms
+    from posttrain.reports.comparison import Comparison
+    from posttrain.reports.comparison_report import describe, write_document
+    from posttrain.reports.document import show
+    from posttrain.reports.measure import Measure
 
     arms = sort_into_arms(find_runs(runs), group=group)
     for arm in arms:

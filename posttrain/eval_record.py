@@ -12,8 +12,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from posttrain.config.checks_data import as_rows, shared_rows
-from posttrain.config.checks_mixture import load_split
 from posttrain.config.verdict import recorded_variables, template_variables, verifier_name, verifier_sha256
 from posttrain.errors import PosttrainError
 from posttrain.evaluation.eval_folder import (
@@ -26,11 +24,13 @@ from posttrain.evaluation.eval_folder import (
     write_record,
     write_report,
 )
-from posttrain.evaluation.markdown import number, percent
-from posttrain.evaluation.provenance import data_fingerprint, template_sha256, versions, without_secrets, world_layout
-from posttrain.evaluation.report import RunFolder
-from posttrain.evaluation.sections import pass_at_k_cells, pass_at_k_columns
 from posttrain.models.loading import load_tokenizer
+from posttrain.preflight.data import as_rows, shared_rows
+from posttrain.preflight.mixture import load_split
+from posttrain.reports.markdown import number, percent
+from posttrain.reports.provenance import data_fingerprint, template_sha256, versions, without_secrets, world_layout
+from posttrain.reports.run_report import RunFolder
+from posttrain.reports.sections import pass_at_k_cells, pass_at_k_columns
 from posttrain.training.saved_models import SavedModel
 
 

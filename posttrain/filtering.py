@@ -10,7 +10,6 @@ from typing import Any
 from accelerate import Accelerator
 
 from posttrain.config.build import reward_scorer
-from posttrain.config.checks_mixture import load_split
 from posttrain.config.loader import load_stage
 from posttrain.config.rif_block import RifBlock
 from posttrain.config.verdict import evaluation_settings, template_variables, verifier_name, verifier_sha256
@@ -18,8 +17,9 @@ from posttrain.console import is_main_process, quiet_libraries, say
 from posttrain.errors import ConfigError, SupportError
 from posttrain.evaluation.generate import EvalSettings, evaluate
 from posttrain.evaluation.progress import EvaluationProgress
-from posttrain.evaluation.provenance import data_fingerprint
-from posttrain.evaluation.records import write_json, write_jsonl
+from posttrain.preflight.mixture import load_split
+from posttrain.reports.provenance import data_fingerprint
+from posttrain.reports.records import write_json, write_jsonl
 from posttrain.stages.rif import Filtered, checked_cache, select_rows
 from posttrain.training.evaluator import precision
 from posttrain.training.saved_models import find_model

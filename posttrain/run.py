@@ -14,14 +14,14 @@ from typing import Any
 
 from rich.console import Console
 
-from posttrain.config.checks import check
 from posttrain.config.loader import load
 from posttrain.config.stages import resolve_stages
 from posttrain.console import exit_status, is_main_process, quiet_libraries, say, tell_with_rank
 from posttrain.errors import ConfigError, PosttrainError, ResumeError, SupportError
-from posttrain.evaluation.arms import Arm
-from posttrain.evaluation.comparison import Comparison
-from posttrain.evaluation.comparison_report import write_comparison
+from posttrain.preflight.check import check
+from posttrain.reports.arms import Arm
+from posttrain.reports.comparison import Comparison
+from posttrain.reports.comparison_report import write_comparison
 from posttrain.training.folder_lock import only_run
 from posttrain.training.resuming import no_room
 from posttrain.training.stage import Outcome, Stage

@@ -17,9 +17,9 @@ from posttrain.config.loader import load
 from posttrain.config.source import read_recipe
 from posttrain.errors import ConfigError, DataError
 from posttrain.evaluation.composition_plot import ModelCurves, draw_composition
-from posttrain.evaluation.markdown import MISSING, escape, number, table
-from posttrain.evaluation.records import write_json
-from posttrain.evaluation.report import RunFolder
+from posttrain.reports.markdown import MISSING, escape, number, table
+from posttrain.reports.records import write_json
+from posttrain.reports.run_report import RunFolder
 from posttrain.run import run
 from posttrain.stages.composition_grid import QUESTIONS, Grid, Point, composition_grid, conflict, pareto
 

@@ -11,15 +11,15 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from posttrain.algorithms.score_matrix import Metric, ScoreMatrix, all_metrics, drops
 from posttrain.config.loader import load
 from posttrain.config.stages import resolve_stages
 from posttrain.errors import ConfigError
-from posttrain.evaluation.markdown import escape, table
-from posttrain.evaluation.records import write_atomic, write_json
-from posttrain.evaluation.report import AFTER, BEFORE, RunFolder
+from posttrain.reports.markdown import escape, table
+from posttrain.reports.records import write_atomic, write_json
+from posttrain.reports.run_report import AFTER, BEFORE, RunFolder
+from posttrain.reports.sequences import matrix_of
 from posttrain.run import run
-from posttrain.stages.matrix import Metric, ScoreMatrix, all_metrics, drops
-from posttrain.stages.sequences import matrix_of
 
 REPORT, NUMBERS = "CONTINUAL.md", "continual_report.json"
 

@@ -17,8 +17,8 @@ from typing import Any
 from posttrain.config.loader import load
 from posttrain.config.source import read_recipe
 from posttrain.errors import ConfigError, DataError
-from posttrain.evaluation.records import read_metrics, write_json
-from posttrain.evaluation.report import RunFolder
+from posttrain.reports.records import read_metrics, write_json
+from posttrain.reports.run_report import RunFolder
 from posttrain.run import run
 from posttrain.stages.path_page import Arm, Study, numbers, page
 from posttrain.stages.path_report import Outcome, curve, level_steps, stage_numbers, steps_to_return

@@ -102,7 +102,7 @@ def unlearning_paths(
     ] = 0.1,
 ) -> None:
     """One forget set at every place of the training, unlearned alike: divergence, recency, relearning, claims."""
-    from posttrain.evaluation.document import show
+    from posttrain.reports.document import show
     from posttrain.reproduce.command import parse_seeds
     from posttrain.stages.path_page import page
     from posttrain.study_unlearning_paths import study_unlearning_paths

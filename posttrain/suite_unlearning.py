@@ -25,16 +25,16 @@ from posttrain.data.mixture import build_mixture
 from posttrain.data.sources import load_source
 from posttrain.errors import ConfigError, DataError, SupportError
 from posttrain.evaluation.answer_scores import answer_of, encode_rows, score_rows
-from posttrain.evaluation.document import Document, Image, Section, Table, show
 from posttrain.evaluation.eval_folder import claim, holds, write_record
 from posttrain.evaluation.generate import evaluate
 from posttrain.evaluation.progress import EvaluationProgress
-from posttrain.evaluation.provenance import data_fingerprint
-from posttrain.evaluation.records import json_value, write_json, write_jsonl
 from posttrain.evaluation.results import EvalSettings
 from posttrain.evaluation.unlearning import rouge_l_recall
 from posttrain.evaluation.unlearning_plot import draw_metrics
 from posttrain.evaluation.unlearning_table import MEANINGS, Measured, measure
+from posttrain.reports.document import Document, Image, Section, Table, show
+from posttrain.reports.provenance import data_fingerprint
+from posttrain.reports.records import json_value, write_json, write_jsonl
 from posttrain.rewards.answers import completion_text
 from posttrain.training.evaluator import precision
 from posttrain.training.saved_models import find_model

@@ -26,7 +26,6 @@ from posttrain.config.source import SourceMap
 from posttrain.config.validation import explain_all, raise_all
 from posttrain.console import quiet_libraries, say
 from posttrain.errors import ConfigError, DataError, PosttrainError, SupportError
-from posttrain.evaluation import provenance
 from posttrain.evaluation.eval_folder import claim
 from posttrain.evaluation.suite_results import (
     Drift,
@@ -40,6 +39,7 @@ from posttrain.evaluation.suite_results import (
     write_suite,
 )
 from posttrain.optional import need
+from posttrain.reports import provenance
 from posttrain.suite_tasks import SuiteTasks, find_tasks, sandboxed, tasks_sha256
 from posttrain.training.saved_models import SavedModel, find_model
 

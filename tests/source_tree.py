@@ -18,10 +18,10 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 # A module imports only from its own floor or below. Rooms of later versions are listed so that they land on theirs.
 FLOORS = {
     0: "__init__ errors registry hidden notices optional losses algorithms optim merging",
-    1: "console data rewards models evaluation rollouts",
+    1: "console rewards rollouts models data evaluation reports",
     2: "seam",
     3: "methods stages vision tools",
-    4: "config run study_continual filtering study_composition stage_rows "
+    4: "config run study_continual filtering study_composition preflight "
     "evaluating eval_record score_tokens suites suite_tasks suite_unlearning "
     "serving training reproduce cli study_verbs study_unlearning_paths mixing certificate jobs __main__",
 }

@@ -17,8 +17,8 @@ from posttrain.config.loader import load_stage
 from posttrain.config.verdict import verifier_sha256
 from posttrain.errors import ConfigError, PosttrainError
 from posttrain.evaluating import evaluate_model
-from posttrain.evaluation.records import json_value
-from posttrain.evaluation.report import RunFolder
+from posttrain.reports.records import json_value
+from posttrain.reports.run_report import RunFolder
 from posttrain.run import run
 from tests.config.recipes import GRPO, REMOVE, SFT, changed, numbered, rows_file, write
 

@@ -69,11 +69,11 @@ def test_the_page_of_a_comparison_is_packaged():
     """hatch packs what git tracks below `posttrain`; the template is read as a package resource."""
     from importlib.resources import files
 
-    assert files("posttrain.evaluation").joinpath("templates/report.html.j2").is_file()
+    assert files("posttrain.reports").joinpath("templates/report.html.j2").is_file()
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
     assert settings["targets"]["wheel"] == {"packages": ["posttrain"]}  # nothing left out
     ignored = subprocess.run(
-        ["git", "check-ignore", "-q", "posttrain/evaluation/templates/report.html.j2"], cwd=ROOT, check=False
+        ["git", "check-ignore", "-q", "posttrain/reports/templates/report.html.j2"], cwd=ROOT, check=False
     )
     assert ignored.returncode != 0
 

@@ -113,8 +113,8 @@ def test_a_parent_that_trained_adapters_scores_as_it_will_train(tmp_path, tiny_d
 def test_a_scorer_with_other_tokens_is_told_before_training(tmp_path, tiny_dir):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from posttrain.config.checks import check
     from posttrain.config.loader import load
+    from posttrain.preflight.check import check
 
     AutoModelForCausalLM.from_pretrained(tiny_dir).save_pretrained(tmp_path / "other")
     tokenizer = AutoTokenizer.from_pretrained(tiny_dir)
@@ -135,8 +135,8 @@ def test_a_recipe_without_text_is_refused(tmp_path):
 
 
 def test_chats_are_no_documents(tmp_path):
-    from posttrain.config.checks import check
     from posttrain.config.loader import load
+    from posttrain.preflight.check import check
 
     path = recipe(tmp_path, **{"data.train": {"task": "arithmetic", "size": 32, "seed": 1}})
     told = [str(error) for error in check(load(path)).errors]

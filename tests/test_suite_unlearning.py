@@ -12,7 +12,7 @@ import pytest
 
 from posttrain import cli
 from posttrain.errors import ConfigError, DataError, SupportError
-from posttrain.evaluation.records import read_metrics
+from posttrain.reports.records import read_metrics
 from posttrain.run import run
 from posttrain.suite_unlearning import evaluate_unlearning, read_result
 from tests.config.recipes import SFT, changed, checked, told, write

@@ -1,1 +1,1 @@
-"""Recipes: one YAML file is one run. Loading, the blocks, and the checks made before any weight is read."""
+"""Recipes: one YAML file is one run. Loading, the blocks, and the rules between their keys."""

@@ -7,14 +7,14 @@ from typing import Any
 
 from datasets import Dataset
 
-from posttrain.config.checks_data import Rows
-from posttrain.config.checks_model import is_unreachable
-from posttrain.config.checks_rewards import placed
 from posttrain.config.run_config import RunConfig
 from posttrain.data.entropy_scoring import encode_documents
 from posttrain.data.next_token_reasoning import ContinuationRows, find_targets, index_in_memory
 from posttrain.errors import DataError, PosttrainError
 from posttrain.methods.rmt.corpus import refuse_other_tokens
+from posttrain.preflight.data import Rows
+from posttrain.preflight.model import is_unreachable
+from posttrain.preflight.rewards import placed
 
 ROWS = 32
 

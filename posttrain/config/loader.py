@@ -27,7 +27,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
         overrides: dotted overrides, "trainer.learning_rate=1e-6".
 
     Returns:
-        The recipe; data, tokenizer and device are not looked at (see `posttrain.config.checks`).
+        The recipe; data, tokenizer and device are not looked at (see `posttrain.preflight.check`).
 
     Raises:
         ConfigError: one mistake; RecipeError: several.

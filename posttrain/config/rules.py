@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import registry
-from posttrain.config import checks_engine
+from posttrain.config import rules_engine
 from posttrain.config.rules_sizes import generated_rows, learning_rate, tiny_size
 from posttrain.config.rules_streams import stream_rules
 from posttrain.config.run_config import DataSource, MixtureEntry, RunConfig
@@ -259,7 +259,7 @@ def _rollout(cfg: RunConfig) -> Iterator[PosttrainError]:
             yield ConfigError("two reward functions have this name", where=where, got=function, fix="Rename one")
     if not any(entry.weight for entry in rollout.rewards):
         yield ConfigError("every reward has weight 0, so nothing is learned", where=cfg.where("rollout", "rewards"))
-    yield from checks_engine.rules(cfg)
+    yield from rules_engine.rules(cfg)
 
 
 def _rewards(cfg: RunConfig) -> Iterator[PosttrainError]:

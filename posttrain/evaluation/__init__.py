@@ -1,4 +1,4 @@
-"""Evaluation: seeded generation scored by the verdict, and the files that tell a reader what a run did.
+"""Evaluation: seeded generation scored by the verdict, scores of given answers, and their statistics.
 
 Nothing is imported here, so that reading a report does not load torch.
 """

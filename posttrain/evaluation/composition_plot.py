@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from posttrain.evaluation.markdown import visible
-from posttrain.evaluation.plots import COLOURS, MARKERS, STYLES
+from posttrain.reports.markdown import visible
+from posttrain.reports.plots import COLOURS, MARKERS, STYLES
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import ConfigError
-from posttrain.evaluation import sections
-from posttrain.evaluation.markdown import escape, number, percent, points, table
-from posttrain.evaluation.provenance import command_line, git_state, versions, without_secrets
-from posttrain.evaluation.records import json_value, write_atomic, write_json
-from posttrain.evaluation.report import AFTER, BEFORE, RunFolder
 from posttrain.evaluation.results import EvalResult, EvalSettings, Sample, paired_difference
+from posttrain.reports import sections
+from posttrain.reports.markdown import escape, number, percent, points, table
+from posttrain.reports.provenance import command_line, git_state, versions, without_secrets
+from posttrain.reports.records import json_value, write_atomic, write_json
+from posttrain.reports.run_report import AFTER, BEFORE, RunFolder
 
 KIND = "evaluation"
 NAME = "evaluation"  # of the entry in eval.json

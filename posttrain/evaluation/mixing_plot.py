@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from posttrain.evaluation.plots import COLOURS, MARKERS, legend_text
+from posttrain.reports.plots import COLOURS, MARKERS, legend_text
 
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from posttrain.errors import DataError
 from posttrain.evaluation.eval_folder import write_record
-from posttrain.evaluation.markdown import MISSING, escape, number, table
-from posttrain.evaluation.records import write_atomic, write_json, write_jsonl
 from posttrain.evaluation.results import mean_and_stderr
+from posttrain.reports.markdown import MISSING, escape, number, table
+from posttrain.reports.records import write_atomic, write_json, write_jsonl
 
 SUITE_FILE = "suite.json"
 # A metric whose documents have this mean is that mean, so its documents can be compared one by one.

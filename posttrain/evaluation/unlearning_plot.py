@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from posttrain.evaluation.plots import COLOURS, Plot, legend_text
+from posttrain.reports.plots import COLOURS, Plot, legend_text
 
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++", "--")
 

@@ -18,11 +18,11 @@ import numpy as np
 
 from posttrain.errors import ConfigError, DataError, SupportError
 from posttrain.evaluation.mixing_plot import draw_matrices
-from posttrain.evaluation.report import RunFolder
 from posttrain.methods.aioli.laws import egd_update, normalize_matrix, probe_mixtures, similarity, solve_mixing_matrix
 from posttrain.methods.aioli.trainer import RECORD
 from posttrain.mixing.report import Found, write
 from posttrain.mixing.sweep import MixRecipe
+from posttrain.reports.run_report import RunFolder
 
 BRANCHES = "fidelity"
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.evaluation.markdown import escape, table
-from posttrain.evaluation.records import write_atomic, write_json
 from posttrain.mixing.stage import StaticRun
 from posttrain.mixing.sweep import Sweep
+from posttrain.reports.markdown import escape, table
+from posttrain.reports.records import write_atomic, write_json
 
 
 @dataclass(frozen=True)

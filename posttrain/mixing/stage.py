@@ -12,9 +12,9 @@ from accelerate import PartialState
 
 from posttrain.console import is_main_process, say
 from posttrain.errors import DataError
-from posttrain.evaluation.records import write_json
 from posttrain.methods.aioli import fits
 from posttrain.methods.aioli.trainer import RECORD
+from posttrain.reports.records import write_json
 
 # Of RegMix's simulated mixtures in a stage; `posttrain mix regmix` has it as an option.
 REGMIX_SEED = 0

@@ -15,10 +15,10 @@ from typing import Any
 
 from posttrain import registry
 from posttrain.errors import DataError, ResumeError
-from posttrain.evaluation.measure import Measure
-from posttrain.evaluation.provenance import without_secrets
-from posttrain.evaluation.records import evaluation_seconds, json_value, training_seconds
-from posttrain.evaluation.report import RunFolder
+from posttrain.reports.measure import Measure
+from posttrain.reports.provenance import without_secrets
+from posttrain.reports.records import evaluation_seconds, json_value, training_seconds
+from posttrain.reports.run_report import RunFolder
 from posttrain.reproduce.claims import MAIN, ChangeClaim, Study
 from posttrain.reproduce.decision import ends
 from posttrain.reproduce.group_losses import flat, is_of_losses, losses_after

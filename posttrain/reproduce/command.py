@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import posttrain
 from posttrain.console import quiet_libraries
 from posttrain.errors import ConfigError
-from posttrain.evaluation.markdown import duration
+from posttrain.reports.markdown import duration
 from posttrain.reproduce.claims import MAIN
 from posttrain.reproduce.collect import collect
 from posttrain.reproduce.decision import WORDS

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from posttrain.config.run_config import Block
-from posttrain.evaluation.markdown import points
-from posttrain.evaluation.measure import Measure
 from posttrain.evaluation.statistics import Interval, paired_interval, t_interval
+from posttrain.reports.markdown import points
+from posttrain.reports.measure import Measure
 from posttrain.reproduce.claims import ChangeClaim, Claim, DifferenceClaim
 
 CONFIDENCE = 0.95

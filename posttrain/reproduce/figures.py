@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from posttrain.evaluation import plots
 from posttrain.evaluation.results import mean_and_stderr
+from posttrain.reports import plots
 from posttrain.reproduce.claims import ChangeClaim, Claim
 from posttrain.reproduce.decision import WORDS, Comparison, scale_of, verdict
 from posttrain.reproduce.results import ClaimResult, StudyResult, claim_of

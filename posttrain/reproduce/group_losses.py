@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config.run_config import RunConfig
 from posttrain.errors import ConfigError, DataError, PosttrainError
-from posttrain.evaluation.markdown import escape, table
-from posttrain.evaluation.report import RunFolder
+from posttrain.reports.markdown import escape, table
+from posttrain.reports.run_report import RunFolder
 from posttrain.reproduce.claims import Study
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from posttrain import registry
 from posttrain.errors import ConfigError
-from posttrain.evaluation.markdown import MISSING, escape
-from posttrain.evaluation.records import write_atomic
+from posttrain.reports.markdown import MISSING, escape
+from posttrain.reports.records import write_atomic
 from posttrain.reproduce.claims import MAIN, load_claims, studies_in, study_file
 from posttrain.reproduce.decision import WORDS
 from posttrain.reproduce.results import FILE, ClaimResult, ResultsFile, StudyResult, read_results, source_remarks

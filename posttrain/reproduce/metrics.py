@@ -6,11 +6,11 @@ import difflib
 import re
 from dataclasses import fields
 
+from posttrain.algorithms.score_matrix import METRICS
 from posttrain.errors import ConfigError, PosttrainError
-from posttrain.evaluation.measure import Measure
 from posttrain.evaluation.results import EvalResult, Score, pass_at_k_sizes
+from posttrain.reports.measure import Measure
 from posttrain.reproduce.claims import Study
-from posttrain.stages.matrix import METRICS
 from posttrain.stages.path_report import METRICS as OF_PATHS
 
 _NOT_NUMBERS = {"samples", "per_group", "pass_at_k", "partial"}
@@ -25,7 +25,7 @@ def unknown_metrics(study: Study, num_generations: int) -> list[PosttrainError]:
     """Metrics that no evaluation of the study will have. Which groups there are is known afterwards.
 
     Args:
-        study: its metrics are read as `posttrain.evaluation.measure.Measure` reads them.
+        study: its metrics are read as `posttrain.reports.measure.Measure` reads them.
         num_generations: completions of each evaluation prompt; they decide which pass@k there are.
     """
     errors: list[PosttrainError] = []

@@ -17,8 +17,6 @@ from typing import Any
 
 from posttrain import registry
 from posttrain.config.build import build_args, reward_limits
-from posttrain.config.checks_mixture import load_split
-from posttrain.config.checks_run import run_length
 from posttrain.config.loader import load
 from posttrain.config.run_config import RunConfig
 from posttrain.config.source import read_recipe
@@ -27,6 +25,8 @@ from posttrain.config.validation import raise_all
 from posttrain.config.verdict import evaluation_settings, verifier_name
 from posttrain.errors import ConfigError, PosttrainError
 from posttrain.models.loading import load_tokenizer
+from posttrain.preflight.mixture import load_split
+from posttrain.preflight.run import run_length
 from posttrain.reproduce.claims import Study, load_claims, studies_in, study_file
 from posttrain.reproduce.group_losses import is_of_losses, loss_settings, unknown_losses
 from posttrain.reproduce.metrics import unknown_metrics

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from posttrain.evaluation.markdown import duration
+from posttrain.reports.markdown import duration
 
 if TYPE_CHECKING:
     from rich.console import Console

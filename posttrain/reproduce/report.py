@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from posttrain.evaluation import plots
-from posttrain.evaluation.markdown import MISSING, duration, escape, number, percent, table
-from posttrain.evaluation.records import write_atomic
-from posttrain.evaluation.report import RunFolder
+from posttrain.reports import plots
+from posttrain.reports.markdown import MISSING, duration, escape, number, percent, table
+from posttrain.reports.records import write_atomic
+from posttrain.reports.run_report import RunFolder
 from posttrain.reproduce.decision import WORDS, scale_of, shown
 from posttrain.reproduce.figures import forest, overlay, scale_for
 from posttrain.reproduce.group_losses import PREFIX, losses_table

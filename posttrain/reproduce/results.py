@@ -18,8 +18,8 @@ from pydantic import Field, ValidationError
 from posttrain.config.run_config import Block
 from posttrain.config.source import read_recipe
 from posttrain.errors import DataError
-from posttrain.evaluation.records import write_json
 from posttrain.evaluation.results import mean_and_stderr
+from posttrain.reports.records import write_json
 from posttrain.reproduce.claims import ChangeClaim, Claim, DifferenceClaim
 from posttrain.reproduce.decision import Decision, change, decide, difference, scale_of
 

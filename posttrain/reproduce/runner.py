@@ -24,7 +24,7 @@ import torch
 
 import posttrain
 from posttrain.errors import ResumeError
-from posttrain.evaluation.records import write_json
+from posttrain.reports.records import write_json
 from posttrain.reproduce.plan import Plan, SeedRun
 from posttrain.reproduce.progress import Display, SeedState
 from posttrain.training.folder_lock import locked

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from posttrain.errors import ConfigError
-from posttrain.evaluation.provenance import without_secrets
+from posttrain.reports.provenance import without_secrets
 from posttrain.seam.upstream_fields import ROLLOUT_FIELDS, SET_BY, UPSTREAM_RANGES, Block, Range, upstream_block
 
 __all__ = [

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.evaluation.document import Document, Image, Section, Table
-from posttrain.evaluation.plots import Panel, curves
 from posttrain.evaluation.statistics import Interval, t_interval
+from posttrain.reports.document import Document, Image, Section, Table
+from posttrain.reports.plots import Panel, curves
 from posttrain.stages.path_report import (
     DENIES,
     NOT_THERE,

@@ -15,9 +15,9 @@ from accelerate.utils import broadcast_object_list
 from posttrain.config.verdict import reward_code
 from posttrain.data.files import local_files
 from posttrain.errors import PosttrainError, ResumeError
-from posttrain.evaluation.provenance import without_secrets
-from posttrain.evaluation.records import write_json
-from posttrain.evaluation.report import RunFolder
+from posttrain.reports.provenance import without_secrets
+from posttrain.reports.records import write_json
+from posttrain.reports.run_report import RunFolder
 from posttrain.seam.checkpoint.manifest import damage, is_no_room, recover
 from posttrain.seam.checkpoint.state import COMPLETE_FILE, complete_checkpoints
 

@@ -18,9 +18,9 @@ from transformers import AutoTokenizer
 
 from posttrain.data.files import looks_local
 from posttrain.errors import ConfigError
-from posttrain.evaluation.provenance import one_sha256, weight_hashes
 from posttrain.models.loading import adapter_settings, load_model, load_tokenizer, load_with_adapter
 from posttrain.models.saving import SaveError, save_model, unpushed
+from posttrain.reports.provenance import one_sha256, weight_hashes
 from posttrain.training.lineage import write_model_card
 
 MODEL_FOLDER = "model"

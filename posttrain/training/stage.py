@@ -12,22 +12,22 @@ from accelerate import PartialState
 
 from posttrain import registry
 from posttrain.config.build import build_args, own_reward_files, reward_limits, reward_scorer
+from posttrain.config.rows import load_rows, short_enough
 from posttrain.config.verdict import reward_code, template_variables, verifier_name
 from posttrain.console import is_main_process, say
 from posttrain.data.sources import load_source
 from posttrain.errors import SupportError
-from posttrain.evaluation.provenance import data_fingerprint, template_sha256, without_secrets, world_layout
-from posttrain.evaluation.records import json_value
-from posttrain.evaluation.report import RunFolder
 from posttrain.filtering import filter_stage
 from posttrain.mixing.prompts import attach_prompt_controller, settings_of
 from posttrain.mixing.stage import decide
 from posttrain.models.generation_settings import open_settings
 from posttrain.models.loading import load_model, load_tokenizer, peft_config, resolve_model_path
+from posttrain.reports.provenance import data_fingerprint, template_sha256, without_secrets, world_layout
+from posttrain.reports.records import json_value
+from posttrain.reports.run_report import RunFolder
 from posttrain.rewards.pool import describe
 from posttrain.seam.policy.reference import set_reference
 from posttrain.seam.sharding import EngineCheck, measure_ahead, refuse_switched_off, whole_models, whole_weights
-from posttrain.stage_rows import load_rows, short_enough
 from posttrain.training.callbacks.answer_probe import AnswerProbe
 from posttrain.training.callbacks.evaluation import PeriodicEvaluation
 from posttrain.training.callbacks.health import HealthMonitor

@@ -121,8 +121,8 @@ def checked(
     show_rows: int = 0,
 ) -> Any:
     """Report on a changed recipe."""
-    from posttrain.config.checks import check
     from posttrain.config.loader import load
+    from posttrain.preflight.check import check
 
     cfg = load(write(folder, changed(BASES[base], changes)))
     return check(cfg, world_size=world_size, will_train=will_train, show_rows=show_rows)

@@ -10,7 +10,7 @@ import pytest
 
 from posttrain.data.sources import COLUMNS, load_source, with_one_kind_of_messages
 from posttrain.errors import ConfigError, DataError
-from posttrain.evaluation.provenance import data_fingerprint
+from posttrain.reports.provenance import data_fingerprint
 
 ROWS = [
     {"question": "1+1?", "answer": "one and one\n#### 2", "target": [{"role": "assistant", "content": "two"}]},

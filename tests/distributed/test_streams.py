@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from posttrain.run import run
 from tests.config.recipes import BASES, changed, write
-from tests.config.test_streaming import mixture, recipe
 from tests.distributed.test_launch import launch, record
+from tests.preflight.test_streaming import mixture, recipe
 
 
 def test_two_processes_learn_what_one_does_and_continue_alike(tmp_path: Path):

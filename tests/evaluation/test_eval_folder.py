@@ -18,8 +18,8 @@ from posttrain.evaluation.eval_folder import (
     write_record,
     write_report,
 )
-from posttrain.evaluation.report import RunFolder
 from posttrain.evaluation.results import EvalResult, summarise, summarise_groups
+from posttrain.reports.run_report import RunFolder
 
 
 def sample(index: int, correct: bool | None, *, number: int = 0, text: str = "x", group: str = "a") -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from posttrain.config.checks import check
 from posttrain.config.loader import load
+from posttrain.preflight.check import check
 from tests.config.recipes import BASES, write
 from tests.config.test_fuzz import places
 from tests.config.test_stages import PLAN

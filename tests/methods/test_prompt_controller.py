@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from posttrain.config.checks import check
 from posttrain.config.loader import load
 from posttrain.errors import ConfigError, DataError, ResumeError, SupportError
 from posttrain.methods.aioli.prompts import PromptController, PromptSettings
 from posttrain.methods.aioli.readers import kept_for
 from posttrain.methods.aioli.rounds import RECORD
+from posttrain.preflight.check import check
 from posttrain.run import run
 from tests.batteries.runs import Recorder, as_groups, build, dataset, weights
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.config.checks import check
 from posttrain.config.loader import load
+from posttrain.preflight.check import check
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(

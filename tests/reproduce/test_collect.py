@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from posttrain.errors import DataError
-from posttrain.evaluation.records import json_value, write_json, write_jsonl
-from posttrain.evaluation.report import RunFolder
+from posttrain.reports.records import json_value, write_json, write_jsonl
+from posttrain.reports.run_report import RunFolder
 from posttrain.reproduce.collect import collect
 from posttrain.reproduce.plan import Plan, make_plan
 from posttrain.reproduce.report import write_report

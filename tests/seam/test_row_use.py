@@ -7,9 +7,9 @@ import logging
 import pytest
 
 from posttrain import notices
-from posttrain.config.checks import check
 from posttrain.config.loader import load
 from posttrain.errors import DataError
+from posttrain.preflight.check import check
 from posttrain.seam.row_use import batch_use, demonstration_use, prompt_use
 from tests.batteries.runs import Recorder, build, dataset
 from tests.config.recipes import GRPO, SFT, changed, write

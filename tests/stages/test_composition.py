@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from posttrain.config.checks_mixture import load_split
 from posttrain.config.loader import load, parse
 from posttrain.config.stages import resolve_stages
 from posttrain.errors import ConfigError
+from posttrain.preflight.mixture import load_split
 from posttrain.run import run
 from posttrain.stages.presets import expand
 from tests.config.recipes import SFT, changed, write

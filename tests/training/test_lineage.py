@@ -12,11 +12,11 @@ import pytest
 from posttrain.config.loader import load
 from posttrain.config.stages import resolve_stages
 from posttrain.errors import DataError, ResumeError
-from posttrain.evaluation.provenance import weights_sha256
-from posttrain.evaluation.records import evaluation_seconds
 from posttrain.filtering import filter_model
+from posttrain.reports.provenance import weights_sha256
+from posttrain.reports.records import evaluation_seconds
+from posttrain.reports.sequences import matrix_of
 from posttrain.run import run
-from posttrain.stages.sequences import matrix_of
 from posttrain.study_continual import study_continual
 from posttrain.training.lineage import refuse_changed_order, write_metrics
 from posttrain.training.resuming import refuse_other_origin

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from posttrain.config.loader import load
 from posttrain.errors import ResumeError
-from posttrain.evaluation.provenance import template_sha256
-from posttrain.evaluation.report import RunFolder
+from posttrain.reports.provenance import template_sha256
+from posttrain.reports.run_report import RunFolder
 from posttrain.run import run
 from posttrain.seam.checkpoint.manifest import seal
 from posttrain.seam.checkpoint.resumed_settings import changed_beside

@@ -20,8 +20,8 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from posttrain import __version__
 from posttrain.errors import PosttrainError, ResumeError
-from posttrain.evaluation.provenance import without_secrets
 from posttrain.models import saving
+from posttrain.reports.provenance import without_secrets
 from posttrain.seam.arguments import WithoutSecrets
 from posttrain.seam.card import TAGS, paper_of
 from posttrain.seam.checkpoint import manifest

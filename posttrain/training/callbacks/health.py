@@ -18,7 +18,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from posttrain.evaluation.records import write_json
+from posttrain.reports.records import write_json
 from posttrain.training.callbacks.health_checks import Check, Finding, HealthLimits, Log, all_checks
 from posttrain.training.callbacks.progress import is_step_log
 

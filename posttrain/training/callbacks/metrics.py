@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from posttrain.evaluation.records import LOG, START, cut_after, json_value
+from posttrain.reports.records import LOG, START, cut_after, json_value
 
 
 class MetricsWriter(TrainerCallback):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from posttrain.evaluation.records import read_metrics, training_seconds
+from posttrain.reports.records import read_metrics, training_seconds
 from posttrain.training.callbacks.metrics import MetricsWriter
 
 
