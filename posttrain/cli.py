@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from posttrain import __version__
+from posttrain.commands.study_verbs import Overrides, Recipe, study_app
 from posttrain.console import console, exit_status, is_main_process, quiet_libraries
-from posttrain.mixing.command import mix_app
-from posttrain.study_verbs import Overrides, Recipe, study_app
+from posttrain.methods.aioli.commands import mix_app
 
 app = typer.Typer(
     name="posttrain",
@@ -107,13 +107,13 @@ def evaluate(
     if recipe is not None:
         if given or against is not None:
             raise typer.BadParameter(f"--{[*given, 'against'][0].replace('_', '-')} goes with --suite")
-        from posttrain.evaluating import evaluate_model
+        from posttrain.commands.evaluate import evaluate_model
 
         evaluate_model(model, recipe=recipe, stage=stage, **common)
         return
     if stage is not None:
         raise typer.BadParameter("--stage goes with --recipe")
-    from posttrain.suites import SuiteOptions, evaluate_suite
+    from posttrain.commands.suite import SuiteOptions, evaluate_suite
 
     evaluate_suite(model, options=SuiteOptions(tasks=str(suite), **given), against=against, **common)
 
@@ -124,7 +124,7 @@ def _evaluate_unlearning(model: str, recipe: str | None, given: dict[str, Any], 
         raise typer.BadParameter("--suite unlearning needs --recipe, whose rows are measured")
     if unread:
         raise typer.BadParameter(f"--{unread[0].replace('_', '-')} does not go with --suite unlearning")
-    from posttrain.suite_unlearning import evaluate_unlearning
+    from posttrain.methods.unlearning_paths.suite import evaluate_unlearning
 
     evaluate_unlearning(model, recipe=recipe, **given, **options)
 
@@ -281,7 +281,7 @@ def score_tokens(
     ] = False,
 ) -> None:
     """Score the text of a recipe of next-token reasoning ahead of training; a stopped scoring goes on."""
-    from posttrain.score_tokens import score_tokens as score
+    from posttrain.methods.rmt.score_tokens import score_tokens as score
 
     quiet_libraries()
     score(
@@ -312,7 +312,7 @@ def filter_rows(
     choose: Annotated[str | None, typer.Option(help="solvable (default), unsolvable or random.")] = None,
 ) -> None:
     """Keep the training rows that a model can solve now and then; rollouts are kept and not made twice."""
-    from posttrain.filtering import filter_model
+    from posttrain.methods.rft_cpt.filter import filter_model
 
     given: dict[str, Any] = {"num_rollouts": num_rollouts, "min_correct": min_correct, "max_correct": max_correct}
     given |= {"max_examples": max_examples, "choose": choose}
@@ -334,7 +334,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a recipe's model with vLLM, for runs with rollout.vllm_server_base_url; every route needs a token."""
-    from posttrain.serving import serve as serve_recipe
+    from posttrain.commands.serve import serve as serve_recipe
 
     serve_recipe(recipe, overrides or [], stage=stage, host=host, port=port, token_file=token_file)
 

@@ -20,17 +20,24 @@ FLOORS = {
     0: "__init__ errors registry hidden notices optional losses algorithms optim merging",
     1: "console rewards rollouts models data evaluation reports",
     2: "seam",
-    3: "methods stages vision tools",
-    4: "config run study_continual filtering study_composition preflight "
-    "evaluating eval_record score_tokens suites suite_tasks suite_unlearning "
-    "serving training reproduce cli study_verbs study_unlearning_paths mixing certificate jobs __main__",
+    3: "config training preflight commands certificate reproduce run methods cli __main__",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 TRAINING = {"trl", "transformers", "accelerate", "peft", "datasets", "vllm", "deepspeed"}
 FORBIDDEN_LIBRARIES = {0: TRAINING | {"huggingface_hub"}, 1: {"trl", "accelerate", "deepspeed"}}
 HEAVY = TRAINING | {"torch", "matplotlib", "scipy"}
 # What `posttrain --help` loads: nothing slow at its top, so these import inside functions what their verbs need.
-DOOR = ("posttrain", "__main__", "errors", "optional", "registry", "console", "cli", "study_verbs", "mixing.command")
+DOOR = (
+    "posttrain",
+    "__main__",
+    "errors",
+    "optional",
+    "registry",
+    "console",
+    "cli",
+    "commands.study_verbs",
+    "methods.aioli.commands",
+)
 # All others import at their top, but for packages of an extra, and:
 LATE = {
     "posttrain/rewards/math.py": "a reward process that compares by our own rules starts without sympy",

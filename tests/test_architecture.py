@@ -132,7 +132,7 @@ def test_size_exceptions_are_needed_and_have_a_reason():
 def test_method_has_recipe_folder_smoke_recipe_and_test_file(key: str):
     entry = registry.METHODS[key]
     folder = ROOT / "recipes" / key
-    module = entry.place(entry.trainer).partition(":")[0] if entry.trains else "posttrain.stages.composition"
+    module = entry.place(entry.trainer).partition(":")[0] if entry.trains else "posttrain.methods.dmt.plan"
     mirror = Path("tests", *module.split(".")[1:])
     tests = [mirror.with_name(f"test_{mirror.name}.py"), mirror.parent.with_name(f"test_{mirror.parent.name}.py")]
     assert entry.key == key and re.fullmatch(r"[a-z][a-z0-9_]*", key)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config.build import build_args
+from posttrain.config.presets import expand
 from posttrain.config.run_config import RunConfig
 from posttrain.config.sound_values import unsound
 from posttrain.config.source import SourceMap, read_recipe
 from posttrain.config.stages import parse_stages, resolve_stages
 from posttrain.config.validation import RecipeError, parse_run, raise_all
 from posttrain.errors import ConfigError, PosttrainError
-from posttrain.stages.presets import expand
 
 __all__ = ["RecipeError", "build_args", "load", "load_stage", "parse", "resolve_stages"]
 

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PrivateAttr, StringConstraints
 
 from posttrain.config.block import Block, Count, Day, Name, OpenBlock, Seed
-from posttrain.config.mix_block import MixBlock
 from posttrain.config.reward_entry import RewardEntry, distinct, named
-from posttrain.config.rif_block import RifBlock
 from posttrain.config.source import Key, SourceMap
+from posttrain.methods.aioli.mix_block import MixBlock
+from posttrain.methods.rft_cpt.rif_block import RifBlock
 
 BLOCKS = ("method", "model", "data", "rollout", "trainer", "eval", "hub", "job")
 

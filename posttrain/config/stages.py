@@ -10,12 +10,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from posttrain import registry
-from posttrain.config.mix_block import mix_findings
 from posttrain.config.run_config import BLOCKS, REWARD_LIMITS, RunConfig, StageBlock
 from posttrain.config.source import SourceMap
 from posttrain.config.validation import explain_all, parse_run, unknown_key
 from posttrain.config.verdict import verifier_name
 from posttrain.errors import ConfigError, PosttrainError
+from posttrain.methods.aioli.mix_block import mix_findings
 
 
 def parse_stages(values: dict[str, Any], source: SourceMap, errors: list[PosttrainError]) -> RunConfig | None:

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain import registry
-from posttrain.config import checks_documents
 from posttrain.config.build import build_args, reward_scorer
 from posttrain.config.model_facts import ModelFacts, describe
 from posttrain.config.run_config import RunConfig
 from posttrain.config.stages import resolve_stages
 from posttrain.errors import ConfigError, PosttrainError
-from posttrain.mixing.prompts import findings as prompt_share_findings
+from posttrain.methods.aioli.prompt_step import findings as prompt_share_findings
+from posttrain.methods.rmt import checks as checks_documents
 from posttrain.models.loading import load_tokenizer
 from posttrain.preflight import data as checks_data
 from posttrain.preflight import engine as checks_engine

@@ -9,9 +9,9 @@ from dataclasses import fields
 from posttrain.algorithms.score_matrix import METRICS
 from posttrain.errors import ConfigError, PosttrainError
 from posttrain.evaluation.results import EvalResult, Score, pass_at_k_sizes
+from posttrain.methods.unlearning_paths.findings import METRICS as OF_PATHS
 from posttrain.reports.measure import Measure
 from posttrain.reproduce.claims import Study
-from posttrain.stages.path_report import METRICS as OF_PATHS
 
 _NOT_NUMBERS = {"samples", "per_group", "pass_at_k", "partial"}
 # Of the preset `continual`: metrics of the score matrix, and what stands for each task.

@@ -12,12 +12,12 @@ from typing import Any
 
 from posttrain.algorithms.score_matrix import all_metrics
 from posttrain.errors import DataError, ResumeError
+from posttrain.methods.unlearning_paths.findings import curve, level_steps, stage_numbers, steps_to_return
 from posttrain.reports.markdown import escape, table
 from posttrain.reports.provenance import weights_sha256
 from posttrain.reports.records import read_metrics, write_atomic, write_json
 from posttrain.reports.run_report import AFTER, RunFolder
 from posttrain.reports.sequences import matrix_of
-from posttrain.stages.path_report import curve, level_steps, stage_numbers, steps_to_return
 from posttrain.training.resuming import set_aside
 
 CARD = "README.md"

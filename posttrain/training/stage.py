@@ -17,9 +17,9 @@ from posttrain.config.verdict import reward_code, template_variables, verifier_n
 from posttrain.console import is_main_process, say
 from posttrain.data.sources import load_source
 from posttrain.errors import SupportError
-from posttrain.filtering import filter_stage
-from posttrain.mixing.prompts import attach_prompt_controller, settings_of
-from posttrain.mixing.stage import decide
+from posttrain.methods.aioli.prompt_step import attach_prompt_controller, settings_of
+from posttrain.methods.aioli.stage_step import decide
+from posttrain.methods.rft_cpt.filter import filter_stage
 from posttrain.models.generation_settings import open_settings
 from posttrain.models.loading import load_model, load_tokenizer, peft_config, resolve_model_path
 from posttrain.reports.provenance import data_fingerprint, template_sha256, without_secrets, world_layout

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from posttrain.cli import app
 from posttrain.data.tasks.markov_text import generate
 from posttrain.errors import DataError, PosttrainError, ResumeError, SupportError
-from posttrain.filtering import filter_model
-from posttrain.mixing.fidelity import fidelity
-from posttrain.mixing.sweep import MixRecipe
+from posttrain.methods.aioli.fidelity import fidelity
+from posttrain.methods.aioli.sweep import MixRecipe
+from posttrain.methods.rft_cpt.filter import filter_model
 from posttrain.run import run
 from tests.config.recipes import BASES, changed, checked, rows_file, told, write
 

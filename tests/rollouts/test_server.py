@@ -9,10 +9,10 @@ from contextlib import nullcontext
 
 import pytest
 
+from posttrain.commands.serve import _token
 from posttrain.errors import ConfigError
 from posttrain.rollouts.guard import TOKEN_VARIABLE, WEIGHT_BYTES_VARIABLE
 from posttrain.rollouts.server import EngineError, EngineServer, ServerSettings, refuse_public, server_environment
-from posttrain.serving import _token
 
 SETTINGS = ServerSettings(model="m", dtype="float32", max_model_length=96, seed=7)
 

@@ -12,16 +12,16 @@ import pytest
 from posttrain.config.loader import load
 from posttrain.config.stages import resolve_stages
 from posttrain.errors import DataError, ResumeError
-from posttrain.filtering import filter_model
+from posttrain.methods.rft_cpt.filter import filter_model
+from posttrain.methods.rft_cpt.study import study_continual
 from posttrain.reports.provenance import weights_sha256
 from posttrain.reports.records import evaluation_seconds
 from posttrain.reports.sequences import matrix_of
 from posttrain.run import run
-from posttrain.study_continual import study_continual
 from posttrain.training.lineage import refuse_changed_order, write_metrics
 from posttrain.training.resuming import refuse_other_origin
 from tests.config.recipes import write
-from tests.stages.test_continual import recipe, task
+from tests.methods.rft_cpt.test_plan import recipe, task
 
 RIGHT = '''
 def right(prompts, completions, **columns):

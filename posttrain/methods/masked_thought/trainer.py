@@ -16,9 +16,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from posttrain.data.token_noise import Replacement, corrupt_target_inputs, noise_rate, row_generator
 from posttrain.errors import ConfigError, DataError, PosttrainError, SupportError
-from posttrain.models.mask_token import WHERE, add_mask_token, find_mask_token, with_rows
+from posttrain.methods.masked_thought.mask_token import WHERE, add_mask_token, find_mask_token, with_rows
+from posttrain.methods.masked_thought.noise import Replacement, corrupt_target_inputs, noise_rate, row_generator
 from posttrain.models.positions import with_positions
 from posttrain.seam.arguments import option
 from posttrain.seam.groups.row_index import row_spans

@@ -14,19 +14,19 @@ from transformers import PreTrainedModel
 
 from posttrain.data import token_index
 from posttrain.data.entropy_scoring import score_corpus, store_entropies
-from posttrain.data.next_token_reasoning import (
-    ContinuationRows,
-    Targets,
-    find_targets,
-    round_trip_fraction,
-    tier_counts,
-)
 from posttrain.data.rendering import encode_prompt
 from posttrain.data.token_curriculum import TierDraws
 from posttrain.data.token_index import TokenIndex
 from posttrain.errors import DataError, SupportError
 from posttrain.evaluation.progress import EvaluationProgress
 from posttrain.methods.rmt.config import NextTokenConfig
+from posttrain.methods.rmt.questions import (
+    ContinuationRows,
+    Targets,
+    find_targets,
+    round_trip_fraction,
+    tier_counts,
+)
 from posttrain.models.loading import load_model, load_tokenizer
 from posttrain.seam.sampling import EpochRepeatSampler
 from posttrain.seam.sharding import whole_models, whole_weights

@@ -1,1 +1,0 @@
-"""`posttrain mix`: proportions of groups found by whole runs, for those who can afford some."""
