@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from posttrain import __version__
-from posttrain.commands.study_verbs import Overrides, Recipe, study_app
+from posttrain import __version__, registry
+from posttrain.commands.options import Model, Overrides, Recipe
 from posttrain.console import console, exit_status, is_main_process, quiet_libraries
-from posttrain.methods.aioli.commands import mix_app
 
 app = typer.Typer(
     name="posttrain",
@@ -22,17 +21,22 @@ app = typer.Typer(
 )
 
 
+_GROUPS = {"study": "Train the stages of a recipe and report on them together."}
+
 Suite = Annotated[
     str | None,
     typer.Option(
-        help="lm-eval tasks by name, a,b,c, or a task file or folder; extra: eval. Or unlearning, with --recipe."
+        help="lm-eval tasks by name, a,b,c, or a task file or folder; extra: eval. With --recipe: "
+        + ", ".join(registry.declared("suites"))
+        + "."
     ),
 ]
 Against = Annotated[
     str | None, typer.Option(help="Folder of an earlier suite result to compare with, as before unlearning.")
 ]
-Retrained = Annotated[
-    str | None, typer.Option(help="Folder of the unlearning suite's result for a model that never saw the forget set.")
+Reference = Annotated[
+    str | None,
+    typer.Option(help="Folder of the suite's result for a reference model, as one that never saw what is forgotten."),
 ]
 
 
@@ -69,9 +73,7 @@ def check(
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[
-        str, typer.Argument(help="Model, run, checkpoint-N or adapter folder, or a Hub id.", show_default=False)
-    ],
+    model: Model,
     overrides: Overrides = None,
     recipe: Annotated[str | None, typer.Option(help="Evaluate as this recipe does in training.")] = None,
     stage: Annotated[str | None, typer.Option(help="Stage of the recipe; default the last.")] = None,
@@ -90,18 +92,19 @@ def evaluate(
         bool, typer.Option("--apply-chat-template", help="Ask the suite's questions as chat messages.")
     ] = False,
     against: Against = None,
-    retrained: Retrained = None,
+    reference: Reference = None,
 ) -> None:
-    """Evaluate a saved model: --recipe as in training, pass@k; --suite on lm-eval tasks; unlearning needs both."""
+    """Evaluate a saved model: --recipe as in training, pass@k; --suite on lm-eval tasks; a paper's suite: both."""
     common: dict[str, Any] = {"overrides": overrides or [], "revision": revision, "output": output}
     of_suite = {"include": include, "limit": limit, "seed": seed, "batch_size": batch_size}
     given: dict[str, Any] = {name: value for name, value in of_suite.items() if value is not None}
     given |= {"apply_chat_template": True} if apply_chat_template else {}
-    if suite == "unlearning":
-        _evaluate_unlearning(model, recipe, given, stage=stage, against=against, retrained=retrained, **common)
+    own = registry.declared("suites")
+    if suite in own:
+        _evaluate_by_recipe(suite, model, recipe, given, stage=stage, against=against, reference=reference, **common)
         return
-    if retrained is not None:
-        raise typer.BadParameter("--retrained goes with --suite unlearning")
+    if reference is not None:
+        raise typer.BadParameter(f"--reference goes with --suite {' or '.join(own)}")
     if (recipe is None) == (suite is None):
         raise typer.BadParameter("give either --recipe or --suite")
     if recipe is not None:
@@ -118,15 +121,15 @@ def evaluate(
     evaluate_suite(model, options=SuiteOptions(tasks=str(suite), **given), against=against, **common)
 
 
-def _evaluate_unlearning(model: str, recipe: str | None, given: dict[str, Any], **options: Any) -> None:
+def _evaluate_by_recipe(suite: str, model: str, recipe: str | None, given: dict[str, Any], **options: Any) -> None:
+    """A suite that a paper declares; it measures rows of a recipe."""
     unread = [name for name in given if name != "batch_size"]
     if recipe is None:
-        raise typer.BadParameter("--suite unlearning needs --recipe, whose rows are measured")
+        raise typer.BadParameter(f"--suite {suite} needs --recipe, whose rows are measured")
     if unread:
-        raise typer.BadParameter(f"--{unread[0].replace('_', '-')} does not go with --suite unlearning")
-    from posttrain.methods.unlearning_paths.suite import evaluate_unlearning
-
-    evaluate_unlearning(model, recipe=recipe, **given, **options)
+        raise typer.BadParameter(f"--{unread[0].replace('_', '-')} does not go with --suite {suite}")
+    method, path = registry.declared("suites")[suite]
+    method.load(path)(model, recipe=recipe, **given, **options)
 
 
 @app.command()
@@ -264,64 +267,6 @@ def reproduce(
         raise typer.Exit(1)
 
 
-@app.command("score-tokens")
-def score_tokens(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    stage: Annotated[str | None, typer.Option(help="Stage of the recipe; default the first that reads text.")] = None,
-    questions: Annotated[
-        str | None, typer.Option(help="Folder for questions about the text, reasoning.jsonl and next_token.jsonl.")
-    ] = None,
-    held_out: Annotated[
-        list[str] | None, typer.Option(help="key=value of data.train that is other for the questions' documents.")
-    ] = None,
-    per_tier: Annotated[int, typer.Option(min=1, help="Questions of each tier.")] = 100,
-    nested: Annotated[
-        bool, typer.Option("--nested", help="Questions above each threshold instead of between two.")
-    ] = False,
-) -> None:
-    """Score the text of a recipe of next-token reasoning ahead of training; a stopped scoring goes on."""
-    from posttrain.methods.rmt.score_tokens import score_tokens as score
-
-    quiet_libraries()
-    score(
-        recipe,
-        overrides or [],
-        stage=stage,
-        questions=questions,
-        held_out=held_out,
-        per_tier=per_tier,
-        nested=nested,
-        console=console(),
-    )
-
-
-@app.command("filter")
-def filter_rows(
-    model: Annotated[
-        str, typer.Argument(help="Model, run, checkpoint-N or adapter folder, or a Hub id.", show_default=False)
-    ],
-    overrides: Overrides = None,
-    recipe: Annotated[str, typer.Option(help="Whose training rows, verifier and device.", show_default=False)] = ...,  # type: ignore[assignment]
-    stage: Annotated[str | None, typer.Option(help="Stage of the recipe; default the last.")] = None,
-    output: Annotated[str | None, typer.Option(help="Folder; default runs/filter/<model>-<recipe>.")] = None,
-    num_rollouts: Annotated[int | None, typer.Option(min=2, help="Completions of each prompt, default 8.")] = None,
-    min_correct: Annotated[int | None, typer.Option(min=0, help="Fewest right ones, default 1.")] = None,
-    max_correct: Annotated[int | None, typer.Option(min=1, help="Most right ones, default all.")] = None,
-    max_examples: Annotated[int | None, typer.Option(min=1, help="No more rows than this.")] = None,
-    choose: Annotated[str | None, typer.Option(help="solvable (default), unsolvable or random.")] = None,
-) -> None:
-    """Keep the training rows that a model can solve now and then; rollouts are kept and not made twice."""
-    from posttrain.methods.rft_cpt.filter import filter_model
-
-    given: dict[str, Any] = {"num_rollouts": num_rollouts, "min_correct": min_correct, "max_correct": max_correct}
-    given |= {"max_examples": max_examples, "choose": choose}
-    options = {name: value for name, value in given.items() if value is not None}
-    if choose not in (None, "solvable", "unsolvable", "random"):
-        raise typer.BadParameter("--choose is solvable, unsolvable or random")
-    filter_model(model, recipe=recipe, overrides=overrides or [], stage=stage, output=output, options=options)
-
-
 @app.command()
 def serve(
     recipe: Recipe,
@@ -339,8 +284,22 @@ def serve(
     serve_recipe(recipe, overrides or [], stage=stage, host=host, port=port, token_file=token_file)
 
 
-app.add_typer(study_app, name="study")
-app.add_typer(mix_app, name="mix")
+def _add_verbs_of_papers() -> None:
+    """Verbs that rooms declare, "verb" or "group verb"; what they need is imported once one is called."""
+    groups: dict[str, typer.Typer] = {}
+    for name, (method, path) in registry.declared("verbs").items():
+        group, _, verb = name.rpartition(" ")
+        if group and group not in groups:
+            groups[group] = typer.Typer(help=_GROUPS[group], no_args_is_help=True)
+            app.add_typer(groups[group], name=group)
+        found, parent = method.load(path), groups.get(group, app)
+        if isinstance(found, typer.Typer):
+            parent.add_typer(found, name=verb)
+        else:
+            parent.command(verb)(found)
+
+
+_add_verbs_of_papers()
 
 
 def _version(wanted: bool) -> None:

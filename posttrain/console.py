@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -11,9 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from posttrain.errors import PosttrainError
-from posttrain.optional import explains_imports
+from posttrain.errors import PosttrainError, explains_imports
 
+_TOLD: set[str] = set()  # sentences that a user reads once: from `check`, or else from the trainer that finds the same
 # Seconds that other ranks leave to rank 0 to tell a mistake which all of them made.
 _PATIENCE = 30.0
 _GRACE = 2.0  # the same after SIGTERM, where a scheduler waits for all to end
@@ -157,3 +158,15 @@ def clock(seconds: float) -> str:
         return "?"
     minutes, rest = divmod(round(max(seconds, 0)), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def mark_told(sentence: str) -> None:
+    """Note that the user has been shown this."""
+    _TOLD.add(sentence)
+
+
+def warn_once(logger: logging.Logger, sentence: str) -> None:
+    """Log a warning that this process has not shown before."""
+    if sentence not in _TOLD:
+        _TOLD.add(sentence)
+        logger.warning(sentence)

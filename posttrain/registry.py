@@ -26,6 +26,8 @@ ENGINES = frozenset({"ddp", "zero1", "zero2", "zero3", "fsdp2"})
 # What a method may read beside prompts and demonstrations: documents that it makes its own prompts from, rows to keep
 # beside those to forget, rows that are drawn group by group as streams allow.
 INPUTS = ("documents", "retain", "streams")
+# Places of a recipe that a paper can fill for runs of any method, as `{name: KEY, own settings}`.
+SLOTS = ("data.order", "rollout.prompt_shares", "trainer.averaging", "trainer.optimizer", "trainer.schedule")
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,15 @@ class Method:
         config, trainer: "module:Name", the module below the room or, with "posttrain.", anywhere.
         supports: subset of `FEATURES`.
         inputs: subset of `INPUTS`.
+        step: `StageStep` that works in every run of the method.
+        steps: key of a stage -> `StageStep` that works in stages with this key, whatever their method.
+        slots: member of `SLOTS` -> `StageStep` that works in runs whose recipe names the paper there.
+        plans: preset of `stages` -> function from the recipe to its stages.
+        outcome: function (run, folder, lineage) -> numbers beside the last evaluation of a stage that one of `plans`
+            wrote, as {name: values}.
+        measures: mapping or tuple of the names of these numbers, with their prefix; a claim on another is refused.
+        verbs: "verb" or "group verb" of the command line -> function, or `Typer` of several.
+        suites: name under `eval --suite` -> function.
         key: set by `get`.
     """
 
@@ -89,6 +100,14 @@ class Method:
     supports: frozenset[str] = field(default_factory=frozenset)
     inputs: frozenset[str] = field(default_factory=frozenset)
     curves: tuple[Curve, ...] = ()
+    step: str | None = None
+    steps: Mapping[str, str] = field(default_factory=dict)
+    slots: Mapping[str, str] = field(default_factory=dict)
+    plans: Mapping[str, str] = field(default_factory=dict)
+    outcome: str | None = None
+    measures: str | None = None
+    verbs: Mapping[str, str] = field(default_factory=dict)
+    suites: Mapping[str, str] = field(default_factory=dict)
     key: str = ""
 
     @property
@@ -123,6 +142,10 @@ class Method:
     def load_trainer(self) -> Any:
         """The trainer class; imports trl and torch."""
         return _load(self.place(self.trainer))
+
+    def load(self, path: str) -> Any:
+        """What the room has at "module:Name"."""
+        return _load(self.place(path))
 
 
 class _Methods(Mapping[str, Method]):
@@ -162,6 +185,16 @@ def methods_table() -> str:
 def trained() -> dict[str, Method]:
     """The methods that a recipe can name as its `method`; plans of stages are named under `stages.preset`."""
     return {key: method for key, method in METHODS.items() if method.trains}
+
+
+def declared(kind: Literal["steps", "plans", "verbs", "suites"]) -> dict[str, tuple[Method, str]]:
+    """Name -> method that declares it, and where its room has it; in the order of the methods."""
+    return {name: (m, path) for m in METHODS.values() for name, path in getattr(m, kind).items()}
+
+
+def fillers(slot: str) -> dict[str, Method]:
+    """Key -> method that fills a slot."""
+    return {key: method for key, method in METHODS.items() if slot in method.slots}
 
 
 def curves() -> list[Curve]:

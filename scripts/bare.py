@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import posttrain
-from posttrain import optional
+from posttrain import errors
 
 ROOT = Path(__file__).resolve().parents[1]
 # Arguments of `posttrain` -> the extra that its one line names.
@@ -33,14 +33,14 @@ ASKS_FOR = {
 
 def unexpected_packages() -> list[str]:
     """Packages of extras that are here although nobody asked for them: they would hide what this is looking for."""
-    return [name for name in optional.EXTRAS if optional.is_installed(name)]
+    return [name for name in errors.EXTRAS if errors.is_installed(name)]
 
 
 def failed_imports() -> list[str]:
     """Modules that cannot be imported although they need no extra."""
     failed = []
     for module in pkgutil.walk_packages(posttrain.__path__, "posttrain."):
-        if module.name.removeprefix("posttrain.") in optional.MODULES or module.name.endswith("__main__"):
+        if module.name.removeprefix("posttrain.") in errors.NEED_EXTRAS or module.name.endswith("__main__"):
             continue
         try:
             importlib.import_module(module.name)

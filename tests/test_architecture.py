@@ -147,7 +147,7 @@ def test_recipe_folders_belong_to_methods():
     assert folders <= set(registry.METHODS) | {"jobs"}
 
 
-MATH = [path for path in MODULES if path.parent.name in FLOORS[0].split() and path.name != "__init__.py"]
+MATH = [path for path in MODULES if path.parent.name in FLOORS[2].split() and path.name != "__init__.py"]
 
 
 @pytest.mark.parametrize("path", MATH, ids=name_of)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from posttrain import optional
+from posttrain import errors
 from posttrain.errors import SupportError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,13 +93,15 @@ def problems(path: Path, *, dotted: str) -> list[str]:
         place = f"{dotted}:{line} imports {name}"
         if distribution(name) in core:
             continue
-        extra = optional.EXTRAS.get(name)
+        extra = errors.EXTRAS.get(name)
         if extra is None:
-            found.append(f"{place}, which neither the dependencies nor optional.EXTRAS name")
+            found.append(f"{place}, which neither the dependencies nor errors.EXTRAS name")
         elif name not in BY_HAND and distribution(name) not in declared(extra):
             found.append(f"{place}, which the extra {extra!r} of pyproject.toml does not bring")
-        if at_once and optional.MODULES.get(dotted.removeprefix("posttrain.")) != extra:
-            found.append(f"{place} as soon as it is imported; import it in a function, or list it in optional.MODULES")
+        if at_once and errors.NEED_EXTRAS.get(dotted.removeprefix("posttrain.")) != extra:
+            found.append(
+                f"{place} as soon as it is imported; import it in a function, or list it in errors.NEED_EXTRAS"
+            )
     return found
 
 
@@ -126,8 +128,8 @@ def test_tests_and_scripts_import_what_the_dev_extra_brings():
 @pytest.mark.parametrize(
     ("code", "told"),
     [
-        ("import boto3\n", "neither the dependencies nor optional.EXTRAS"),
-        ("def f():\n    import vllm_flash\n", "neither the dependencies nor optional.EXTRAS"),
+        ("import boto3\n", "neither the dependencies nor errors.EXTRAS"),
+        ("def f():\n    import vllm_flash\n", "neither the dependencies nor errors.EXTRAS"),
         ("def f():\n    from importlib import import_module\n    import_module('boto3.session')\n", "imports boto3"),
         ("import requests\n", "as soon as it is imported"),
         ("try:\n    import deepspeed\nexcept ImportError:\n    pass\n", "as soon as it is imported"),
@@ -159,7 +161,7 @@ def test_an_optional_package_is_imported_where_it_is_used(tmp_path: Path, code: 
 )
 def test_a_failed_import_is_one_line_that_names_the_extra(error: ImportError, extra: str):
     told = f"of the extra '{extra}', is not installed. Install it: "
-    with pytest.raises(SupportError, match=told), optional.explains_imports():
+    with pytest.raises(SupportError, match=told), errors.explains_imports():
         raise error
 
 
@@ -167,11 +169,11 @@ def test_a_library_that_misses_a_package_itself_is_explained_too(monkeypatch: py
     """As trl says it: a plain ImportError without the package's name as a fact."""
     said = ImportError("vLLM is not installed. Please install it with `pip install trl[vllm]`")
     monkeypatch.setitem(sys.modules, "vllm", None)
-    assert "extra 'vllm'" in str(optional.explained(said))
+    assert "extra 'vllm'" in str(errors.explained(said))
 
 
 def test_other_import_errors_stay_what_they_are():
-    with pytest.raises(ImportError, match="cannot import name 'x'"), optional.explains_imports():
+    with pytest.raises(ImportError, match="cannot import name 'x'"), errors.explains_imports():
         raise ImportError("cannot import name 'x' from 'posttrain'", name="posttrain")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.optional import EXTRAS
+from posttrain.errors import EXTRAS
 from tests.source_tree import (
     DOOR,
     FLOOR_OF,
@@ -18,6 +18,8 @@ from tests.source_tree import (
     MODULES,
     PACKAGE,
     ROOT,
+    SEAM_ROOMS,
+    SILENCES,
     dotted_of,
     floor_of,
     graph,
@@ -25,6 +27,7 @@ from tests.source_tree import (
     is_private,
     name_of,
     own_imports_of,
+    place_of,
     room_of,
     tree_of,
 )
@@ -45,14 +48,44 @@ def test_module_lies_on_a_known_floor_at_most_three_folders_deep(path: Path):
 def test_imports_stay_on_the_floor_or_go_down(path: Path):
     if path == PACKAGE / "__init__.py":
         return  # the public names, loaded on first use; test_packaging.py holds that
-    floor = floor_of(dotted_of(path))
-    upward = [f"line {line}: {name}" for name, line in own_imports_of(path) if floor_of(name) > floor]
-    assert not upward, f"{name_of(path)} is on floor {floor} and imports from above: {upward}"
+    here = place_of(dotted_of(path))
+    upward = [f"line {line}: {name}" for name, line in own_imports_of(path) if place_of(name) > here]
+    assert not upward, f"{name_of(path)} is in room {here} and imports from above, or from the right: {upward}"
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if "seam" in path.parts], ids=name_of)
+def test_rooms_of_the_seam_import_from_the_left(path: Path):
+    def room(dotted: str) -> int:
+        parts = dotted.split(".")
+        known = len(parts) > 2 and parts[2] in SEAM_ROOMS
+        return SEAM_ROOMS.index(parts[2]) if known else 0
+
+    here = room(dotted_of(path))
+    right = [
+        f"line {line}: {name}" for name, line in own_imports_of(path) if room_of(name) == "seam" and room(name) > here
+    ]
+    assert not right, f"{name_of(path)} imports from the right: {right}"
+
+
+def test_rooms_stand_on_few_others():
+    """How many rooms stand above one another from the first to the papers."""
+    rooms: dict[str, set[str]] = {}
+    for module, imported in graph().items():
+        own = rooms.setdefault(room_of(module), set())
+        own |= {room_of(other) for other in imported} - {room_of(module), "__init__"}
+    height: dict[str, int] = {}
+    for room in TopologicalSorter(rooms).static_order():
+        height[room] = 1 + max((height[other] for other in rooms.get(room, ())), default=0)
+    assert set(rooms["methods"]) and height["methods"] <= 8, height
+
+
+def test_few_files_lie_loose_in_the_package():
+    assert len([path for path in MODULES if path.parent == PACKAGE]) <= 8
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_lower_floors_do_not_know_the_training_libraries(path: Path):
-    forbidden = FORBIDDEN_LIBRARIES.get(floor_of(dotted_of(path)), set())
+    forbidden = set() if name_of(path) == SILENCES else FORBIDDEN_LIBRARIES.get(floor_of(dotted_of(path)), set())
     found = [f"line {line}: {name}" for name, line in imports_of(tree_of(path)) if name.split(".")[0] in forbidden]
     assert not found, f"{name_of(path)}: {found}"
 

@@ -15,7 +15,7 @@ import torch
 
 from posttrain import hidden
 from posttrain.config.source import read_recipe
-from posttrain.reports.provenance import without_secrets
+from posttrain.hidden import without_secrets
 from posttrain.run import run
 from posttrain.seam.policy.trainer import PolicyConfig
 from tests.config.recipes import GRPO, SFT, changed, write

@@ -16,8 +16,7 @@ import torch
 
 from posttrain.certificate.plan import OFFLOADS, Cell, Group
 from posttrain.certificate.recipes import STEPS, TRAINER
-from posttrain.errors import SupportError
-from posttrain.optional import is_installed, missing
+from posttrain.errors import SupportError, is_installed, missing
 from posttrain.seam.sharding import ON_CPU, missing_for_cpu_adam
 
 WORKER = "posttrain.certificate.worker"

@@ -17,9 +17,10 @@ from typing import Any
 
 from posttrain.errors import ConfigError
 from posttrain.evaluation.results import EvalResult, EvalSettings, Sample, paired_difference
+from posttrain.hidden import without_secrets
 from posttrain.reports import sections
 from posttrain.reports.markdown import escape, number, percent, points, table
-from posttrain.reports.provenance import command_line, git_state, versions, without_secrets
+from posttrain.reports.provenance import command_line, git_state, versions
 from posttrain.reports.records import json_value, write_atomic, write_json
 from posttrain.reports.run_report import AFTER, BEFORE, RunFolder
 

@@ -24,11 +24,12 @@ from posttrain.commands.eval_folder import (
 )
 from posttrain.config.verdict import recorded_variables, template_variables, verifier_name, verifier_sha256
 from posttrain.errors import PosttrainError
+from posttrain.hidden import without_secrets
 from posttrain.models.loading import load_tokenizer
 from posttrain.preflight.data import as_rows, shared_rows
 from posttrain.preflight.mixture import load_split
 from posttrain.reports.markdown import number, percent
-from posttrain.reports.provenance import data_fingerprint, template_sha256, versions, without_secrets, world_layout
+from posttrain.reports.provenance import data_fingerprint, template_sha256, versions, world_layout
 from posttrain.reports.run_report import RunFolder
 from posttrain.reports.sections import pass_at_k_cells, pass_at_k_columns
 from posttrain.training.saved_models import SavedModel

@@ -11,9 +11,8 @@ from pathlib import Path
 from posttrain.config.loader import load
 from posttrain.config.stages import resolve_stages
 from posttrain.console import quiet_libraries
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, need
 from posttrain.models.loading import load_tokenizer, resolve_model_path
-from posttrain.optional import need
 from posttrain.rollouts.cpu import is_cpu_engine
 from posttrain.rollouts.guard import TOKEN_VARIABLE
 from posttrain.rollouts.server import ServerSettings, refuse_public, server_environment

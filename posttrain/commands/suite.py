@@ -38,8 +38,7 @@ from posttrain.config.run_config import ModelBlock
 from posttrain.config.source import SourceMap
 from posttrain.config.validation import explain_all, raise_all
 from posttrain.console import quiet_libraries, say
-from posttrain.errors import ConfigError, DataError, PosttrainError, SupportError
-from posttrain.optional import need
+from posttrain.errors import ConfigError, DataError, PosttrainError, SupportError, need
 from posttrain.reports import provenance
 from posttrain.training.saved_models import SavedModel, find_model
 

@@ -10,6 +10,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, 
 Name = Annotated[str, StringConstraints(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+# What a paper fills, see `posttrain.registry.SLOTS`: its key as `name`, beside settings of its own.
+Slot = dict[str, Any] | None
 
 
 def _day(text: str | None) -> str | None:

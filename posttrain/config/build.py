@@ -60,6 +60,8 @@ def keywords(cfg: RunConfig, specs: dict[str, FieldSpec]) -> dict[str, Any]:
             # Left open, vLLM sets memory aside for rows as long as the model can read. Prompts that a method writes
             # itself are longer than the rows.
             keys.setdefault("vllm_max_model_length", cfg.data.max_prompt_length + cfg.rollout.max_completion_length)
+        if "rollout.prompt_shares" in cfg.slots:
+            keys["changing_shares"] = True
         keys["reward_weights"] = [entry.weight for entry in cfg.rollout.rewards]
         if cfg.rollout.verifier is not None:
             keys["verifier"] = function_name(cfg.rollout.verifier)

@@ -13,7 +13,7 @@ from posttrain.config.run_config import RunConfig
 from posttrain.config.sound_values import unsound
 from posttrain.config.source import SourceMap, read_recipe
 from posttrain.config.stages import parse_stages, resolve_stages
-from posttrain.config.validation import RecipeError, parse_run, raise_all
+from posttrain.config.validation import RecipeError, parse_run, placed, raise_all
 from posttrain.errors import ConfigError, PosttrainError
 
 __all__ = ["RecipeError", "build_args", "load", "load_stage", "parse", "resolve_stages"]
@@ -60,9 +60,7 @@ def _expanded(values: dict[str, Any], source: SourceMap) -> dict[str, Any]:
     try:
         stages = expand(values)
     except PosttrainError as error:
-        key = tuple(int(part) if part.isdigit() else part for part in (error.where or "stages").split("."))
-        facts = {"got": error.got} if "(got " in str(error) else {}
-        raise type(error)(error.what, where=source.where(key), allowed=error.allowed, fix=error.fix, **facts) from None
+        raise placed(error.at("stages"), source) from None
     shared = {block: value for block, value in values.items() if not all(block in stage for stage in stages)}
     trainer = values.get("trainer")
     if "trainer" not in shared and isinstance(trainer, dict):  # two keys of it belong to the whole recipe

@@ -1,31 +1,21 @@
 """Presets of the `stages` block: a mapping `{preset: NAME, ...}` that stands for a list of ordinary stages.
 
-A preset is a function from the recipe (plain dicts) to its stages; it owns no training loop.
+A preset is a function from the recipe (plain dicts) to its stages, which a room declares in `Method.plans`; it owns no
+training loop.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from posttrain import registry
 from posttrain.errors import ConfigError
-from posttrain.methods.aioli import plan as mixing_arms
-from posttrain.methods.dmt import plan as composition
-from posttrain.methods.rft_cpt import plan as continual
-from posttrain.methods.unlearning_paths import plan as path_study
-
-Preset = Callable[[Mapping[str, Any]], list[dict[str, Any]]]
-PRESETS: dict[str, Preset] = {
-    **composition.PRESETS,
-    **continual.PRESETS,
-    **path_study.PRESETS,
-    **mixing_arms.PRESETS,
-}
 
 
 def expand(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The stages that a recipe's `stages: {preset: NAME, ...}` stands for.
+    """The stages that a recipe's `stages: {preset: NAME, ...}` stands for; a lineage names the preset.
 
     Args:
         values: the whole recipe.
@@ -33,14 +23,19 @@ def expand(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     Raises:
         ConfigError: an unknown preset, or what the preset refuses.
     """
-    name = values["stages"].get("preset")
-    if not isinstance(name, str) or name not in PRESETS:
-        close = difflib.get_close_matches(str(name), PRESETS, n=1, cutoff=0.5)
+    plans, name = registry.declared("plans"), values["stages"].get("preset")
+    if not isinstance(name, str) or name not in plans:
+        close = difflib.get_close_matches(str(name), plans, n=1, cutoff=0.5)
         raise ConfigError(
             "a list of stages is expected, or a mapping that names a preset",
             where="stages" if name is None else "stages.preset",
             got=name,
-            allowed=f"one of: {', '.join(PRESETS)}",
+            allowed=f"one of: {', '.join(plans)}",
             fix=f"Perhaps you mean {close[0]!r}" if close else None,
         )
-    return PRESETS[name](values)
+    method, path = plans[name]
+    stages: list[dict[str, Any]] = method.load(path)(values)
+    for stage in stages:
+        if stage.get("lineage"):
+            stage["lineage"] = {"preset": name, **stage["lineage"]}
+    return stages

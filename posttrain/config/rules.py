@@ -148,11 +148,9 @@ def _further(cfg: RunConfig, split: str) -> Iterator[PosttrainError]:
     rows, where, entry = getattr(cfg.data, split), cfg.where("data", split), registry.get(cfg.method.name)
     if rows is None:
         return
-    if split == "validation" and not entry.learns_rows and not cfg.method.fields.get("prompt_controller"):
+    if split == "validation" and not entry.learns_rows and "rollout.prompt_shares" not in cfg.slots:
         fix = "Remove it; data.eval is what policy methods are evaluated on"
-        yield ConfigError(
-            "read by supervised methods and method.prompt_controller", where=where, got=entry.key, fix=fix
-        )
+        yield ConfigError("read by supervised methods and rollout.prompt_shares", where=where, got=entry.key, fix=fix)
     if split == "retain" and "retain" not in entry.inputs:
         readers = ", ".join(key for key, other in registry.METHODS.items() if "retain" in other.inputs)
         yield ConfigError("read by unlearning alone", where=where, got=entry.key, allowed=readers, fix="Remove it")

@@ -92,14 +92,3 @@ def _settings(cfg: RunConfig) -> Iterator[PosttrainError]:
             allowed="error",
             fix="Filter the files",
         )
-    if cfg.method.fields.get("controller") == "natural":
-        yield SupportError(
-            "proportions by the number of rows, and the rows of a stream are not counted",
-            where=cfg.where("method", "controller"),
-            got="natural",
-            fix="Use stratified, or static with proportions",
-        )
-    if cfg.stage is not None and cfg.stage.rif is not None:
-        yield SupportError(
-            "rows of a stream cannot be chosen before they are read", where=cfg.where("rif"), fix="Remove it"
-        )

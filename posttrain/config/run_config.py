@@ -7,15 +7,16 @@ The blocks method, rollout and trainer also take the fields of the method's conf
 from __future__ import annotations
 
 import copy
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PrivateAttr, StringConstraints
 
-from posttrain.config.block import Block, Count, Day, Name, OpenBlock, Seed
+from posttrain.config.block import Block, Count, Day, Name, OpenBlock, Seed, Slot
 from posttrain.config.reward_entry import RewardEntry, distinct, named
 from posttrain.config.source import Key, SourceMap
-from posttrain.methods.aioli.mix_block import MixBlock
-from posttrain.methods.rft_cpt.rif_block import RifBlock
+
+if TYPE_CHECKING:
+    from posttrain.config.steps import StageStep
 
 BLOCKS = ("method", "model", "data", "rollout", "trainer", "eval", "hub", "job")
 
@@ -180,11 +181,7 @@ class DataBlock(Block):
     """Prompts to train on and to evaluate on."""
 
     train: TrainSource = Field(description="rows to train on")
-    validation: TrainSource | None = Field(
-        default=None,
-        description="held-out rows whose loss supervised methods measure; of a policy method those that "
-        "method.prompt_controller measures on",
-    )
+    validation: TrainSource | None = Field(default=None, description="held-out rows that training measures on")
     retain: TrainSource | None = Field(default=None, description="rows that unlearning is to keep; train is forgotten")
     eval: DataSource | None = Field(default=None, description="rows to evaluate on; null = no evaluation")
     eval_tasks: dict[TaskName, TaskSource] | None = Field(
@@ -204,6 +201,7 @@ class DataBlock(Block):
     )
     max_prompt_length: Count = Field(default=512, description="most tokens of a prompt after the chat template")
     overlong_prompts: Literal["error", "drop"] = Field(default="error", description="what happens to longer prompts")
+    order: Slot = Field(default=None, description="order of the training rows; null = shuffled anew every epoch")
     max_empty_solution_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.5, description="most rows without a demonstration that a method using demonstrations accepts"
     )
@@ -235,6 +233,7 @@ class RolloutBlock(OpenBlock):
         default_factory=list, description="environment variables that rewards get besides harmless ones such as PATH"
     )
     reward_processes: Whole = Field(default=0, description="programs that a reward process may run at one time")
+    prompt_shares: Slot = Field(default=None, description="what changes the shares of the prompts' groups in the run")
 
 
 class TrainerBlock(OpenBlock):
@@ -242,6 +241,11 @@ class TrainerBlock(OpenBlock):
 
     output_dir: Name | None = Field(default=None, description="folder of the run; null = runs/<name of the recipe>")
     resume: Name = Field(default="auto", description="auto, never, or the path of a checkpoint")
+    optimizer: Slot = Field(default=None, description="optimizer of a paper; those of transformers: trainer.optim")
+    schedule: Slot = Field(
+        default=None, description="learning-rate schedule of a paper; those of transformers: trainer.lr_scheduler_type"
+    )
+    averaging: Slot = Field(default=None, description="average of the weights in the course of training")
 
 
 def _enough_memory(value: int) -> int:
@@ -327,8 +331,6 @@ class StageBlock(Block):
         default=None,
         description="stage whose model the divergence is measured from, or model; null = the one it starts from",
     )
-    rif: RifBlock | None = Field(default=None, description="filter of the training rows by rollouts of the model")
-    mix: MixBlock | None = Field(default=None, description="settings of the method aioli that earlier stages decide")
     lineage: dict[str, Any] | None = Field(default=None, description="what a preset tells about the stage")
     method: Any = None
     model: Any = None
@@ -338,6 +340,12 @@ class StageBlock(Block):
     eval: Any = None
     hub: Any = None
     job: Any = None
+    _added: dict[str, StageStep] = PrivateAttr(default_factory=dict)
+
+    @property
+    def added(self) -> dict[str, StageStep]:
+        """Further keys of the stage -> the steps that papers declare for them."""
+        return self._added
 
 
 class RunConfig(Block):
@@ -362,11 +370,17 @@ class RunConfig(Block):
     _values: dict[str, Any] = PrivateAttr(default_factory=dict)
     _runs: list[tuple[str, str | None, RunConfig]] = PrivateAttr(default_factory=list)
     _stage: StageBlock | None = PrivateAttr(default=None)
+    _slots: dict[str, StageStep] = PrivateAttr(default_factory=dict)
 
     @property
     def stage(self) -> StageBlock | None:
         """The stage that this run is; None for a recipe without stages."""
         return self._stage
+
+    @property
+    def slots(self) -> dict[str, StageStep]:
+        """Slot, as "trainer.optimizer" -> the step of the paper that the recipe names there."""
+        return self._slots
 
     @property
     def source(self) -> SourceMap:

@@ -11,11 +11,9 @@ from pydantic import ValidationError
 
 from posttrain import registry
 from posttrain.config.run_config import BLOCKS, REWARD_LIMITS, RunConfig, StageBlock
-from posttrain.config.source import SourceMap
-from posttrain.config.validation import explain_all, parse_run, unknown_key
-from posttrain.config.verdict import verifier_name
+from posttrain.config.source import SourceMap, dotted
+from posttrain.config.validation import explain_all, parse_run, placed, read_step, unknown_key
 from posttrain.errors import ConfigError, PosttrainError
-from posttrain.methods.aioli.mix_block import mix_findings
 
 
 def parse_stages(values: dict[str, Any], source: SourceMap, errors: list[PosttrainError]) -> RunConfig | None:
@@ -67,11 +65,19 @@ def _stage_blocks(written: Any, source: SourceMap, errors: list[PosttrainError])
         )
         return []
     stages: list[StageBlock] = []
+    keys = registry.declared("steps")
     for index, item in enumerate(written):
+        own = {key: value for key, value in item.items() if key not in keys} if isinstance(item, dict) else item
         try:
-            stages.append(StageBlock.model_validate(item))
+            stage = StageBlock.model_validate(own)
         except ValidationError as problem:
-            errors += explain_all(problem, source, below=("stages", index), root=StageBlock)
+            errors += explain_all(problem, source, below=("stages", index), root=StageBlock, further=keys)
+            continue
+        for key, (method, path) in keys.items():
+            if item.get(key) is not None:
+                step = read_step(method.load(path), item[key], source, ("stages", index, key), errors)
+                stage.added.update({} if step is None else {key: step})
+        stages.append(stage)
     return stages
 
 
@@ -108,8 +114,9 @@ def _check_plan(
             where, allowed = source.where(("stages", index, "reference_from")), ", ".join(["model", *earlier])
             what = "not the name of an earlier stage"
             errors.append(ConfigError(what, where=where, got=stage.reference_from, allowed=allowed))
-        if stage.mix is not None:
-            errors += mix_findings(stage, earlier, source, ("stages", index, "mix"))
+        for key, step in stage.added.items():
+            for below, finding in step.plan_findings(stage, earlier):
+                errors.append(placed(finding.at(dotted(("stages", index, key, *below))), source))
         earlier.append(stage.name)
     errors += _foreign_checkpoint(values, earlier, source)
     for block in BLOCKS:
@@ -166,9 +173,9 @@ def _parse_stage(
     raw |= {block: getattr(stage, block) for block in own}
     if _is_supervised(stage, values) and "rollout" in raw and "rollout" not in own:
         raw = _without_rollout(raw)
-    if stage.mix is not None and isinstance(raw.get("method"), dict):
-        setting, path = stage.mix.setting(Path(_root(values, source)), stage.name)
-        raw["method"] = {**raw["method"], setting: path}
+    if isinstance(raw.get("method"), dict):
+        for step in stage.added.values():
+            raw["method"] = {**raw["method"], **step.method_settings(Path(_root(values, source)), stage.name)}
     trainer = raw.get("trainer")
     if trainer is None or isinstance(trainer, dict):
         trainer = trainer or {}
@@ -188,7 +195,7 @@ def _parse_stage(
             trainer = {key: value for key, value in trainer.items() if key != "resume" or "trainer" in own}
         raw["trainer"] = {**resume, **trainer, "output_dir": str(folder)}
     found: list[PosttrainError] = []
-    config = parse_run(raw, source.stage(index, own), found)
+    config = parse_run(raw, source.stage(index, own | set(stage.added)), found)
     if config is not None:
         config._stage = stage
         found += stage_findings(config, source, index)
@@ -198,7 +205,7 @@ def _parse_stage(
 
 
 def stage_findings(config: RunConfig, source: SourceMap, index: int) -> Iterator[PosttrainError]:
-    """What does not go together in `reference_from` and `rif` of a stage."""
+    """What does not go together in `reference_from` and in what papers add to the stage."""
     stage = config.stage
     if stage is None:
         return
@@ -211,16 +218,8 @@ def stage_findings(config: RunConfig, source: SourceMap, index: int) -> Iterator
         elif config.model.lora is not None:
             what = "with an adapter the reference is the model without it"
             yield ConfigError(what, where=where, got=stage.reference_from, fix="Remove the line, or model.lora")
-    if stage.rif is None:
-        return
-    where = source.where(("stages", index, "rif"))
-    if verifier_name(config) is None:
-        yield ConfigError("no reward tells which completion is right", where=where, fix="Write eval.verifier")
-    most = stage.rif.max_correct if stage.rif.max_correct is not None else stage.rif.num_rollouts
-    if not stage.rif.min_correct <= most <= stage.rif.num_rollouts:
-        allowed = f"min_correct <= max_correct <= num_rollouts ({stage.rif.num_rollouts})"
-        got = [stage.rif.min_correct, most]
-        yield ConfigError("no row could be kept", where=where, got=got, allowed=allowed)
+    for step in stage.added.values():
+        yield from step.rule_findings(config)
 
 
 def _without_rollout(raw: dict[str, Any]) -> dict[str, Any]:

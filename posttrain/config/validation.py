@@ -17,6 +17,7 @@ from posttrain import registry
 from posttrain.config.rules import broken_rules
 from posttrain.config.run_config import BLOCKS, Block, EvalBlock, OpenBlock, RunConfig
 from posttrain.config.source import Key, SourceMap, dotted
+from posttrain.config.steps import StageStep, steps_of
 from posttrain.errors import ConfigError, PosttrainError, SupportError
 from posttrain.seam.arguments import FieldSpec, check_value, field_specs, literal_choices
 
@@ -62,7 +63,10 @@ def parse_run(values: dict[str, Any], source: SourceMap, errors: list[PosttrainE
     if config is None or len(errors) > before:
         return None
     config = _completed(config, values, source, specs or {})
+    config._slots = _read_slots(config, source, errors)
     errors += broken_rules(config)
+    for step in steps_of(config).values() if len(errors) == before else ():
+        errors += step.rule_findings(config)
     return config if len(errors) == before else None
 
 
@@ -79,6 +83,69 @@ def _completed(config: RunConfig, values: dict[str, Any], source: SourceMap, spe
             mine = type(block).__name__.removesuffix("Block").lower()
             block._defaults = {spec.name: spec.default for spec in specs.values() if spec.block == mine}
     return config
+
+
+# ---- what papers add ----
+
+
+def _read_slots(config: RunConfig, source: SourceMap, errors: list[PosttrainError]) -> dict[str, StageStep]:
+    found: dict[str, StageStep] = {}
+    for slot in registry.SLOTS:
+        block, name = slot.split(".")
+        written = getattr(getattr(config, block), name, None)
+        if written is None:
+            continue
+        known, key = registry.fillers(slot), written.get("name")
+        if not isinstance(key, str) or key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            errors.append(
+                ConfigError(
+                    "the name of what fills it is missing" if key is None else "nothing of this name fills it",
+                    where=source.where((block, name) if key is None else (block, name, "name")),
+                    allowed="one of: " + ", ".join(known) if known else "nothing yet, so leave it out",
+                    fix=f"Perhaps you mean {close[0]!r}" if close else None,
+                    **({} if key is None else {"got": key}),
+                )
+            )
+            continue
+        own = {setting: value for setting, value in written.items() if setting != "name"}
+        step = read_step(known[key].load(known[key].slots[slot]), own, source, (block, name), errors)
+        found |= {} if step is None else {slot: step}
+    return found
+
+
+def read_step(
+    step: type[StageStep], written: Any, source: SourceMap, key: Key, errors: list[PosttrainError]
+) -> StageStep | None:
+    """A step with its settings; findings are added to `errors`, and None is returned if there were any.
+
+    Args:
+        step: the class that a room declares.
+        written: its mapping in the recipe.
+        source: for file and line.
+        key: path of the mapping.
+    """
+    if not isinstance(written, dict):
+        known = None if step.block is None else "keys: " + ", ".join(step.block.model_fields)
+        what = "a mapping of keys is expected"
+        errors.append(ConfigError(what, where=source.where(key), got=written, allowed=known))
+        return None
+    try:
+        if step.block is None:
+            return step(step.read(written, where=dotted(key)))
+        return step(step.block.model_validate(written))
+    except ValidationError as problem:
+        errors += explain_all(problem, source, below=key, root=step.block)
+    except PosttrainError as error:
+        errors.append(placed(error, source))
+    return None
+
+
+def placed(error: PosttrainError, source: SourceMap) -> PosttrainError:
+    """The same error with file and line before its dotted path."""
+    key = tuple(int(part) if part.isdigit() else part for part in (error.where or "").split("."))
+    facts = {"got": error.got} if "(got " in str(error) else {}
+    return type(error)(error.what, where=source.where(key), allowed=error.allowed, fix=error.fix, **facts)
 
 
 # ---- blocks with fixed keys ----
@@ -101,6 +168,7 @@ def explain_all(
     *,
     below: Key = (),
     root: Any = RunConfig,
+    further: Iterable[str] = (),
 ) -> list[PosttrainError]:
     """The findings of a pydantic `ValidationError` in our words, one for each key.
 
@@ -110,10 +178,11 @@ def explain_all(
         specs: fields of the method's config class, for better suggestions.
         below: path of the validated mapping inside the recipe.
         root: the model it was validated against.
+        further: keys that go with it and are validated apart.
     """
     found: dict[Key, PosttrainError] = {}
     for detail in problem.errors(include_url=False):
-        key, error = _explain(detail, source, specs, below, root)
+        key, error = _explain(detail, source, specs, below, root, list(further))
         found.setdefault(key, error)
     # A misspelt required key is one mistake, not an unknown key and a missing one.
     meant = {error.fix for error in found.values()}
@@ -125,7 +194,12 @@ def _meaning(key: Key) -> str:
 
 
 def _explain(
-    detail: Any, source: SourceMap, specs: dict[str, FieldSpec] | None, below: Key, root: type[Block]
+    detail: Any,
+    source: SourceMap,
+    specs: dict[str, FieldSpec] | None,
+    below: Key,
+    root: type[Block],
+    further: list[str],
 ) -> tuple[Key, PosttrainError]:
     """One pydantic finding in our words, and the key it is about."""
     key, owner, info = _walk(detail["loc"], root)
@@ -134,7 +208,8 @@ def _explain(
     if kind == "extra_forbidden":
         key = (*key, detail["loc"][-1])
         blocks = [block for block in BLOCKS if block in root.model_fields]
-        return key, unknown_key(key, list(owner.model_fields), source, specs, blocks=blocks)
+        known = [*owner.model_fields, *(further if owner is root else ())]
+        return key, unknown_key(key, known, source, specs, blocks=blocks)
     where = source.where(key)
     if kind == "missing":
         allowed = _spec(key, info).allowed if info and not _model_of(info.annotation) else None

@@ -17,8 +17,8 @@ from torch import nn
 from transformers import GenerationConfig
 from transformers.utils import cached_file
 
+from posttrain.console import warn_once
 from posttrain.errors import ConfigError
-from posttrain.notices import warn_once
 
 GENERATION_FILE = "generation_config.json"
 _QUIET: dict[str, Any] = {

@@ -20,8 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from posttrain.errors import SupportError
-from posttrain.optional import missing, need
+from posttrain.errors import SupportError, missing, need
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

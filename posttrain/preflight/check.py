@@ -16,9 +16,9 @@ from posttrain.config.build import build_args, reward_scorer
 from posttrain.config.model_facts import ModelFacts, describe
 from posttrain.config.run_config import RunConfig
 from posttrain.config.stages import resolve_stages
+from posttrain.config.steps import steps_of
+from posttrain.config.validation import RecipeError
 from posttrain.errors import ConfigError, PosttrainError
-from posttrain.methods.aioli.prompt_step import findings as prompt_share_findings
-from posttrain.methods.rmt import checks as checks_documents
 from posttrain.models.loading import load_tokenizer
 from posttrain.preflight import data as checks_data
 from posttrain.preflight import engine as checks_engine
@@ -92,7 +92,7 @@ class _Check:
     def __init__(self, cfg: RunConfig, loaded: _Loaded, *, world_size: int, show_rows: int, will_train: bool):
         self.cfg, self.loaded = cfg, loaded
         self.world_size, self.show_rows, self.will_train = world_size, show_rows, will_train
-        self.entry = registry.get(cfg.method.name)
+        self.entry, self.steps = registry.get(cfg.method.name), steps_of(cfg)
         self.report, self.buildable, self.has_model = CheckReport(), False, True
         self.facts: ModelFacts | None = None
         self.trained: dict[str, Rows | None] = {}
@@ -194,13 +194,13 @@ class _Check:
             return
         found: Iterable[PosttrainError] = ()
         if self.entry.learns_rows:
-            # What `mix` decides is not there before the earlier stages are.
-            is_decided = self.cfg.stage is None or self.cfg.stage.mix is None
+            is_decided = not any(step.decides_later for step in self.steps.values())
             tokenizer = self.tokenizer()
             found = args.data_findings(rows, world_size=self.world_size, tokenizer=tokenizer, is_decided=is_decided)
         elif args.prompt_groups is not None:
-            found = prompt_share_findings(self.cfg, args, rows["train"], rows.get("validation"))
-        for finding in found:
+            found = checks_data.share_findings(args, rows["train"])
+        added = (finding for step in self.steps.values() for finding in step.findings(self.cfg, args, rows))
+        for finding in (*found, *added):
             self.add(True, checks_model.explained(self.cfg, finding))
 
     def model(self) -> bool:
@@ -331,12 +331,13 @@ class _Check:
             return rows if self.column("train") != "prompt" else held_out
         if tokenizer is None:
             return None
-        faults = list(checks_documents.document_findings(self.cfg, rows, tokenizer))
-        self.report.errors += faults
-        if faults:
-            return None
         try:
-            return checks_documents.questions(self.cfg, rows, tokenizer)
+            for step in self.steps.values():
+                rows = step.questions(self.cfg, rows, tokenizer)
+            return rows
+        except RecipeError as several:
+            self.report.errors += several.errors
+            return None
         except PosttrainError as error:
             self.missing(error, "data", "train")
             return None

@@ -13,6 +13,8 @@ from posttrain.config.run_config import RunConfig
 from posttrain.data.names import name_findings
 from posttrain.errors import DataError, PosttrainError
 from posttrain.registry import Method
+from posttrain.seam.groups.log import MixtureLog, group_column
+from posttrain.seam.groups.sampler import prompt_groups, prompt_shares
 
 _SHOWN = 5
 _ANSWERED = "the prompt ends with an assistant message"
@@ -322,3 +324,18 @@ def _fingerprint(prompt: Any) -> str:
     """Text of the prompt without case and spacing; messages keep their roles."""
     text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=str)
     return " ".join(text.split()).lower()
+
+
+def share_findings(args: Any, rows: Any) -> Iterator[PosttrainError]:
+    """Groups that prompts are drawn by and that are not there, and shares of other groups.
+
+    Args:
+        args: a `PolicyConfig` with `prompt_groups`. rows: the training rows.
+    """
+    log = MixtureLog.of(rows, group_column(rows, args.prompt_groups))
+    try:
+        groups = prompt_groups(log, args)
+        if not args.changing_shares:
+            prompt_shares(groups, args)
+    except PosttrainError as error:
+        yield error

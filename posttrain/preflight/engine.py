@@ -9,8 +9,7 @@ import torch
 
 from posttrain.config.rules_engine import uses_vllm
 from posttrain.config.run_config import RunConfig
-from posttrain.errors import ConfigError, PosttrainError, SupportError
-from posttrain.optional import is_installed, missing
+from posttrain.errors import ConfigError, PosttrainError, SupportError, is_installed, missing
 from posttrain.rollouts.guard import TOKEN_VARIABLE
 
 # vllm 0.31's attention on a CPU knows these widths of a head, and only there is the list so short.

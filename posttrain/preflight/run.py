@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from huggingface_hub import get_token
 
+from posttrain import registry
 from posttrain.config.rules_engine import uses_vllm
 from posttrain.config.run_config import RunConfig
-from posttrain.errors import ConfigError, PosttrainError, SupportError
-from posttrain.notices import mark_told
-from posttrain.optional import is_installed, missing
+from posttrain.console import mark_told
+from posttrain.errors import ConfigError, PosttrainError, SupportError, is_installed, missing
 from posttrain.preflight import engine as checks_engine
 from posttrain.registry import Method
 from posttrain.seam.row_use import RowUse, batch_use, prompt_use
@@ -127,8 +127,10 @@ def run_length(cfg: RunConfig, entry: Method, *, num_rows: int | None, world_siz
 
 def _draws_by_shares(cfg: RunConfig) -> bool:
     """Whether the shares of groups decide which rows are drawn."""
-    names = ("prompt_proportions", "prompt_proportions_from", "prompt_controller")
-    return cfg.method.name == "aioli" or any(cfg.method.fields.get(name) is not None for name in names)
+    names = ("prompt_proportions", "prompt_proportions_from")
+    has_shares = any(cfg.method.fields.get(name) is not None for name in names)
+    by_groups = "streams" in registry.get(cfg.method.name).inputs
+    return has_shares or by_groups or "rollout.prompt_shares" in cfg.slots
 
 
 def _row_use(cfg: RunConfig, entry: Method, *, num_rows: int, world_size: int) -> RowUse:

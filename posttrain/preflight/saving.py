@@ -14,14 +14,14 @@ from huggingface_hub.utils import validate_repo_id
 
 from posttrain import registry
 from posttrain.config.run_config import RunConfig
+from posttrain.console import mark_told
 from posttrain.errors import ConfigError, PosttrainError, SupportError
 from posttrain.models.config_files import load_config
 from posttrain.models.generation_settings import open_settings, read_generation_config, told
 from posttrain.models.loading import peft_config
 from posttrain.models.saving import reason, refusal
-from posttrain.notices import mark_told
+from posttrain.reports.run_report import RUN_FILES
 from posttrain.seam.card import try_card
-from posttrain.training.resuming import RUN_FILES
 
 Finding = tuple[bool, PosttrainError]
 _CARD = "the model card"

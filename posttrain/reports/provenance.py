@@ -23,22 +23,13 @@ import torch
 
 import posttrain
 from posttrain.data.streams import RowStreams
-from posttrain.hidden import HIDDEN, hide, is_hidden
+from posttrain.hidden import HIDDEN, is_secret_name, without_secrets
 from posttrain.reports.records import json_value
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets")
 # Written by `posttrain reproduce` itself.
 _RESULTS = ":(top,exclude,glob)recipes/*/RESULTS.json"
 
-_SECRET_NAME = re.compile(
-    r"(^|[_.\-])(token|secret|password|passwd|passphrase|credentials?|authorization|(api|access|secret|private)_?key)$",
-    re.IGNORECASE,
-)
-_NOT_SECRET = re.compile(r"(pad|eos|bos|unk|sep|cls|mask|image|stop|special)_token$", re.IGNORECASE)
-_SECRET_VALUE = re.compile(
-    r"\b(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_\-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|AKIA[A-Z0-9]{16})\b"
-    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
-)
 _ASSIGNMENT = re.compile(r"^(-{0,2})([\w.\-]+)=(.*)$", re.DOTALL)
 
 
@@ -124,42 +115,12 @@ def command_line(argv: Sequence[str] | None = None) -> list[str]:
         match = _ASSIGNMENT.match(argument)
         if hide_next:
             shown.append(HIDDEN)
-        elif match and _is_secret_name(match[2]):
+        elif match and is_secret_name(match[2]):
             shown.append(f"{match[1]}{match[2]}={HIDDEN}")
         else:
             shown.append(without_secrets(argument))
-        hide_next = argument.startswith("--") and match is None and _is_secret_name(argument.lstrip("-"))
+        hide_next = argument.startswith("--") and match is None and is_secret_name(argument.lstrip("-"))
     return shown
-
-
-def without_secrets(value: Any, *, name: str = "") -> Any:
-    """A copy of a nested value in which secrets are replaced by "<hidden>"; `name` is the key it stands under.
-
-    Tuples become lists.
-    """
-    if isinstance(value, dict):
-        return {key: without_secrets(item, name=str(key)) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_secrets(item, name=name) for item in value]
-    if not isinstance(value, str) or not value:
-        return HIDDEN if isinstance(value, int | float) and is_hidden(value) else value
-    if _is_secret_name(name):
-        return HIDDEN
-    value = hide(value)
-    for secret in _secrets_in_environment():
-        value = value.replace(secret, HIDDEN)
-    return _SECRET_VALUE.sub(HIDDEN, value)
-
-
-def _is_secret_name(name: str) -> bool:
-    """Whether what stands under this name is a secret."""
-    return bool(_SECRET_NAME.search(name)) and not _NOT_SECRET.search(name)
-
-
-def _secrets_in_environment() -> list[str]:
-    """Values that `${env:NAME}` may have brought into a recipe; short ones would blank out ordinary words."""
-    values = [value for name, value in os.environ.items() if _is_secret_name(name) and len(value) >= 8]
-    return sorted(values, key=len, reverse=True)
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

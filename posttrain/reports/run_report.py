@@ -23,9 +23,10 @@ from typing import Any
 
 from posttrain.errors import DataError
 from posttrain.evaluation.results import EvalResult, EvalSettings, Sample
+from posttrain.hidden import without_secrets
 from posttrain.reports import plots, sections
 from posttrain.reports.markdown import escape, table
-from posttrain.reports.provenance import command_line, git_state, versions, without_secrets
+from posttrain.reports.provenance import command_line, git_state, versions
 from posttrain.reports.records import (
     evaluation_seconds,
     json_value,
@@ -36,6 +37,11 @@ from posttrain.reports.records import (
     write_jsonl,
 )
 
+# What a run writes into its folder, beside the model it starts from.
+RUN_FILES = (
+    *("run.json", "metrics.jsonl", "eval.json", "health.json", "REPORT.md"),
+    *("completions", "plots", "model", "merged"),
+)
 BEFORE = "before"
 AFTER = "after"
 # What every report reads of a completion.

@@ -15,8 +15,8 @@ from typing import Any
 
 from posttrain import registry
 from posttrain.errors import DataError, ResumeError
+from posttrain.hidden import without_secrets
 from posttrain.reports.measure import Measure
-from posttrain.reports.provenance import without_secrets
 from posttrain.reports.records import evaluation_seconds, json_value, training_seconds
 from posttrain.reports.run_report import RunFolder
 from posttrain.reproduce.claims import MAIN, ChangeClaim, Study

@@ -6,17 +6,14 @@ import difflib
 import re
 from dataclasses import fields
 
-from posttrain.algorithms.score_matrix import METRICS
+from posttrain import registry
 from posttrain.errors import ConfigError, PosttrainError
 from posttrain.evaluation.results import EvalResult, Score, pass_at_k_sizes
-from posttrain.methods.unlearning_paths.findings import METRICS as OF_PATHS
 from posttrain.reports.measure import Measure
 from posttrain.reproduce.claims import Study
 
 _NOT_NUMBERS = {"samples", "per_group", "pass_at_k", "partial"}
-# Of the preset `continual`: metrics of the score matrix, and what stands for each task.
-_OF_UNLEARNING = "unlearning."  # of the preset `unlearning_paths`
-_OF_A_SEQUENCE, _OF_A_TASK = "continual.", re.compile(r"^tasks\.[\w-]+\.")
+_OF_A_TASK = re.compile(r"^tasks\.[\w-]+\.")
 # A group's name may hold dots.
 _OF_A_GROUP = re.compile(r"per_group\.(.+?)\.(pass_at_k\..+|[^.]+)")
 
@@ -29,12 +26,12 @@ def unknown_metrics(study: Study, num_generations: int) -> list[PosttrainError]:
         num_generations: completions of each evaluation prompt; they decide which pass@k there are.
     """
     errors: list[PosttrainError] = []
+    methods = (method for method in registry.METHODS.values() if method.measures is not None)
+    declared = {name for method in methods for name in method.load(str(method.measures))}
     rates = [f"pass@{k}" for k in pass_at_k_sizes(num_generations)]
     for metric in study.metrics():
         path = Measure(metric).path
-        if path.startswith(_OF_A_SEQUENCE) and path.removeprefix(_OF_A_SEQUENCE) in METRICS:
-            continue
-        if path.startswith(_OF_UNLEARNING) and path.removeprefix(_OF_UNLEARNING) in OF_PATHS:
+        if path in declared:
             continue
         path = re.sub(_OF_A_TASK, "", path)
         group = _OF_A_GROUP.fullmatch(path)

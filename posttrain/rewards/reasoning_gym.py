@@ -12,8 +12,7 @@ from functools import lru_cache
 from math import isfinite
 from typing import Any
 
-from posttrain.errors import RewardError, SupportError
-from posttrain.optional import need
+from posttrain.errors import RewardError, SupportError, need
 from posttrain.rewards.answers import completion_text, marked_block, normalise
 
 MAX_ANSWER_CHARACTERS = 4000

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from posttrain.errors import ConfigError
-from posttrain.reports.provenance import without_secrets
+from posttrain.hidden import without_secrets
 from posttrain.seam.upstream_fields import ROLLOUT_FIELDS, SET_BY, UPSTREAM_RANGES, Block, Range, upstream_block
 
 __all__ = [
@@ -157,15 +157,15 @@ def _spec(item: dataclasses.Field, annotation: Any, config_class: type) -> Field
         default=default,
         help=" ".join(str(item.metadata.get("help", "")).split()),
         block=block,
-        set_by=_set_by(config_class, item.name) if owner is not None else None,
+        set_by=_set_by(config_class, item.name, is_upstream=owner is not None),
         upstream=owner is not None,
         **merged,
     )
 
 
-def _set_by(config_class: type, name: str) -> str | None:
+def _set_by(config_class: type, name: str, *, is_upstream: bool) -> str | None:
     keys = [f"{base.__name__}.{name}" for base in config_class.__mro__]
-    return next((SET_BY[key] for key in [*keys, name] if key in SET_BY), None)
+    return next((SET_BY[key] for key in [*keys, *([name] if is_upstream else [])] if key in SET_BY), None)
 
 
 def _upstream_owner(config_class: type, name: str) -> type | None:

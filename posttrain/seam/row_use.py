@@ -6,8 +6,8 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from posttrain.console import warn_once
 from posttrain.errors import DataError
-from posttrain.notices import warn_once
 
 _logger = logging.getLogger(__name__)
 

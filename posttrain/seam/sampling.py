@@ -9,10 +9,12 @@ sampler directly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 
 import torch
 from torch.utils.data import Sampler
+
+from posttrain.errors import DataError, SupportError
 
 
 class EpochSampler(Sampler[int]):
@@ -22,7 +24,11 @@ class EpochSampler(Sampler[int]):
         data: anything with a length.
         seed: data seed; the same on every rank, since each rank iterates the whole order and keeps its share.
         shuffle: False keeps dataset order in every epoch.
+
+    `row_order`, if it is set, gives the rows of an epoch in its place.
     """
+
+    row_order: Callable[[int], Sequence[int]] | None = None
 
     def __init__(self, data: Sized, *, seed: int, shuffle: bool = True):
         self.data, self.seed, self.shuffle, self.epoch = data, seed, shuffle, 0
@@ -32,8 +38,18 @@ class EpochSampler(Sampler[int]):
         self.epoch = epoch
 
     def order(self) -> list[int]:
-        """Indices of the current epoch."""
+        """Indices of the current epoch.
+
+        Raises:
+            DataError: `row_order` gives another number of rows than there are, or rows that are none.
+        """
         size = len(self.data)
+        if self.row_order is not None:
+            rows = [int(row) for row in self.row_order(self.epoch)]
+            if len(rows) != size or not all(0 <= row < size for row in rows):
+                allowed = f"{size} numbers from 0 to {size - 1}"
+                raise DataError("no order of the training rows", where="data.order", got=len(rows), allowed=allowed)
+            return rows
         if not self.shuffle:
             return list(range(size))
         # A product keeps (seed, epoch) and (seed + 1, epoch - 1) apart; the prime exceeds any epoch count.
@@ -91,3 +107,18 @@ class EpochRepeatSampler(EpochSampler):
     def __len__(self) -> int:
         blocks = len(self.data) // self.prompts_per_batch
         return blocks * self.prompts_per_batch * self.num_generations * self.repeat_count
+
+
+def in_order(sampler: Sampler[int], row_order: Callable[[int], Sequence[int]] | None) -> Sampler[int]:
+    """The sampler with a recipe's order of rows in place of its permutations.
+
+    Raises:
+        SupportError: the method has an order of its own, or draws rows by the shares of their groups.
+    """
+    if row_order is None:
+        return sampler
+    if type(sampler) not in (EpochSampler, EpochRepeatSampler):
+        what = "the method draws its rows in an order of its own"
+        raise SupportError(what, where="data.order", got=type(sampler).__name__, fix="Remove data.order")
+    sampler.row_order = row_order  # type: ignore[attr-defined]
+    return sampler

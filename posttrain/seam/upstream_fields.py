@@ -177,6 +177,7 @@ SET_BY: dict[str, str] = {
     "use_vllm": "rollout.engine",
     "vllm_mode": "rollout.mode",
     "reward_weights": "rollout.rewards (weight of each entry)",
+    "PolicyConfig.changing_shares": "rollout.prompt_shares",
     "push_to_hub": "hub.push",
     "hub_model_id": "hub.repo_id",
     "hub_private_repo": "hub.private",

@@ -1,6 +1,6 @@
 """Where the model of a stage comes from: the stages it went through, in `run.json` and on the model card.
 
-Also the metrics of a finished sequence of tasks, beside its last evaluation.
+Also what a preset makes of the results of its stages, beside the last evaluation.
 """
 
 from __future__ import annotations
@@ -10,21 +10,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain.algorithms.score_matrix import all_metrics
+from posttrain import registry
 from posttrain.errors import DataError, ResumeError
-from posttrain.methods.unlearning_paths.findings import curve, level_steps, stage_numbers, steps_to_return
 from posttrain.reports.markdown import escape, table
 from posttrain.reports.provenance import weights_sha256
-from posttrain.reports.records import read_metrics, write_atomic, write_json
+from posttrain.reports.records import write_atomic, write_json
 from posttrain.reports.run_report import AFTER, RunFolder
-from posttrain.reports.sequences import matrix_of
 from posttrain.training.resuming import set_aside
 
 CARD = "README.md"
 
 
 def lineage(
-    config: Any, *, name: str, parent: Path | None, data: Mapping[str, Any], filtered: Mapping[str, Any] | None
+    config: Any, *, name: str, parent: Path | None, data: Mapping[str, Any], added: Mapping[str, Any]
 ) -> list[dict[str, Any]] | None:
     """The stages that a model went through, this one last; None for a recipe without stages.
 
@@ -33,7 +31,7 @@ def lineage(
         name: of the stage.
         parent: folder of the model it starts from.
         data: fingerprints of its rows.
-        filtered: what a filter of the training rows kept.
+        added: key of the stage -> what its step has made of the training rows.
 
     Returns:
         For each: stage, method, seed, training rows with their hash, hash of the parent's weights, and what the preset
@@ -50,7 +48,7 @@ def lineage(
         "data": {"rows": train["rows"], "sha256": train["sha256"]},
         "parent": None if parent is None else {"stage": parent.parent.name, "sha256": weights_sha256(parent)},
         **(config.stage.lineage or {}),
-        **({"rif": dict(filtered)} if filtered is not None else {}),
+        **added,
     }
     return [*before, own]
 
@@ -98,51 +96,22 @@ def refuse_changed_order(config: Any, folder: Path, *, is_main: bool = True) -> 
             )
 
 
-def write_metrics(config: Any, folder: Path) -> str | None:
-    """Put the metrics of a sequence under `continual` in the evaluation after its last stage.
+def write_outcome(config: Any, folder: Path) -> str | None:
+    """Put what the preset of a stage makes of its results beside the last evaluation.
 
-    Those of a stage that unlearns, or learns again, stand under `unlearning` in the evaluation after it. A metric
-    that is not defined is left out. Returns why there are none, where a score of an earlier stage is missing.
+    Numbers that are not defined are left out. Returns why there are none, where something of an earlier stage is
+    missing.
     """
     own = config.stage.lineage if config.stage is not None else None
-    if own and own.get("role") in ("unlearn", "relearn"):
-        _write_unlearning(config, own, folder)
-        return None
-    if not own or own.get("apart") or not own.get("order") or own.get("position") != len(own["order"]):
-        return None
+    method, _ = registry.declared("plans").get((own or {}).get("preset", ""), (None, ""))
     run = RunFolder(folder)
     evals = run.read_evals()
-    if AFTER not in evals:
+    if method is None or method.outcome is None or AFTER not in evals:
         return None
     try:
-        found = all_metrics(matrix_of(folder.parent, own))
+        values = method.load(method.outcome)(config, folder, own)
     except DataError as error:
-        return f"no metrics of the sequence {own['arm']}: {error}"
-    values = {name: metric.value for name, metric in found.items() if metric.value is not None}
-    write_json(run.eval_path, {**evals, AFTER: {**evals[AFTER], "continual": values}})
+        return str(error)
+    if values:
+        write_json(run.eval_path, {**evals, AFTER: {**evals[AFTER], **values}})
     return None
-
-
-def _write_unlearning(config: Any, own: Mapping[str, Any], folder: Path) -> None:
-    """Numbers of a stage that unlearns, or how soon one that learns again has brought it back."""
-    run, sets = RunFolder(folder), list(config.data.probes or {})
-    evals, events = run.read_evals(), read_metrics(run.metrics_path)
-    if AFTER not in evals:
-        return
-    values: dict[str, Any] = stage_numbers(events, forget=own["forget"], sets=sets)
-    name = f"answers/{own['forget']}_logp"
-    if own["role"] == "unlearn":
-        retrained = curve(read_metrics(RunFolder(folder.parent / own["retrained"]).metrics_path), name)
-        points = curve(events, name)
-        if retrained and points:
-            values |= level_steps(points, retrained[-1][1])
-    if own["role"] == "relearn":
-        origin = read_metrics(RunFolder(folder.parent / own["of"]).metrics_path)
-        before = stage_numbers(origin, forget=own["forget"], sets=sets)
-        values = {"final_logp": values["final_logp"]} if values else {}
-        points = curve(events, name)
-        if own["unlearned"] and before:
-            lost = {"initial": before["initial_logp"], "unlearned": before["final_logp"]}
-            steps = steps_to_return(points, **lost, fraction=own["fraction"])
-            values |= {} if steps is None else {"steps_to_relearn": steps}
-    write_json(run.eval_path, {**evals, AFTER: {**evals[AFTER], "unlearning": values}})

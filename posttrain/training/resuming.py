@@ -12,21 +12,18 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from posttrain.config.steps import stage_settings
 from posttrain.config.verdict import reward_code
 from posttrain.data.files import local_files
+from posttrain.data.rendering import without_none
 from posttrain.errors import PosttrainError, ResumeError
-from posttrain.reports.provenance import without_secrets
+from posttrain.hidden import without_secrets
 from posttrain.reports.records import write_json
-from posttrain.reports.run_report import RunFolder
+from posttrain.reports.run_report import RUN_FILES, RunFolder
 from posttrain.seam.checkpoint.manifest import damage, is_no_room, recover
 from posttrain.seam.checkpoint.state import COMPLETE_FILE, complete_checkpoints
 
 FINISHED_FILE = "finished.json"
-# What a run writes into its folder, beside the model it starts from.
-RUN_FILES = (
-    *("run.json", "metrics.jsonl", "eval.json", "health.json", "REPORT.md"),
-    *("completions", "plots", "model", "merged"),
-)
 # Blocks and keys that may change between the attempts of one run without making it another run.
 _FREE = {"eval", "hub", "job"}
 _FREE_TRAINER = {
@@ -42,12 +39,15 @@ _FREE_TRAINER = {
 
 def identity(config: Any, *, parent: Path | None, reference: Path | str | None = None) -> str:
     """Hash of everything in a run's configuration that its result depends on, and of the runs it builds on."""
-    blocks = {name: block for name, block in config.model_dump().items() if name not in _FREE | {"stages"}}
+    # Without empty keys, so that a key which a later version adds makes no other run of this one.
+    dumped = config.model_dump(exclude_none=True)
+    blocks = {name: block for name, block in dumped.items() if name not in _FREE | {"stages"}}
     blocks["trainer"] = {
         key: value for key, value in (blocks.get("trainer") or {}).items() if key not in _FREE_TRAINER
     }
     stage = getattr(config, "stage", None)
-    extras = {} if stage is None else stage.model_dump(include={"reference_from", "rif"}, exclude_none=True)
+    extras = {} if stage is None else stage.model_dump(include={"reference_from"}, exclude_none=True)
+    extras |= {key: without_none(settings) for key, settings in stage_settings(config).items()}
     blocks |= {"stage": extras} if extras else {}
     blocks["parent"] = run_id(parent.parent) if parent is not None else None
     if isinstance(reference, Path):
@@ -289,8 +289,8 @@ def settings_beside(config: Any, *, splits: Any, template_sha256: str | None = N
         found |= {f"SHA-256 of {name}": value for name, value in reward_code(config).items()}
     if template_sha256 is not None:
         found["sha256 of the model's chat template"] = template_sha256
-    if config.stage is not None:
-        found["stage.rif"] = None if config.stage.rif is None else config.stage.rif.model_dump()
+    found |= {f"stage.{key}": settings for key, settings in stage_settings(config).items()}
+    found |= {slot: dict(vars(step.settings)) for slot, step in config.slots.items()}
     return dict(without_secrets(json.loads(json.dumps(_flat(found), default=str))))
 
 

@@ -13,16 +13,15 @@ from accelerate import PartialState
 from posttrain import registry
 from posttrain.config.build import build_args, own_reward_files, reward_limits, reward_scorer
 from posttrain.config.rows import load_rows, short_enough
+from posttrain.config.steps import steps_of
 from posttrain.config.verdict import reward_code, template_variables, verifier_name
 from posttrain.console import is_main_process, say
 from posttrain.data.sources import load_source
 from posttrain.errors import SupportError
-from posttrain.methods.aioli.prompt_step import attach_prompt_controller, settings_of
-from posttrain.methods.aioli.stage_step import decide
-from posttrain.methods.rft_cpt.filter import filter_stage
+from posttrain.hidden import without_secrets
 from posttrain.models.generation_settings import open_settings
 from posttrain.models.loading import load_model, load_tokenizer, peft_config, resolve_model_path
-from posttrain.reports.provenance import data_fingerprint, template_sha256, without_secrets, world_layout
+from posttrain.reports.provenance import data_fingerprint, template_sha256, world_layout
 from posttrain.reports.records import json_value
 from posttrain.reports.run_report import RunFolder
 from posttrain.rewards.pool import describe
@@ -35,7 +34,7 @@ from posttrain.training.callbacks.metrics import MetricsWriter
 from posttrain.training.callbacks.progress import RichProgress, replace_printing
 from posttrain.training.callbacks.stop_signal import StopSignal
 from posttrain.training.evaluator import recipe_evaluator
-from posttrain.training.lineage import lineage, refuse_changed_order, write_metrics
+from posttrain.training.lineage import lineage, refuse_changed_order, write_outcome
 from posttrain.training.resuming import (
     changed_settings,
     choose_checkpoint,
@@ -80,7 +79,8 @@ class Stage:
 
     def __init__(self, config: Any, *, name: str, parent: Path | None = None, reference: Path | str | None = None):
         self.config, self.name, self.parent, self.reference = config, name, parent, reference
-        self.filtered: dict[str, Any] | None = None  # what a filter of the training rows kept
+        self.steps = steps_of(config)
+        self.added: dict[str, Any] = {}  # key of a step -> what it has made of the training rows
         self.mixture: Any = None  # of the training rows, once they are loaded
         self.made_from: dict[str, Any] | None = None  # content of the files that it begins with
         self.entry = registry.get(config.method.name)
@@ -94,8 +94,8 @@ class Stage:
             if is_main_process():
                 say(f"{self.folder.path} is finished; nothing to do (trainer.resume: never trains it again)")
             return self.outcome()
-        if self.config.stage is not None and self.config.stage.mix is not None:
-            decide(self.config, self.folder.path)
+        for step in self.steps.values():
+            step.prepare(self.config, self.folder.path)
         self.made_from = inputs(self.config)
         trainer, data = self.build()
         try:
@@ -139,7 +139,7 @@ class Stage:
         self.evaluate(trainer, data, "after")
         self.save(trainer)
         if is_main_process():
-            if (problem := write_metrics(self.config, self.folder.path)) is not None:
+            if (problem := write_outcome(self.config, self.folder.path)) is not None:
                 say(f"warning: {problem}")
             self.folder.write_report()
             origin, before = self.parent, self.made_from
@@ -156,8 +156,11 @@ class Stage:
             tokenizer = load_tokenizer(config.model, path=path)
             data = self.rows(tokenizer)
         with whole_models():
-            self.filter_rows(data, path)
+            path = self.apply_steps(data, path)
         extra: dict[str, Any] = {}
+        for step in self.steps.values():
+            if (made := step.optimizer(config, args)) is not None:
+                extra["optimizer_cls_and_kwargs"] = made
         for split, keyword in (("validation", "eval_dataset"), ("retain", "retain_dataset")):
             if split in data and self.entry.learns_rows:
                 extra[keyword] = self.trainable(data[split], tokenizer, split=split)
@@ -186,18 +189,25 @@ class Stage:
         trainer.add_callback(MetricsWriter(self.folder.metrics_path))
         trainer.add_callback(EngineCheck(trainer, report=self.note_engine))
         trainer.add_callback(HealthMonitor(self.folder.health_path, say=progress.note))
+        self.attach_steps(trainer, data)
         self.schedule_evaluation(trainer, data)
         return trainer, data
 
-    def filter_rows(self, data: dict[str, Any], path: str) -> None:
-        """Keep the training rows that `rif` chooses with the model the stage starts from, and say so."""
-        stage = self.config.stage
-        if stage is None or stage.rif is None:
-            return
-        kept = filter_stage(self.config, rows=data["train"], model=path, folder=self.folder.path)
-        data["train"], self.filtered = data["train"].select(kept.indices), kept.record()
-        if is_main_process():
-            say(f"{self.name}: {kept.sentence()}")
+    def apply_steps(self, data: dict[str, Any], path: str) -> str:
+        """What papers make of the training rows and of the model that the run starts from; the folder of that."""
+        for key, step in self.steps.items():
+            data["train"], record = step.rows(self.config, data["train"], model=path, folder=self.folder.path)
+            self.added |= {key: dict(record)} if record else {}
+        for step in self.steps.values():
+            path = step.make_model(self.config, model=path, folder=self.folder.path)
+        return path
+
+    def attach_steps(self, trainer: Any, data: dict[str, Any]) -> None:
+        """What papers add to the trainer: order of the rows, schedule, callbacks and parts with a state."""
+        for step in self.steps.values():
+            trainer.row_order = step.order(self.config, trainer.train_dataset) or trainer.row_order
+            trainer.make_schedule = step.schedule(self.config) or trainer.make_schedule
+            step.attach(self.config, trainer, data)
 
     def set_reference(self, trainer: Any) -> None:
         """Measure the divergence from another model than the one the stage starts from, if that is asked for."""
@@ -264,9 +274,7 @@ class Stage:
             seeds={"trainer": args.seed, "data": args.data_seed if args.data_seed is not None else args.seed},
             world=world_layout(trainer.accelerator),
             mixture=None if self.mixture is None else self.mixture.record(),
-            lineage=lineage(
-                self.config, name=self.name, parent=self.parent, data=fingerprints, filtered=self.filtered
-            ),
+            lineage=lineage(self.config, name=self.name, parent=self.parent, data=fingerprints, added=self.added),
             defaults=chosen,
             chat_template_sha256=template_sha256(trainer.processing_class),
             resumed=resumed,
@@ -320,9 +328,7 @@ class Stage:
         return results
 
     def schedule_evaluation(self, trainer: Any, data: dict[str, Any]) -> None:
-        """Measure in the course of training what the recipe asks for: shares of prompts, probes, evaluations."""
-        if settings_of(self.config) is not None:
-            attach_prompt_controller(self.config, trainer, data.get("validation"))
+        """Measure in the course of training what the recipe asks for: probes, evaluations."""
         probes = {name.removeprefix(PROBE_ROWS): rows for name, rows in data.items() if name.startswith(PROBE_ROWS)}
         if probes:
             trainer.add_callback(

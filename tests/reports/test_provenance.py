@@ -6,15 +6,8 @@ import datasets
 import pytest
 
 import posttrain
-from posttrain.reports.provenance import (
-    HIDDEN,
-    command_line,
-    data_fingerprint,
-    git_state,
-    versions,
-    without_secrets,
-    world_layout,
-)
+from posttrain.hidden import without_secrets
+from posttrain.reports.provenance import HIDDEN, command_line, data_fingerprint, git_state, versions, world_layout
 
 
 def git(folder, *arguments):

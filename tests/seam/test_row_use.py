@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from posttrain import notices
+from posttrain import console
 from posttrain.config.loader import load
 from posttrain.errors import DataError
 from posttrain.preflight.check import check
@@ -21,7 +21,7 @@ PAIRS = {**SMALL, "rollout.num_generations": 2}
 @pytest.fixture(autouse=True)
 def unread(monkeypatch):
     """Every test reads its sentences anew."""
-    monkeypatch.setattr(notices, "_TOLD", set())
+    monkeypatch.setattr(console, "_TOLD", set())
 
 
 def test_what_is_left_over_is_said_in_numbers():

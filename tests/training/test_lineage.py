@@ -18,7 +18,7 @@ from posttrain.reports.provenance import weights_sha256
 from posttrain.reports.records import evaluation_seconds
 from posttrain.reports.sequences import matrix_of
 from posttrain.run import run
-from posttrain.training.lineage import refuse_changed_order, write_metrics
+from posttrain.training.lineage import refuse_changed_order, write_outcome
 from posttrain.training.resuming import refuse_other_origin
 from tests.config.recipes import write
 from tests.methods.rft_cpt.test_plan import recipe, task
@@ -136,7 +136,7 @@ def test_a_missing_score_is_told_and_stops_nothing(trained, tmp_path):
     before = tmp_path / "run" / "rif-1-parity" / "eval.json"
     before.write_text(json.dumps({"after": read(before)["after"]}))
     config = resolve_stages(load(path))[1][2]
-    told = write_metrics(config, tmp_path / "run" / "rif-2-prime")
+    told = write_outcome(config, tmp_path / "run" / "rif-2-prime")
     assert told is not None and "(stage, task) = ('before rif-1-parity', 'parity')" in told
 
 

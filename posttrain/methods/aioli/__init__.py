@@ -17,4 +17,9 @@ METHOD = Method(
     trainer="trainer:AioliTrainer",
     supports=ENGINES | {"packing", "peft", "resume"},
     inputs=frozenset({"streams"}),
+    step="stage_step:StreamStep",
+    steps={"mix": "stage_step:MixStep"},
+    slots={"rollout.prompt_shares": "prompt_step:PromptShares"},
+    plans={"mixing": "plan:mixing_stages"},
+    verbs={"mix": "commands:mix_app"},
 )

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from posttrain.commands.study_verbs import Overrides, Recipe
+from posttrain.commands.options import Overrides, Recipe, ReportOnly
 
 mix_app = typer.Typer(
     help="Proportions of a recipe's groups from whole runs: sweeps, laws fitted on them, skill graphs.",
@@ -15,7 +15,6 @@ mix_app = typer.Typer(
 
 Draws = Annotated[int, typer.Option(min=0, help="Random mixtures beside equal proportions and each group alone.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the random mixtures.")]
-ReportOnly = Annotated[bool, typer.Option("--report-only", help="Train nothing; report on what is there.")]
 Corners = Annotated[bool, typer.Option(help="With each group alone among the runs, or without.")]
 Final = Annotated[bool, typer.Option("--final", help="Train a run with the proposed proportions.")]
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from posttrain.config.block import Block, Name
-from posttrain.config.source import Key, SourceMap
-from posttrain.errors import ConfigError, PosttrainError
+from posttrain.errors import ConfigError
 
 # find -> setting of the method it decides, file below the folder of the run it is read from; None = it is computed.
 _SETTINGS: dict[str, tuple[str, str | None]] = {
@@ -49,24 +48,23 @@ class MixBlock(Block):
         return name, str(root / stage / f"{self.find}_{digest}.json")
 
 
-def mix_findings(stage: Any, earlier: Sequence[str], source: SourceMap, key: Key) -> list[PosttrainError]:
-    """Stages that do not exist yet, and settings that would be written twice."""
-    errors: list[PosttrainError] = []
-    block: MixBlock = stage.mix
+def mix_findings(block: MixBlock, stage: Any, earlier: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], ConfigError]]:
+    """(key below the block, finding): stages that do not exist yet, and settings that would be written twice."""
     for place, name in enumerate(block.runs):
         if name not in earlier:
-            where, allowed = source.where((*key, "runs", place)), ", ".join(earlier)
-            errors.append(ConfigError("not the name of an earlier stage", where=where, got=name, allowed=allowed))
+            yield (
+                ("runs", place),
+                ConfigError("not the name of an earlier stage", got=name, allowed=", ".join(earlier)),
+            )
     setting, file = _SETTINGS[block.find]
     if file is not None and len(block.runs) > 1:
-        where = source.where((*key, "runs"))
-        errors.append(ConfigError("one run is enough", where=where, got=block.runs, fix="Name one stage"))
+        yield ("runs",), ConfigError("one run is enough", got=block.runs, fix="Name one stage")
     least = {"dml": 3, "regmix": 3, "skill_graph": 3}.get(block.find, 1)
     if len(set(block.runs)) < max(least, len(block.runs)):
-        told = "one before training and one for each of two or more groups" if block.find == "skill_graph" else "runs"
-        what = f"{block.find} needs {least} or more different {told}"
-        errors.append(ConfigError(what, where=source.where((*key, "runs")), got=block.runs))
+        needed = (
+            "one before training and one for each of two or more groups" if block.find == "skill_graph" else "runs"
+        )
+        yield ("runs",), ConfigError(f"{block.find} needs {least} or more different {needed}", got=block.runs)
     if isinstance(stage.method, dict) and setting in stage.method:
-        where, what = source.where(key), f"decides method.{setting}, which the stage gives itself"
-        errors.append(ConfigError(what, where=where, got=block.find, fix="Remove one of them"))
-    return errors
+        what = f"decides method.{setting}, which the stage gives itself"
+        yield (), ConfigError(what, got=block.find, fix="Remove one of them")

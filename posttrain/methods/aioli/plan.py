@@ -164,6 +164,3 @@ def _check(block: Mapping[str, Any], method: Any) -> None:
             where="stages.prior",
             got=", ".join(has_prior) or None,
         )
-
-
-PRESETS = {NAME: mixing_stages}

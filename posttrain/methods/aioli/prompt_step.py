@@ -1,45 +1,52 @@
-"""`method.prompt_controller` of a recipe: the shares of a policy run's prompts follow its success on held-out ones."""
+"""`rollout.prompt_shares` of a recipe: the shares of a policy run's prompts follow its success on held-out ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from posttrain.config.run_config import RunConfig
+from posttrain.config.steps import StageStep
 from posttrain.errors import ConfigError, DataError, PosttrainError
 from posttrain.evaluation.results import prompt_accuracies
 from posttrain.methods.aioli.building import NEEDS_VALIDATION
 from posttrain.methods.aioli.prompts import PromptController, PromptSettings
 from posttrain.seam.groups.log import MixtureLog, group_column
-from posttrain.seam.groups.sampler import prompt_groups, prompt_shares
 from posttrain.seam.groups.validation import validation_groups
 from posttrain.training.evaluator import recipe_evaluator
 
 WHOLE = {"num_prompts": None, "time_budget_seconds": None}
 
 
-def settings_of(config: Any) -> dict[str, Any] | None:
-    """The settings as a recipe gives them; None where nothing changes the shares."""
-    found = config.method.fields.get("prompt_controller")
-    return None if found is None else dict(found)
+class PromptShares(StageStep):
+    """`rollout.prompt_shares: {name: aioli, ...}`: attaches a `PromptController` with these `PromptSettings`."""
 
+    @classmethod
+    def read(cls, written: Mapping[str, Any], *, where: str) -> PromptSettings:
+        return PromptSettings.read(written, where=where)
 
-def attach_prompt_controller(config: Any, trainer: Any, validation: Any) -> None:
-    """Let the controller of a recipe change the shares of a trainer's prompts.
+    def findings(self, run: RunConfig, args: Any, rows: Mapping[str, Any]) -> Iterator[PosttrainError]:
+        """Groups, rounds and held-out prompts that the controller cannot work with."""
+        settings: PromptSettings = self.settings
+        log = MixtureLog.of(rows["train"], group_column(rows["train"], args.prompt_groups))
+        validation = rows.get("validation")
+        try:
+            settings.build(log, prompts_per_batch=args.generation_batch_size // args.num_generations)
+            if settings.controller in NEEDS_VALIDATION:
+                validation_groups(validation, names=log.names, column=log.column)
+            elif validation is not None:
+                what = f"the controller {settings.controller} reads no held-out prompts"
+                yield ConfigError(what, where="data.validation", fix="Remove the block")
+        except PosttrainError as error:
+            yield error
 
-    Args:
-        config: blocks without stages. trainer: of a policy method, before `train()`.
-        validation: rows of `data.validation`, or None.
-
-    Raises:
-        PosttrainError: as `findings` tells it.
-    """
-    settings = PromptSettings.read(settings_of(config) or {})
-    accuracies = None
-    if settings.controller in NEEDS_VALIDATION:
-        accuracies = held_out_accuracies(config, trainer, validation)
-    PromptController(trainer, settings, accuracies=accuracies)
+    def attach(self, run: RunConfig, trainer: Any, data: Mapping[str, Any]) -> None:
+        accuracies = None
+        if self.settings.controller in NEEDS_VALIDATION:
+            accuracies = held_out_accuracies(run, trainer, data.get("validation"))
+        PromptController(trainer, self.settings, accuracies=accuracies)
 
 
 def held_out_accuracies(config: Any, trainer: Any, validation: Any) -> Callable[[Any], list[float]]:
@@ -65,25 +72,3 @@ def held_out_accuracies(config: Any, trainer: Any, validation: Any) -> Callable[
         return found
 
     return accuracies
-
-
-def findings(config: Any, args: Any, train: Any, validation: Any) -> Iterator[PosttrainError]:
-    """What can be known to be wrong before the run.
-
-    Args:
-        config: blocks without stages. args: its `PolicyConfig`. train, validation: rows; validation may be None.
-    """
-    log = MixtureLog.of(train, group_column(train, args.prompt_groups))
-    try:
-        if args.prompt_controller is None:
-            prompt_shares(prompt_groups(log, args), args)
-            return
-        settings = PromptSettings.read(settings_of(config) or {})
-        settings.build(log, prompts_per_batch=args.generation_batch_size // args.num_generations)
-        if settings.controller in NEEDS_VALIDATION:
-            validation_groups(validation, names=log.names, column=log.column)
-        elif validation is not None:
-            what = f"the controller {settings.controller} reads no held-out prompts"
-            yield ConfigError(what, where="data.validation", fix="Remove the block")
-    except PosttrainError as error:
-        yield error

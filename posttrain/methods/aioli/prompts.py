@@ -22,7 +22,7 @@ from posttrain.seam.groups.log import MixtureLog
 from posttrain.seam.groups.sampler import FixedMixture, MixedRepeatSampler
 from posttrain.seam.policy.trainer import PolicyTrainer
 
-WHERE = "method.prompt_controller"
+WHERE = "rollout.prompt_shares"
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class PromptController(TrainerCallback):
         )
         self.measurements, self.seconds = 0, 0.0
         trainer.prompt_mixing = self
-        trainer.attach("prompt_controller", self)
+        trainer.attach("prompt_shares", self)
         trainer.add_callback(self)
 
     # ---- what draws prompts asks ----

@@ -1,8 +1,9 @@
-"""The `mix` block of a stage: proportions or a skill graph from runs that earlier stages finished."""
+"""What Aioli adds to stages: `mix`, proportions or a skill graph from runs that earlier stages finished; and rules."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
+from posttrain.config.run_config import RunConfig
+from posttrain.config.steps import StageStep
 from posttrain.console import is_main_process, say
-from posttrain.errors import DataError
+from posttrain.errors import DataError, PosttrainError, SupportError
 from posttrain.methods.aioli import fits
-from posttrain.methods.aioli.trainer import RECORD
+from posttrain.methods.aioli.mix_block import MixBlock, mix_findings
+from posttrain.methods.aioli.rounds import RECORD
 from posttrain.reports.records import write_json
 
 # Of RegMix's simulated mixtures in a stage; `posttrain mix regmix` has it as an option.
@@ -58,20 +62,47 @@ def read_run(folder: Path) -> tuple[list[str], list[list[float]], list[float]]:
     return found["groups"], losses, found["proportions"]
 
 
-def decide(config: Any, folder: Path) -> None:
-    """Write the file that the stage's method is set to, from the finished runs beside its folder; rank 0 alone."""
-    block = config.stage.mix
-    if not block.is_computed:
-        return
-    setting, path = block.setting(folder.parent, folder.name)
-    with PartialState().main_process_first():
-        if is_main_process():
-            runs = [read_static(folder.parent / name) for name in block.runs]
-            groups = read_run(folder.parent / block.runs[0])[0]
-            found = found_by(block.find, runs)
-            write_json(path, {"groups": groups, **found, "found_by": block.find, "runs": block.runs})
-            told = ", ".join(f"{n} {v:.3f}" for n, v in zip(groups, found.get("proportions", []), strict=False))
-            say(f"{config.stage.name}: {block.find} of {len(runs)} runs{': ' if told else ''}{told}")
+class StreamStep(StageStep):
+    """What the rows of a stream cannot tell the controllers of a run."""
+
+    def rule_findings(self, run: RunConfig) -> Iterator[PosttrainError]:
+        if run.data.train.streaming and run.method.fields.get("controller") == "natural":
+            yield SupportError(
+                "proportions by the number of rows, and the rows of a stream are not counted",
+                where=run.where("method", "controller"),
+                got="natural",
+                fix="Use stratified, or static with proportions",
+            )
+
+
+class MixStep(StageStep):
+    """`mix` of a stage: a setting of its method from the finished runs of earlier stages."""
+
+    block = MixBlock
+    is_identity = False  # the setting that it decides is one of the method
+    decides_later = True
+
+    def plan_findings(self, stage: Any, earlier: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], PosttrainError]]:
+        yield from mix_findings(self.settings, stage, earlier)
+
+    def method_settings(self, root: Path, stage: str) -> dict[str, Any]:
+        return dict([self.settings.setting(root, stage)])
+
+    def prepare(self, run: RunConfig, folder: Path) -> None:
+        """Write the file that the stage's method is set to, on rank 0 alone."""
+        block: MixBlock = self.settings
+        if not block.is_computed:
+            return
+        _, path = block.setting(folder.parent, folder.name)
+        with PartialState().main_process_first():
+            if is_main_process():
+                runs = [read_static(folder.parent / name) for name in block.runs]
+                groups = read_run(folder.parent / block.runs[0])[0]
+                found = found_by(block.find, runs)
+                write_json(path, {"groups": groups, **found, "found_by": block.find, "runs": block.runs})
+                shares = zip(groups, found.get("proportions", []), strict=False)
+                shown = ", ".join(f"{name} {value:.3f}" for name, value in shares)
+                say(f"{folder.name}: {block.find} of {len(runs)} runs{': ' if shown else ''}{shown}")
 
 
 def read_static(folder: Path) -> StaticRun:

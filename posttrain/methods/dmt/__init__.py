@@ -14,4 +14,9 @@ METHOD = Method(
         author="Dong",
     ),
     supports=ENGINES | {"peft", "resume"},
+    plans=dict.fromkeys(
+        ("single", "multitask", "sequential", "mixed_sequential", "dmt", "custom", "composition"),
+        "plan:composition_stages",
+    ),
+    verbs={"study composition": "commands:composition"},
 )

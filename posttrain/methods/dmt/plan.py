@@ -45,7 +45,8 @@ def composition_stages(values: Mapping[str, Any]) -> Stages:
     """The stages of a recipe whose `stages` block names one of these presets.
 
     Args:
-        values: the recipe as plain dicts; `stages.preset` is one of `PRESETS`, `data.train.mixture` lists the sources.
+        values: the recipe as plain dicts; `stages.preset` is one of `_OPTIONS`, `data.train.mixture` lists the
+            sources.
 
     Returns:
         Stages with `name`, `start_from` and `data`; two of one name never differ.
@@ -73,9 +74,6 @@ def composition_stages(values: Mapping[str, Any]) -> Stages:
         measures=_listed(block.get("replay_measures", ["rows"]), "replay_measures", _MEASURES),
         order=block.get("order"),
     )
-
-
-PRESETS = dict.fromkeys(_OPTIONS, composition_stages)
 
 
 def replay_stage_name(fraction: float, measure: str) -> str:

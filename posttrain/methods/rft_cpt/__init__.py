@@ -16,4 +16,9 @@ METHOD = Method(
     config="trainer:RFTCPTConfig",
     trainer="trainer:RFTCPTTrainer",
     supports=ENGINES | {"peft", "resume", "vllm"},
+    steps={"rif": "filter:FilterStep"},
+    plans={"continual": "plan:continual_stages"},
+    outcome="outcome:sequence_metrics",
+    measures="outcome:MEASURES",
+    verbs={"filter": "commands:filter_rows", "study continual": "commands:continual"},
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ from accelerate import Accelerator
 
 from posttrain.config.build import reward_scorer
 from posttrain.config.loader import load_stage
+from posttrain.config.run_config import RunConfig
+from posttrain.config.steps import StageStep
 from posttrain.config.verdict import evaluation_settings, template_variables, verifier_name, verifier_sha256
 from posttrain.console import is_main_process, quiet_libraries, say
-from posttrain.errors import ConfigError, SupportError
+from posttrain.errors import ConfigError, PosttrainError, SupportError
 from posttrain.evaluation.generate import EvalSettings, evaluate
 from posttrain.evaluation.progress import EvaluationProgress
 from posttrain.methods.rft_cpt.choose import Filtered, checked_cache, select_rows
@@ -28,22 +30,35 @@ FOLDER = "rif"
 _SAMPLING = ("num_rollouts", "temperature", "seed")
 
 
-def filter_stage(config: Any, *, rows: Any, model: str, folder: Path) -> Filtered:
-    """The rows of a stage that its filter keeps; counts are taken from the stage's folder where they are there.
+class FilterStep(StageStep):
+    """`rif` of a stage: trains on the rows that the model which it starts from can solve.
 
-    Args:
-        config: of the stage; `config.stage.rif` is set.
-        rows: training rows.
-        model: folder, or Hub id, of the model the stage starts from.
-        folder: of the stage.
-
-    Returns:
-        The same on every rank.
+    Counts are taken from the stage's folder where they are there; the kept rows are the same on every rank.
     """
-    fresh = config.trainer.resume == "never"
-    return filter_rows(
-        config, rows=rows, model=find_model(model), block=config.stage.rif, folder=folder / FOLDER, fresh=fresh
-    )
+
+    block = RifBlock
+
+    def rule_findings(self, run: RunConfig) -> Iterator[PosttrainError]:
+        block: RifBlock = self.settings
+        where = run.where("rif")
+        if verifier_name(run) is None:
+            yield ConfigError("no reward tells which completion is right", where=where, fix="Write eval.verifier")
+        most = block.max_correct if block.max_correct is not None else block.num_rollouts
+        if not block.min_correct <= most <= block.num_rollouts:
+            allowed = f"min_correct <= max_correct <= num_rollouts ({block.num_rollouts})"
+            yield ConfigError("no row could be kept", where=where, got=[block.min_correct, most], allowed=allowed)
+        if run.data.train.streaming:
+            what = "rows of a stream cannot be chosen before they are read"
+            yield SupportError(what, where=where, fix="Remove it")
+
+    def rows(self, run: RunConfig, rows: Any, *, model: str, folder: Path) -> tuple[Any, Mapping[str, Any]]:
+        fresh = run.trainer.resume == "never"
+        kept = filter_rows(
+            run, rows=rows, model=find_model(model), block=self.settings, folder=folder / FOLDER, fresh=fresh
+        )
+        if is_main_process():
+            say(f"{folder.name}: {kept.sentence()}")
+        return rows.select(kept.indices), kept.record()
 
 
 def filter_rows(config: Any, *, rows: Any, model: Any, block: Any, folder: Path, fresh: bool = False) -> Filtered:
@@ -159,7 +174,8 @@ def filter_model(
     """
     name, config = load_stage(recipe, overrides, stage)[-1]
     quiet_libraries()
-    written = config.stage.rif.model_dump() if config.stage is not None and config.stage.rif is not None else {}
+    step = None if config.stage is None else config.stage.added.get("rif")
+    written = {} if step is None else step.settings.model_dump()
     block = RifBlock(**{**written, **(options or {})})
     most = block.num_rollouts if block.max_correct is None else block.max_correct
     if not block.min_correct <= most <= block.num_rollouts:

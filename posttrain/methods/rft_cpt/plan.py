@@ -91,9 +91,6 @@ def continual_stages(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     return stages
 
 
-PRESETS = {"continual": continual_stages}
-
-
 class _Arm:
     """One paradigm going through the tasks."""
 

@@ -12,4 +12,6 @@ METHOD = Method(
     trainer="trainer:RMTTrainer",
     supports=ENGINES | {"peft", "resume", "vllm"},
     inputs=frozenset({"documents"}),
+    step="checks:DocumentStep",
+    verbs={"score-tokens": "commands:score_tokens"},
 )

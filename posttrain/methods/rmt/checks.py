@@ -8,9 +8,11 @@ from typing import Any
 from datasets import Dataset
 
 from posttrain.config.run_config import RunConfig
-from posttrain.data.entropy_scoring import encode_documents
+from posttrain.config.steps import StageStep
+from posttrain.config.validation import raise_all
 from posttrain.errors import DataError, PosttrainError
 from posttrain.methods.rmt.corpus import refuse_other_tokens
+from posttrain.methods.rmt.entropy_scoring import encode_documents
 from posttrain.methods.rmt.questions import ContinuationRows, find_targets, index_in_memory
 from posttrain.preflight.data import Rows
 from posttrain.preflight.model import is_unreachable
@@ -48,6 +50,14 @@ def _scorer_findings(cfg: RunConfig, tokenizer: Any) -> Iterator[PosttrainError]
     except PosttrainError as error:
         if not is_unreachable(error):
             yield placed(error, cfg.where("method", "entropy_model"))
+
+
+class DocumentStep(StageStep):
+    """Shows the rewards what a run will ask about its documents."""
+
+    def questions(self, run: RunConfig, rows: Any, tokenizer: Any) -> Rows:
+        raise_all(list(document_findings(run, rows, tokenizer)))
+        return questions(run, rows, tokenizer)
 
 
 def questions(cfg: RunConfig, rows: Rows, tokenizer: Any) -> Rows:

@@ -11,9 +11,9 @@ import warnings
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from posttrain.data.token_curriculum import NUM_TIERS, tier_probabilities
 from posttrain.errors import ConfigError, SupportError
 from posttrain.methods.rmt.questions import BUDGET_PROMPT, PROMPT
+from posttrain.methods.rmt.token_curriculum import NUM_TIERS, tier_probabilities
 from posttrain.seam.arguments import option
 from posttrain.seam.policy.config import PolicyConfig
 

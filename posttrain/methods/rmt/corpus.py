@@ -12,14 +12,12 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from posttrain.data import token_index
-from posttrain.data.entropy_scoring import score_corpus, store_entropies
 from posttrain.data.rendering import encode_prompt
-from posttrain.data.token_curriculum import TierDraws
-from posttrain.data.token_index import TokenIndex
 from posttrain.errors import DataError, SupportError
 from posttrain.evaluation.progress import EvaluationProgress
+from posttrain.methods.rmt import token_index
 from posttrain.methods.rmt.config import NextTokenConfig
+from posttrain.methods.rmt.entropy_scoring import score_corpus, store_entropies
 from posttrain.methods.rmt.questions import (
     ContinuationRows,
     Targets,
@@ -27,6 +25,8 @@ from posttrain.methods.rmt.questions import (
     round_trip_fraction,
     tier_counts,
 )
+from posttrain.methods.rmt.token_curriculum import TierDraws
+from posttrain.methods.rmt.token_index import TokenIndex
 from posttrain.models.loading import load_model, load_tokenizer
 from posttrain.seam.sampling import EpochRepeatSampler
 from posttrain.seam.sharding import whole_models, whole_weights

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy
 
-from posttrain.data.token_index import TokenIndex
 from posttrain.errors import DataError
+from posttrain.methods.rmt.token_index import TokenIndex
 from posttrain.rewards.next_token import Extraction, Rule
 
 TIERS = ("easy", "medium", "hard")

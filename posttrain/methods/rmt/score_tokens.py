@@ -76,7 +76,7 @@ def score_tokens(
     tokenizer = load_tokenizer(config.model, path=path)
     run = Stage(config, name=name)
     data = {"train": run.trained_rows(config.data.train, tokenizer)}
-    run.filter_rows(data, path)
+    path = run.apply_steps(data, path)
     rows = run.trainable(data["train"], tokenizer)
     model = load_model(config.model, path=path)
     index = corpus.corpus_index(rows, args=args, tokenizer=tokenizer, model=model)

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from posttrain.data.rendering import completion_text
-from posttrain.data.token_curriculum import TierDraws
 from posttrain.errors import ConfigError, DataError
 from posttrain.losses.advantages import group_advantages
 from posttrain.losses.reductions import LossOutput, token_weights
 from posttrain.methods.rmt import corpus
 from posttrain.methods.rmt.config import RMTConfig
 from posttrain.methods.rmt.questions import TIERS
+from posttrain.methods.rmt.token_curriculum import TierDraws
 from posttrain.models.loading import load_model
 from posttrain.rewards.length_budget import OPEN_THINK, length_reward, thought_span
 from posttrain.rewards.next_token import predicted_text

@@ -12,4 +12,9 @@ METHOD = Method(
     trainer="trainer:UnlearnTrainer",
     supports=ENGINES | {"peft", "resume"},
     inputs=frozenset({"retain"}),
+    plans={"unlearning_paths": "plan:path_stages"},
+    outcome="outcome:path_numbers",
+    measures="outcome:MEASURES",
+    verbs={"study unlearning-paths": "commands:unlearning_paths"},
+    suites={"unlearning": "suite:evaluate_unlearning"},
 )

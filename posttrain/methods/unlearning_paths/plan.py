@@ -103,9 +103,6 @@ def path_stages(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     return PathPlan(values).stages()
 
 
-PRESETS = {"unlearning_paths": path_stages}
-
-
 class PathPlan:
     """A checked `stages` block, and the stages and paths that follow from it."""
 

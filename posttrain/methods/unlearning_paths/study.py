@@ -103,7 +103,7 @@ def _measure_all(plan: PathPlan, recipe: str | File, overrides: Sequence[str], r
                 stage=folder.name,
                 output=output,
                 against=against and against / "unlearning",
-                retrained=other and other / "unlearning",
+                reference=other and other / "unlearning",
                 tables=False,
                 renew=True,
             )

@@ -66,7 +66,7 @@ def evaluate_unlearning(
     output: str | Path | None = None,
     batch_size: int = 32,
     against: str | Path | None = None,
-    retrained: str | Path | None = None,
+    reference: str | Path | None = None,
     tables: bool = True,
     renew: bool = False,
 ) -> UnlearningResult:
@@ -81,7 +81,7 @@ def evaluate_unlearning(
         output: folder of the result.
         batch_size: answers of a forward.
         against: folder of the result of the model before unlearning.
-        retrained: folder of the result of a model trained without the forget set.
+        reference: folder of the result of a model trained without the forget set.
         tables: print them, too.
         renew: keep the result that `output` holds if it is this one, and replace any other.
 
@@ -90,7 +90,7 @@ def evaluate_unlearning(
     """
     _require_one_process()
     name, config = load_stage(recipe, overrides, stage)[-1]
-    before, other = read_result(against, "--against"), read_result(retrained, "--retrained")
+    before, other = read_result(against, "--against"), read_result(reference, "--reference")
     sources = probe_sources(config)
     found = find_model(model, revision=revision, stage=name)
     quiet_libraries()
@@ -110,7 +110,7 @@ def evaluate_unlearning(
         sets = measure_sets(weights, tokenizer, datasets, batch_size=batch_size, max_new_tokens=length, **variables)
     metrics = measure(sets, before=before, retrained=other)
     facts: dict[str, Any] = {"model": {"given": found.given, **files}, "recipe": str(recipe), "stage": name}
-    facts |= {"against": against and str(against), "retrained": retrained and str(retrained)}
+    facts |= {"against": against and str(against), "retrained": reference and str(reference)}
     page = _write(folder, sets, metrics, {"before": before, "retrained": other}, identity, facts, found.label, tables)
     say(f"report: {page.with_name('REPORT.md')}, and the same as one page: {page}")
     return UnlearningResult(sets, metrics, folder)

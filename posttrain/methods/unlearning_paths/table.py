@@ -20,7 +20,7 @@ Sets = Mapping[str, Sequence[Row]]
 KNOWLEDGE = ("real_authors", "world_facts")
 UTILITY_SETS = ("retain", *KNOWLEDGE)
 NEEDS_BEFORE = "needs the result of the model before unlearning (--against)"
-NEEDS_RETRAINED = "needs the result of a model trained without the forget set (--retrained)"
+NEEDS_RETRAINED = "needs the result of a model trained without the forget set (--reference)"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def measure(sets: Sets, *, before: Sets | None = None, retrained: Sets | None = 
     Raises:
         DataError: an earlier measurement is of other rows.
     """
-    for name, other in (("--against", before), ("--retrained", retrained)):
+    for name, other in (("--against", before), ("--reference", retrained)):
         _refuse_other_rows(sets, other, name)
     found: dict[str, Measured] = {}
     for name, rows in sets.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,8 +20,8 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from posttrain import __version__
 from posttrain.errors import PosttrainError, ResumeError
+from posttrain.hidden import without_secrets
 from posttrain.models import saving
-from posttrain.reports.provenance import without_secrets
 from posttrain.seam.arguments import WithoutSecrets
 from posttrain.seam.card import TAGS, paper_of
 from posttrain.seam.checkpoint import manifest
@@ -72,6 +72,9 @@ class ResumableTrainer(ContinuedSettings, CountedRows):
     _costs: dict[str, float] | None = None
     _parts: dict[str, StatefulPart] | None = None
     engine: Any = None  # of policy trainers that generate with vLLM
+    # Set before `train()`: epoch -> its rows in order; (optimizer, optimizer steps) -> learning-rate schedule.
+    row_order: Callable[[int], Sequence[int]] | None = None
+    make_schedule: Callable[[Any, int], Any] | None = None
 
     # trl 1.16 reads these three for the model card.
     @property
@@ -183,6 +186,13 @@ class ResumableTrainer(ContinuedSettings, CountedRows):
         if self.args.process_index == 0:  # type: ignore[attr-defined]
             manifest.refuse_damaged(Path(resume_from_checkpoint))
         super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.make_schedule is None or self.lr_scheduler is not None:  # type: ignore[has-type]
+            return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
+        self.lr_scheduler = self.make_schedule(self.optimizer if optimizer is None else optimizer, num_training_steps)  # type: ignore[attr-defined]
+        self._created_lr_scheduler = True  # transformers 5.17 makes it anew at the next `train()` then
+        return self.lr_scheduler
 
     def create_optimizer(self, model: Any = None) -> Any:
         """As upstream; stops where accelerate would put another optimizer in its place."""

@@ -18,7 +18,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from posttrain.errors import ResumeError
-from posttrain.reports.provenance import without_secrets
+from posttrain.hidden import without_secrets
 from posttrain.seam.arguments import field_specs
 
 APPLIED = frozenset(

@@ -244,18 +244,18 @@ def prompt_order(
 
     Args:
         data: prompts. log: their groups; None if they have none. args: a `PolicyConfig`. layout: of the sampler.
-        mixing: changes the shares in the course of the run; asked for by `args.prompt_controller`.
+        mixing: changes the shares in the course of the run; announced by `args.changing_shares`.
 
     Raises:
-        DataError: no groups. ConfigError: shares of other groups, or that are no shares; a controller is asked for and
-            not there.
+        DataError: no groups. ConfigError: shares of other groups, or that are no shares; what changes them is
+            announced and not there.
     """
-    if (mixing is None) != (args.prompt_controller is None):
+    if (mixing is not None) != args.changing_shares:
         raise ConfigError(
-            "settings of a controller and the controller go together",
-            where="method.prompt_controller",
-            got=args.prompt_controller,
-            fix="From Python: PromptController(trainer, ...) before train(); a recipe does it by itself",
+            "changing_shares and what changes the shares go together",
+            where="method.changing_shares",
+            got=args.changing_shares,
+            fix="From Python: attach it to the trainer before train(); a recipe with rollout.prompt_shares does so",
         )
     if args.prompt_groups is None:
         return EpochRepeatSampler(data, **layout)

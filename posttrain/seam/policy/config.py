@@ -133,8 +133,8 @@ class PolicyConfig(WithoutSecrets, GRPOConfig):
     prompt_group_column: str = option(
         "group", help="Column that tells a prompt's group. Of a mixture the groups are its sources."
     )
-    prompt_controller: dict[str, Any] | None = option(
-        None, help="What changes the shares of the prompts in the run: controller and its settings (recipes/aioli)."
+    changing_shares: bool = option(
+        False, help="Something that is attached to the trainer changes the shares of the prompts in the run."
     )
     drop_zero_advantage_rows: bool = option(
         True, help="Leave rows with an exactly zero gradient out of the update; the normaliser keeps counting them."
@@ -165,8 +165,8 @@ class PolicyConfig(WithoutSecrets, GRPOConfig):
     @property
     def prompt_groups(self) -> str | None:
         """Column of the groups that prompts are drawn by; None where none has a share."""
-        shares = (self.prompt_proportions, self.prompt_proportions_from, self.prompt_controller)
-        has_shares = any(given is not None for given in shares)
+        shares = (self.prompt_proportions, self.prompt_proportions_from)
+        has_shares = self.changing_shares or any(given is not None for given in shares)
         return self.prompt_group_column if has_shares else None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -193,8 +193,8 @@ class PolicyConfig(WithoutSecrets, GRPOConfig):
             )
 
     def _check_shares(self) -> None:
-        names = ("prompt_proportions", "prompt_proportions_from", "prompt_controller")
-        given = [name for name in names if getattr(self, name) is not None]
+        names = ("prompt_proportions", "prompt_proportions_from", "changing_shares")
+        given = [name for name in names if getattr(self, name) not in (None, False)]
         if len(given) > 1:
             raise ConfigError(
                 "the shares of the prompts are given once",
@@ -205,11 +205,11 @@ class PolicyConfig(WithoutSecrets, GRPOConfig):
         if given and self.prompt_shares == "none":
             what = "the method has an order of prompts of its own"
             raise SupportError(what, where=f"method.{given[0]}", got=getattr(self, given[0]), fix="Remove it")
-        if self.prompt_controller is not None and self.prompt_shares == "fixed":
+        if self.changing_shares and self.prompt_shares == "fixed":
             raise SupportError(
                 "the method draws its prompts an epoch ahead, so that their shares cannot change in the run",
-                where="method.prompt_controller",
-                got=self.prompt_controller,
+                where="method.changing_shares",
+                got=True,
                 fix="Use method.prompt_proportions",
             )
 

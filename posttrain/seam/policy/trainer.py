@@ -44,7 +44,7 @@ from posttrain.seam.policy.metrics import log_lengths, log_rollouts, log_update
 from posttrain.seam.policy.remax_baseline import greedy_baseline, refuse_greedy
 from posttrain.seam.policy.rendered_rollouts import RenderedRollouts
 from posttrain.seam.policy.rewards import RewardRecorder, leave_out, refuse_out_of_range
-from posttrain.seam.sampling import EpochRepeatSampler
+from posttrain.seam.sampling import EpochRepeatSampler, in_order
 from posttrain.seam.weights import materialised, refuse_prompt_learning
 
 __all__ = ["PolicyBatch", "PolicyConfig", "PolicyTrainer", "RolloutBatch"]
@@ -243,7 +243,7 @@ class PolicyTrainer(PolicyCheckpoint, RenderedRollouts):
             repeat_count=self.num_iterations * args.steps_per_generation,
             shuffle=self.shuffle_dataset,
         )
-        return self._epoch_sampler
+        return in_order(self._epoch_sampler, self.row_order)
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         metrics = self._metrics["train" if self.model.training else "eval"]

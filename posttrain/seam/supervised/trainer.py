@@ -30,7 +30,7 @@ from posttrain.seam.head import add_selective_scoring
 from posttrain.seam.isolation import refuse_mixed_rows
 from posttrain.seam.known_tokens import refuse_unreadable_rows
 from posttrain.seam.row_use import told_left_out
-from posttrain.seam.sampling import EpochSampler
+from posttrain.seam.sampling import EpochSampler, in_order
 from posttrain.seam.supervised.stream_rows import EncodedStreams, refuse_for_streams
 
 _LOSSES = {"nll": nll_loss, "dft": dft_loss}
@@ -333,10 +333,10 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         if not isinstance(data, EncodedStreams) and not hasattr(data, "__len__"):
             return super()._get_train_sampler(train_dataset)
         if (order := self.train_order()) is not None:
-            return order
+            return in_order(order, self.row_order)
         seed = args.seed if args.data_seed is None else args.data_seed
         self._epoch_sampler = EpochSampler(data, seed=seed, shuffle=args.train_sampling_strategy == "random")
-        return self._epoch_sampler
+        return in_order(self._epoch_sampler, self.row_order)
 
     # ---- one optimizer step ----
 

@@ -34,7 +34,7 @@ def make(model, folder, *, settings=None, accuracies=from_weights, key="grpo", d
     """4 prompts of 4 attempts a batch, 3 batches an epoch, one optimizer step each."""
     given = settings or {}
     reward, settings = Recorder(), {**kept_for(given.get("controller", "aioli"), ROUND), **given}
-    layout = {"per_device_train_batch_size": 8, "max_steps": 10, "prompt_controller": settings, **overrides}
+    layout = {"per_device_train_batch_size": 8, "max_steps": 10, "changing_shares": True, **overrides}
     data = as_groups(dataset()) if data is None else data
     trainer = build(key, model, folder, reward=reward, data=data, **layout)
     controller = PromptController(trainer, PromptSettings.read(settings), accuracies=accuracies)
@@ -118,25 +118,25 @@ def test_a_run_is_not_continued_without_its_controller(tiny_dir, tmp_path):
     make(tiny_dir, tmp_path, **layout)[0].train()
     layout["per_device_train_batch_size"] = 8
     other = build("grpo", tiny_dir, tmp_path, data=as_groups(dataset()), **layout)
-    with pytest.raises(ResumeError, match=r"parts was \['prompt_controller'\], is None"):
+    with pytest.raises(ResumeError, match=r"parts was \['prompt_shares'\], is None"):
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"controller": "doge"}, r"prompt_controller\.controller: .*aioli, skillit, stratified, natural"),
+        ({"controller": "doge"}, r"prompt_shares\.controller: .*aioli, skillit, stratified, natural"),
         ({"learn_step": 2}, "not a setting .*got 'learn_step'.*Did you mean learn_steps"),
-        ({"eta": -1.0}, r"prompt_controller\.eta: .*>= 0"),
-        ({"one_hot_factor": 0.3}, r"prompt_controller\.one_hot_factor: mixtures that favour no group"),
-        ({"mixing_rounds_every": 3}, r"prompt_controller\.mixing_rounds_every: measuring would take the whole round"),
-        ({"prior": [0.5, 0.5], "prior_steps": 1}, r"prompt_controller\.prior: .*3 numbers"),
-        ({"prior": [0.5, 0.3, 0.2]}, r"prompt_controller\.prior_steps: "),
+        ({"eta": -1.0}, r"prompt_shares\.eta: .*>= 0"),
+        ({"one_hot_factor": 0.3}, r"prompt_shares\.one_hot_factor: mixtures that favour no group"),
+        ({"mixing_rounds_every": 3}, r"prompt_shares\.mixing_rounds_every: measuring would take the whole round"),
+        ({"prior": [0.5, 0.5], "prior_steps": 1}, r"prompt_shares\.prior: .*3 numbers"),
+        ({"prior": [0.5, 0.3, 0.2]}, r"prompt_shares\.prior_steps: "),
         (
             {"controller": "natural", "eta": 1.0},
-            r"prompt_controller\.eta: read by the controllers aioli, skillit alone",
+            r"prompt_shares\.eta: read by the controllers aioli, skillit alone",
         ),
-        ({"controller": "skillit"}, r"prompt_controller\.skill_graph: "),
+        ({"controller": "skillit"}, r"prompt_shares\.skill_graph: "),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message, tiny_dir, tmp_path):
@@ -153,8 +153,8 @@ def test_runs_that_cannot_follow_a_controller_are_refused(tiny_dir, tmp_path):
         build("rmt", tiny_dir, tmp_path, prompt_proportions={"a": 1.0})
     with pytest.raises(ConfigError, match="the shares of the prompts are given once"):
         make(tiny_dir, tmp_path, prompt_proportions={"group0": 1.0})
-    alone = build("grpo", tiny_dir, tmp_path, data=as_groups(dataset()), prompt_controller=ROUND)
-    with pytest.raises(ConfigError, match="settings of a controller and the controller go together"):
+    alone = build("grpo", tiny_dir, tmp_path, data=as_groups(dataset()), changing_shares=True)
+    with pytest.raises(ConfigError, match="changing_shares and what changes the shares go together"):
         alone.train()
 
 
@@ -166,12 +166,14 @@ def test_check_finds_what_a_recipe_lacks():
     assert messages() == ""
     assert "there are none" in messages("stages.1.data.validation=null")
     assert "a group has no validation row" in messages("stages.1.data.validation.options.digits=[1,2]")
-    assert "measuring would take the whole round" in messages("stages.1.method.prompt_controller.learn_steps=5")
+    assert "measuring would take the whole round" in messages("stages.1.rollout.prompt_shares.learn_steps=5")
+    fixed = ("stages.1.data.validation=null", "stages.1.rollout.prompt_shares=null")
     shares = "stages.1.method={name: grpo, prompt_proportions: {1 digit: 0.5, 2 digits: 0.5, 4 digits: 0}}"
-    assert "these are not the groups of the prompts" in messages(shares, "stages.1.data.validation=null")
+    assert "the shares of the prompts are given once" in messages(shares)
+    assert "these are not the groups of the prompts" in messages(shares, *fixed)
     nothing = "stages.1.method={name: grpo, prompt_proportions: {}}"
-    assert "these are not the groups of the prompts" in messages(nothing, "stages.1.data.validation=null")
-    assert "reads no held-out prompts" in messages("stages.1.method.prompt_controller={controller: natural}")
+    assert "these are not the groups of the prompts" in messages(nothing, *fixed)
+    assert "reads no held-out prompts" in messages("stages.1.rollout.prompt_shares={name: aioli, controller: natural}")
 
 
 @pytest.mark.slow

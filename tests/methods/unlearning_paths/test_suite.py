@@ -95,7 +95,7 @@ def test_the_suite_tells_a_model_that_knows_from_one_that_does_not(trained, tmp_
         "--output",
         str(tmp_path / "after"),
     ]
-    arguments += ["--against", str(tmp_path / "before"), "--retrained", str(tmp_path / "retrained")]
+    arguments += ["--against", str(tmp_path / "before"), "--reference", str(tmp_path / "retrained")]
     monkeypatch.setattr(sys, "argv", ["posttrain", *arguments])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -140,7 +140,7 @@ def test_what_the_verb_refuses(trained, tmp_path, monkeypatch):
             ["--suite", "unlearning", "--recipe", "r.yaml", "--limit", "3"],
             "--limit does not go with --suite unlearning",
         ),
-        (["--suite", "arc_easy", "--retrained", "x"], "--retrained goes with --suite unlearning"),
+        (["--suite", "arc_easy", "--reference", "x"], "--reference goes with --suite unlearning"),
     ],
 )
 def test_options_that_do_not_go_together(arguments, message, monkeypatch, capsys):

@@ -93,5 +93,5 @@ def test_another_measurement_of_other_rows_is_refused():
     other = {"forget": [row("a", -1.0), row("c", -1.0)]}
     with pytest.raises(DataError, match="--against: the earlier result has other forget rows. Evaluate both models"):
         measure(FULL, before=other)
-    with pytest.raises(DataError, match="--retrained: the earlier result has other forget rows"):
+    with pytest.raises(DataError, match="--reference: the earlier result has other forget rows"):
         measure(FULL, retrained=other)

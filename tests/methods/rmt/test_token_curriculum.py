@@ -7,7 +7,7 @@ import math
 import numpy
 import pytest
 
-from posttrain.data.token_curriculum import TierDraws, tier_probabilities
+from posttrain.methods.rmt.token_curriculum import TierDraws, tier_probabilities
 
 FIRST, LAST = (0.6, 0.3, 0.1), (0.1, 0.3, 0.6)
 

@@ -15,10 +15,10 @@ import numpy
 import torch
 from torch import Tensor
 
-from posttrain.data import token_index
 from posttrain.data.rendering import encode_document
-from posttrain.data.token_index import TokenIndex
 from posttrain.errors import DataError
+from posttrain.methods.rmt import token_index
+from posttrain.methods.rmt.token_index import TokenIndex
 from posttrain.models.positions import with_positions
 
 Progress = Callable[[int, int], None]

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from posttrain.data import entropy_scoring, token_index
-from posttrain.data.entropy_scoring import encode_documents, score_corpus, store_entropies, top_k_entropy
 from posttrain.errors import DataError
+from posttrain.methods.rmt import entropy_scoring, token_index
+from posttrain.methods.rmt.entropy_scoring import encode_documents, score_corpus, store_entropies, top_k_entropy
 
 TEXTS = ["abcab", "x", "hello world", "12+3", "zz"]
 
