@@ -1,6 +1,7 @@
 """posttrain: LLM post-training methods on Hugging Face, checked against their papers.
 
-Importing the package loads neither torch nor trl; the public names below load their module on first use.
+Importing the package loads neither torch nor trl. The public names below load their module on first use, and so do
+the config and the trainer of every method: `from posttrain import HPTConfig, HPTTrainer`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ __version__ = "0.1.0"
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 _PUBLIC = {
-    "HPTConfig": "posttrain.methods.hpt.trainer",
-    "HPTTrainer": "posttrain.methods.hpt.trainer",
     "PolicyConfig": "posttrain.seam.policy.trainer",
     "PolicyTrainer": "posttrain.seam.policy.trainer",
     "SupervisedConfig": "posttrain.seam.supervised.trainer",
@@ -26,11 +25,19 @@ _PUBLIC = {
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 
+def _of_methods() -> dict[str, str]:
+    """Class -> module of the configs and trainers that methods declare."""
+    declared = import_module("posttrain.registry").trained().values()
+    places = (method.place(path) for method in declared for path in (method.config, method.trainer))
+    return {name: module for module, _, name in (place.partition(":") for place in places)}
+
+
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name]), name)
+    known = _PUBLIC if name in _PUBLIC else {} if name.startswith("_") else _of_methods()
+    if name in known:
+        return getattr(import_module(known[name]), name)
     raise AttributeError(f"module 'posttrain' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*__all__, *_of_methods()})

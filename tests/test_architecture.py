@@ -8,6 +8,8 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -129,17 +131,50 @@ def test_size_exceptions_are_needed_and_have_a_reason():
 
 
 @pytest.mark.parametrize("key", sorted(registry.METHODS))
-def test_method_has_recipe_folder_smoke_recipe_and_test_file(key: str):
-    entry = registry.METHODS[key]
-    folder = ROOT / "recipes" / key
-    module = entry.place(entry.trainer).partition(":")[0] if entry.trains else "posttrain.methods.dmt.plan"
-    mirror = Path("tests", *module.split(".")[1:])
-    tests = [mirror.with_name(f"test_{mirror.name}.py"), mirror.parent.with_name(f"test_{mirror.parent.name}.py")]
+def test_method_has_its_room_recipes_and_tests(key: str):
+    entry, recipes = registry.METHODS[key], ROOT / "recipes" / key
     assert entry.key == key and re.fullmatch(r"[a-z][a-z0-9_]*", key)
-    assert (folder / "README.md").is_file(), f"recipes/{key}/README.md is missing"
-    assert (folder / "smoke.yaml").is_file(), f"recipes/{key}/smoke.yaml is missing"
-    assert any((ROOT / test).is_file() for test in tests), f"none of {[str(test) for test in tests]} exists"
-    assert entry.supports <= set(registry.FEATURES)
+    assert (recipes / "README.md").is_file(), f"recipes/{key}/README.md is missing"
+    assert (recipes / "smoke.yaml").is_file(), f"recipes/{key}/smoke.yaml is missing"
+    assert list((ROOT / "tests" / "methods" / key).glob("*.py")), f"tests/methods/{key}/ is missing"
+    assert entry.supports <= set(registry.FEATURES) and entry.inputs <= set(registry.INPUTS)
+    assert set(entry.slots) <= set(registry.SLOTS)
+
+
+# Where else a method may be named: pattern of the file -> why. A new method needs no line here.
+NAMES_METHODS = {
+    "posttrain/registry.py": "the tuple of keys",
+    "README.md": "the table of methods",
+    "docs/*.md": "what a reader may want to know of a method",
+    "accelerate_configs/GRADIENTS.md": "the table of gradients, made by scripts/gradients.py",
+    "recipes/*": "a method's recipes compare it with others, which stand in its results",
+    "scripts/*": "an example, or what is timed",
+    "tests/*": "an example of a run; the batteries name none",
+    "posttrain/methods/*": "what a paper generalises, in words",
+    "posttrain/reproduce/claims.py": "an example of a study in the docstring",
+    "posttrain/reproduce/ledger.py": "an example of a sentence in a docstring",
+    "posttrain/cli.py": "an example of a command in a message",
+    "posttrain/__init__.py": "an example of an import in the docstring",
+}
+EXAMPLES = ("sft", "grpo", "hpt")  # the bases, and the method of the quickstart: plain words of the docs and tests
+
+
+@pytest.mark.parametrize("key", registry.KEYS)
+def test_a_method_is_named_in_four_places(key: str):
+    """Its room, the tuple of keys, its recipes and its tests: in other files of the package it is a word at most."""
+    own = (f"posttrain/methods/{key}/", f"recipes/{key}/", f"tests/methods/{key}/")
+    listing = subprocess.run(["git", "grep", "-lwF", key], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listing.returncode > 1:
+        pytest.skip("not a git checkout")
+    files = [name for name in listing.stdout.split() if not name.startswith(own)]
+    spine = [
+        name for name in files if name.startswith("posttrain/") and not any(map(partial(fnmatch, name), NAMES_METHODS))
+    ]
+    assert key in ("sft", "grpo") or not spine, f"the spine names {key}: {spine}; the hook it needs is missing"
+    if key not in EXAMPLES:
+        batteries = [name for name in files if name.startswith(("tests/batteries/", "tests/engines/"))]
+        assert not batteries, f"a battery names {key}: {batteries}; say it in tests/methods/{key}/cases.py"
+    assert all(any(map(partial(fnmatch, name), NAMES_METHODS)) or name in spine for name in files)
 
 
 def test_recipe_folders_belong_to_methods():

@@ -59,7 +59,8 @@ def test_import_loads_no_heavy_library_and_public_names_are_listed():
 
 
 def test_every_public_name_can_be_had():
-    for name in posttrain.__all__:
+    assert {"RMTTrainer", "AioliConfig", "UnlearnTrainer"} <= set(dir(posttrain))
+    for name in (*posttrain.__all__, *dir(posttrain)):
         assert getattr(posttrain, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'HTPTrainer'"):
         _ = posttrain.HTPTrainer

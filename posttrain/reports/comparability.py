@@ -137,7 +137,7 @@ def _health(arms: Sequence[Arm]) -> Iterator[str]:
 
 
 def _by_value(arms: Sequence[Arm], found: dict[tuple[str, int], Any]) -> str:
-    """ "200 in grpo; 200 and 180 in hpt": arms of the same value together; only what differs of several parts."""
+    """ "200 in first; 200 and 180 in second": arms of the same value together; only what differs of several parts."""
     parts = [value for value in found.values() if isinstance(value, dict)]
     if parts:
         keys = dict.fromkeys(key for part in parts for key in part)

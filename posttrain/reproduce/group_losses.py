@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from posttrain import registry
 from posttrain.config.run_config import RunConfig
 from posttrain.errors import ConfigError, DataError, PosttrainError
 from posttrain.reports.markdown import escape, table
@@ -50,7 +51,7 @@ def unknown_losses(study: Study) -> list[PosttrainError]:
 
 def loss_settings(config: RunConfig) -> dict[str, Any] | None:
     """What the final losses depend on beside training; None where they are not measured."""
-    if config.data.validation is None or config.method.name != "aioli":
+    if config.data.validation is None or "streams" not in registry.get(config.method.name).inputs:
         return None
     names = ("mixing_eval_examples", "mixing_test_examples", "mixing_seed", "groups")
     return {

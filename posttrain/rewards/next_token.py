@@ -117,6 +117,6 @@ def _entry(text: str) -> dict[str, Any]:
             where=where,
             got=text,
             allowed=f"the keys {', '.join(_KEYS)}",
-            fix="Rows for it are made by method rmt, by `posttrain score-tokens`, and by the task woven_text",
+            fix="Rows for it are made by `posttrain score-tokens` and by the task woven_text",
         )
     return stored

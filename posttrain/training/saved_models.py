@@ -193,7 +193,7 @@ def _with_base(found: SavedModel) -> SavedModel:
 
 def _check_hub_id(given: str, folder: Path) -> None:
 
-    # "runs/hpt" reads like owner/name; it is one if there is no folder runs/ to look in.
+    # "runs/first" reads like owner/name; it is one if there is no folder runs/ to look in.
     local = looks_local(given) or folder.exists() or (folder.parent != Path() and folder.parent.is_dir())
     if not local and _HUB_ID.fullmatch(given):
         return

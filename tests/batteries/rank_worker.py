@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from posttrain.data.mixture import SOURCE_COLUMN
 from posttrain.registry import METHODS, trained
 from tests.batteries.runs import build, dataset, gradients, losses, marked_right, replay, weights
+from tests.methods.case import case_of
 
 
 def resume(key: str, model: Path, folder: Path) -> dict:
@@ -23,8 +24,7 @@ def resume(key: str, model: Path, folder: Path) -> dict:
     layout = {"per_device_train_batch_size": 4, "max_steps": 5, "save_strategy": "steps", "save_steps": 3}
     if METHODS[key].generates:
         layout["steps_per_generation"] = 4
-    if key == "sasr":  # a supervised step of four micro-batches fits the data
-        layout |= {"sft_per_device_batch_size": 2, "warmup_sft_steps": 1, "switch_controller": "fixed"}
+    layout |= case_of(key).resume
     whole = build(key, model, folder, **layout)
     whole.train()
     rest = build(key, model, folder, **layout)
@@ -33,23 +33,6 @@ def resume(key: str, model: Path, folder: Path) -> dict:
     left, right = weights(whole), weights(rest)
     difference = max(float((left[name] - right[name]).abs().max()) for name in left)
     return {"weights": difference, "losses": losses(whole) == losses(rest)}
-
-
-def branches(model: Path, folder: Path) -> list[list[int]]:
-    """Per rank, 1 for each supervised step of four, where every rank would choose by itself what another does not."""
-
-    class Disagreeing(METHODS["sasr"].load_trainer()):
-        kinds: list[int] = []
-
-        def choose_step(self, global_step: int) -> str:
-            return "supervised" if (global_step + self.args.process_index) % 2 else "policy"
-
-        def on_step_chosen(self, kind: str) -> None:
-            self.kinds.append(int(kind == "supervised"))
-
-    trainer = build("sasr", model, folder, trainer_class=Disagreeing, max_steps=4, sft_per_device_batch_size=2)
-    trainer.train()
-    return trainer.accelerator.gather(torch.tensor([Disagreeing.kinds])).tolist()
 
 
 def main(folder: Path) -> None:
@@ -82,11 +65,12 @@ def main(folder: Path) -> None:
         if trainer.accelerator.is_main_process:
             save_file(caught, folder / f"{number}.safetensors")
     resumed = {key: resume(key, Path(spec["model"]), folder / key) for key in trained()}
-    chosen = branches(Path(spec["model"]), folder / "branches")
+    model = Path(spec["model"])
+    own = {key: make(model, folder / f"own-{key}") for key in trained() if (make := case_of(key).on_ranks) is not None}
     if trainer.accelerator.is_main_process:
         facts = {"world_size": trainer.accelerator.num_processes, "losses": logged, "resumed": resumed}
         facts["shares"] = shares
-        facts["branches"] = chosen
+        facts["own"] = own
         (folder / "facts.json").write_text(json.dumps(facts))
 
 

@@ -13,8 +13,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.data.demonstrations import encode_prompt
-from posttrain.data.mixture import SOURCE_COLUMN
 from posttrain.registry import METHODS
+from tests.methods.case import case_of
 
 NUM_PROMPTS = 12
 COMMON: dict[str, Any] = {
@@ -31,20 +31,6 @@ POLICY: dict[str, Any] = {
     "gradient_accumulation_steps": 2,
     "num_generations": 4,
     "max_completion_length": 12,
-}
-# What a method needs on this model beside the defaults. rmt: the budget of 3 comes first in the question, so that
-# `replay` finds its odd number there.
-OF_METHOD: dict[str, dict[str, Any]] = {
-    "rmt": {
-        "prompt_template": "{context}",
-        "budget_prompt": "{budget}+",
-        "token_budget_initial": 3,
-        "completion_margin": 4,
-        "max_rollouts_without_answer": None,
-    },
-    "unlearning_paths": {"reference": "copy", "retain_weight": 0.5},
-    # Controllers that decide in the run have tests of their own.
-    "aioli": {"controller": "static", "proportions": [0.5, 0.3, 0.2], "mixing_rounds_every": 2, "max_steps": 4},
 }
 SUPERVISED: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 
@@ -109,18 +95,14 @@ def build(
     **overrides: Any,
 ) -> Any:
     """A trainer of the registry entry `key` on the tiny model, built as a user of the Python API would."""
-    entry = METHODS[key]
+    entry, case = METHODS[key], case_of(key)
     is_policy = entry.generates
-    arguments = {**COMMON, **(POLICY if is_policy else SUPERVISED), **OF_METHOD.get(key, {}), **overrides}
+    arguments = {**COMMON, **(POLICY if is_policy else SUPERVISED), **case.settings, **overrides}
     data = dataset() if data is None else data
     if "documents" in entry.inputs and {"prompt", "solution"} <= set(data.column_names or ()):
         data = as_documents(data)
-    extra = dict(trainer_kwargs or {})
-    if key == "aioli":
-        data = data if {"group", SOURCE_COLUMN} & set(data.column_names) else as_groups(data)
-        extra.setdefault("eval_dataset", as_groups(dataset(6)) if "group" in data.column_names else None)
-    if key == "unlearning_paths":
-        extra.setdefault("retain_dataset", dataset(20).select(range(12, 20)))
+    data, further = case.inputs(data)
+    extra = {**further, **(trainer_kwargs or {})}
     args = entry.load_config()(output_dir=str(output_dir), **arguments)
     if is_policy:
         extra["reward_funcs"] = Recorder() if reward is None else reward

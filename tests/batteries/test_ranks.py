@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from posttrain.registry import trained
-from tests.batteries.runs import relative_difference
+from posttrain.registry import METHODS, trained
+from tests.batteries.runs import NUM_PROMPTS, relative_difference
+from tests.methods.case import case_of
 
 # One launch holds every method: minutes on a busy machine.
 pytestmark = pytest.mark.timeout(1800)
@@ -34,29 +35,10 @@ SUPERVISED = {
     "every row the same weight": {"loss_aggregation": "seq_mean_token_mean"},
 }
 RUNS = [
-    {"key": key, "name": name, "case": case}
+    {"key": key, "name": name, "case": dict(case)}
     for key, entry in trained().items()
-    for name, case in (CASES if entry.generates else SUPERVISED).items()
-    if key != "sasr" or "prompts" not in case  # its supervised step takes eight demonstrations
-]
-# Its first step is supervised with the defaults.
-POLICY_STEP = {"switch_controller": "sequential", "warmup_sft_steps": 0}
-RUNS.append({"key": "sasr", "name": "a policy step", "case": POLICY_STEP})
-# Its first step has no noise with the defaults.
-HIDDEN = {"mask_schedule": "constant", "mask_ratio": 0.5, "mask_token": "~", "loss_on_masked": "clean_only"}
-RUNS.append({"key": "masked_thought", "name": "hidden inputs", "case": HIDDEN})
-
-
-RUNS += [{"key": key, "name": "a mixture", "case": {"mixture": True}} for key in ("sft", "grpo")]
-
-
-# Rows after one another in one: 5 rows, and 5 packed rows on the two ranks' 8 places.
-FLAT = {"padding_free": True, "max_length": None, "prompts": [0, 1, 2, 3, 4]}
-PACKED = {"packing": True, "max_length": 96}
-RUNS += [
-    {"key": key, "name": name, "case": case}
-    for key in ("sft", "masked_thought")
-    for name, case in (("no padding and an incomplete last batch", FLAT), ("packed rows", PACKED))
+    for name, case in {**(CASES if entry.generates else SUPERVISED), **case_of(key).ranks}.items()
+    if len(case.get("prompts", range(NUM_PROMPTS))) >= case_of(key).least_prompts
 ]
 
 
@@ -103,13 +85,16 @@ def test_two_processes_count_the_sources_of_a_mixture_as_one_does(launched):
     one, two = (json.loads((launched[world] / "facts.json").read_text())["shares"] for world in (1, 2))
     mixed = [number for number, run in enumerate(RUNS) if run["case"].get("mixture")]
     assert all(one[number] == two[number] != {} for number in mixed)
-    assert [sum(one[number][f"mixture/source{i}_rows"] for i in range(3)) for number in mixed] == [8, 2]
+    drawn = [sum(one[number][f"mixture/source{i}_rows"] for i in range(3)) for number in mixed]
+    assert drawn == [2 if METHODS[RUNS[number]["key"]].generates else 8 for number in mixed]
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_all_ranks_take_the_kind_of_step_that_the_first_chose(world, launched):
+@pytest.mark.parametrize("key", [key for key in trained() if case_of(key).on_ranks is not None])
+def test_what_a_method_says_of_its_own_on_ranks(key, world, launched):
     facts = json.loads((launched[world] / "facts.json").read_text())
-    assert facts["branches"] == [[0, 1, 0, 1]] * world
+    expected = case_of(key).expected_on_ranks
+    assert expected is not None and facts["own"][key] == expected(world)
 
 
 def test_the_comparison_has_something_to_compare(launched):
@@ -117,4 +102,4 @@ def test_the_comparison_has_something_to_compare(launched):
     for number, run in enumerate(RUNS):
         size = sum(float((value**2).sum()) for value in load_file(launched[1] / f"{number}.safetensors").values())
         failed_only = run["case"].get("prompts") in ([0], [0, 2])
-        assert (size == 0.0) == (run["key"] in ("grpo", "rft_cpt") and failed_only), run
+        assert (size == 0.0) == (case_of(run["key"]).learns_from_success_alone and failed_only), run

@@ -6,6 +6,7 @@ import pytest
 
 from posttrain.registry import METHODS
 from tests.batteries.runs import Recorder, build, gradients, relative_difference
+from tests.methods.case import case_of
 
 SPLITS = [(8, 1), (4, 2), (2, 4)]
 # float32 sums in another order; measured differences are below 1e-6.
@@ -14,8 +15,7 @@ TOLERANCE = 1e-5
 
 POLICY_KEYS = [key for key, entry in METHODS.items() if entry.generates]
 VARIANTS = ({}, {"beta": 0.05}, {"entropy_coef": 0.01}, {"preset": "dapo"})
-# SRFT's loss has no preset to choose; its own test says that one is refused.
-CASES = [(key, variant) for key in POLICY_KEYS for variant in VARIANTS if (key, "preset") != ("srft", *variant)]
+CASES = [(key, variant) for key in POLICY_KEYS for variant in VARIANTS if not {*case_of(key).without} & {*variant}]
 
 
 @pytest.mark.parametrize(("key", "overrides"), CASES, ids=str)

@@ -1,4 +1,4 @@
-"""A small recipe that passes every check, ways to write variations of it, and to check them."""
+"""Small recipes that pass every check, one a method, ways to write variations of them, and to check them."""
 
 from __future__ import annotations
 
@@ -10,60 +10,13 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from posttrain.errors import ConfigError
+from posttrain.registry import trained
+from tests.config.bases import GRPO as GRPO
+from tests.config.bases import SFT as SFT
+from tests.methods.case import case_of
 
-GRPO: dict[str, Any] = {
-    "method": {"name": "grpo"},
-    "model": {"tiny": {"hidden_size": 32, "num_heads": 2, "intermediate_size": 64}},
-    "data": {
-        "train": {"task": "arithmetic", "size": 32, "seed": 1},
-        "eval": {"task": "arithmetic", "size": 8, "seed": 2},
-        "max_prompt_length": 200,
-    },
-    "rollout": {"num_generations": 4, "max_completion_length": 64, "rewards": ["exact"]},
-    "trainer": {
-        "learning_rate": 0.001,
-        "per_device_train_batch_size": 8,
-        "max_steps": 2,
-        "save_steps": 1,
-        "use_cpu": True,
-    },
-    "eval": {"num_prompts": 4},
-}
-HPT = {**GRPO, "method": {"name": "hpt", "switch_gate": 0.0}}
-SFT: dict[str, Any] = {
-    **{block: GRPO[block] for block in ("model", "data", "trainer")},
-    "method": {"name": "sft"},
-    "eval": {"num_prompts": 4, "verifier": "exact", "max_new_tokens": 32},
-}
-BASES = {"grpo": GRPO, "hpt": HPT, "sft": SFT}
-BASES["masked_thought"] = {**SFT, "method": {"name": "masked_thought"}}
-BASES |= {key: {**GRPO, "method": {"name": key}} for key in ("chord", "luffy", "rft_cpt", "sasr", "srft")}
-BASES["rmt"] = {
-    **GRPO,
-    "method": {"name": "rmt", "prompt_template": "Next?\n{context}", "token_budget_initial": 8},
-    "data": {
-        "train": {"task": "woven_text", "size": 32, "seed": 1, "format": "text"},
-        "eval": {"task": "woven_text", "size": 8, "seed": 2, "options": {"form": "reasoning", "split": "eval"}},
-        "max_prompt_length": 200,
-    },
-    "rollout": {**GRPO["rollout"], "rewards": ["next_token"]},
-}
-BASES["unlearning_paths"] = {**SFT, "method": {"name": "unlearning_paths", "unlearn_loss": "ga"}}
-BASES["aioli"] = {
-    **SFT,
-    "method": {
-        "name": "aioli",
-        "demonstration_column": "prompt",
-        "mixing_rounds_every": 2,
-        "controller": "stratified",
-    },
-    "data": {
-        "train": {"task": "markov_text", "size": 32, "seed": 1, "format": "text"},
-        "validation": {"task": "markov_text", "size": 16, "seed": 2, "format": "text", "options": {"split": "eval"}},
-        "eval": GRPO["data"]["eval"],
-        "max_prompt_length": 200,
-    },
-}
+BASES = {key: dict(case_of(key).recipe) for key in trained()}
+HPT = BASES["hpt"]  # the example of a policy method that reads demonstrations
 REMOVE = object()
 
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from posttrain.registry import METHODS, trained
 from posttrain.seam.sharding import ON_CPU
-from tests.batteries.runs import relative_difference
+from tests.batteries.runs import NUM_PROMPTS, relative_difference
+from tests.methods.case import case_of
 
 ROOT = Path(__file__).parents[2]
 ENGINES = ("zero1", "zero2", "zero3", "fsdp2")
@@ -28,40 +29,12 @@ POLICY = {
 }
 SUPERVISED = {"rows of unequal length": {}, "an incomplete last batch": {"prompts": [0, 1, 2, 3, 4]}}
 RUNS = [
-    {"key": key, "name": name, "case": case}
+    {"key": key, "name": name, "case": dict(case)}
     for key, entry in trained().items()
-    for name, case in (POLICY if entry.generates else SUPERVISED).items()
-    if key != "sasr" or "prompts" not in case  # its supervised step takes eight demonstrations
+    for name, case in {**(POLICY if entry.generates else SUPERVISED), **case_of(key).engines}.items()
+    if len(case.get("prompts", range(NUM_PROMPTS))) >= case_of(key).least_prompts
 ]
-# Its first step is supervised with the defaults.
-RUNS.append(
-    {"key": "sasr", "name": "a policy step", "case": {"switch_controller": "sequential", "warmup_sft_steps": 0}}
-)
-# The policy leaves the reference with the first step; Adam's would magnify differences of the order of 1e-7.
-RUNS.append({"key": "grpo", "name": "a reference model", "case": {"beta": 0.1, "optim": "sgd", "max_steps": 2}})
-DECIDING = {"proportions": None, "mixing_rounds_every": 6, "learn_sweeps": 1, "learn_steps": 1, "one_hot_factor": 0.5}
-DECIDING |= {"max_steps": 6, "optim": "sgd", "learning_rate": 0.05}
-RUNS += [
-    {"key": "aioli", "name": f"{controller} decides", "case": {"controller": controller, **DECIDING, **more}}
-    for controller, more in (("aioli", {"eta": 3.0}),)
-]
-RUNS += [{"key": key, "name": "adapters", "case": {"lora": True}} for key in ("sft", "grpo")]
-RUNS += [
-    {"key": "unlearning_paths", "name": name, "case": case}
-    for name, case in {
-        "a measured reference": {"unlearn_loss": "idkdpo", "reference": "precomputed"},
-        "a divergence from adapters switched off": {"retain_loss": "kl", "lora": True, "reference": "adapter_off"},
-        "hidden states": {"unlearn_loss": "rmu", "module_regex": r"model\.layers\.1", "retain_loss": "embed_diff"},
-    }.items()
-]
-RESUMED = {
-    "sft": {},
-    "grpo": {},
-    "sasr": {"sft_per_device_batch_size": 2},
-    "remax": {"key": "grpo", "advantage_estimator": "remax"},
-    "adapters": {"key": "sft", "lora": True},
-    "unlearning": {"key": "unlearning_paths", "unlearn_loss": "idkdpo", "reference": "precomputed"},
-}
+RESUMED = {name: {"key": key, **case} for key in trained() for name, case in case_of(key).engine_resumes.items()}
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(900)]
 
 

@@ -128,7 +128,7 @@ class PolicyConfig(WithoutSecrets, GRPOConfig):
         None, help="Group -> share of the prompts, in place of one pass over all rows an epoch. null = no shares."
     )
     prompt_proportions_from: str | None = option(
-        None, help="The same from a JSON file, as `posttrain mix` and runs of the method aioli write it."
+        None, help="The same from a JSON file, as `posttrain mix` and runs that change proportions write it."
     )
     prompt_group_column: str = option(
         "group", help="Column that tells a prompt's group. Of a mixture the groups are its sources."

@@ -9,6 +9,7 @@ from datasets import Dataset
 from posttrain.data.demonstrations import DOCUMENT_COLUMN, encode_example
 from posttrain.data.streams import NOT_WITH_STREAMS, RowStreams
 from posttrain.errors import ConfigError, DataError, SupportError
+from posttrain.registry import METHODS
 from posttrain.seam.groups.row_index import ROW_INDEX
 
 
@@ -90,11 +91,12 @@ def refuse_for_streams(args: Any, *, draws_groups: bool) -> None:
         SupportError: names the setting.
     """
     if not draws_groups:
+        by_groups = [key for key, method in METHODS.items() if "streams" in method.inputs]
         raise SupportError(
             "rows of a stream are drawn group by group, and this method puts its rows into a random order",
             where="train_dataset",
             got="streams",
-            fix="Load them without streaming, or use method aioli",
+            fix=f"Load them without streaming, or use a method that draws by groups: {', '.join(by_groups)}",
         )
     for name, told in NOT_WITH_STREAMS.items():
         if getattr(args, name):

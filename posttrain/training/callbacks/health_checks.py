@@ -117,7 +117,7 @@ class DeadGroups(Lasting):
         wrong, correct = log.get("groups/all_wrong"), log.get("groups/all_correct")
         advice = (
             "The prompts are too hard: use easier ones, a larger rollout.num_generations, or a method that learns "
-            "from demonstrations (hpt)"
+            "from demonstrations, too"
             if wrong >= correct
             else "The prompts are too easy: use harder ones"
         )
