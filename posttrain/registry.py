@@ -20,7 +20,7 @@ KEYS = (
     *("sft", "grpo", "hpt", "luffy", "srft", "sasr", "chord", "rft_cpt", "masked_thought", "rmt", "aioli"),
     *("unlearning_paths", "dmt"),
 )
-Kind = Literal["policy", "supervised", "plan"]
+Kind = Literal["policy", "supervised", "plan", "setting"]
 FEATURES = ("ddp", "zero1", "zero2", "zero3", "fsdp2", "peft", "packing", "vllm", "resume", "multi_node")
 ENGINES = frozenset({"ddp", "zero1", "zero2", "zero3", "fsdp2"})
 # What a method may read beside prompts and demonstrations: documents that it makes its own prompts from, rows to keep
@@ -75,8 +75,8 @@ class Method:
     """What a room declares about its method.
 
     Attributes:
-        kind: "policy" draws completions and scores them, "supervised" learns rows, "plan" writes ordinary stages and
-            has no trainer of its own.
+        kind: "policy" draws completions and scores them, "supervised" learns rows; without a trainer of its own,
+            "plan" writes ordinary stages and "setting" fills slots.
         config, trainer: "module:Name", the module below the room or, with "posttrain.", anywhere.
         supports: subset of `FEATURES`.
         inputs: subset of `INPUTS`.
@@ -125,6 +125,12 @@ class Method:
         """Whether a recipe can name it as its `method`; a plan is named under `stages.preset`."""
         return self.trainer is not None
 
+    @property
+    def without_trainer(self) -> str:
+        """What a method that does not train is named under instead."""
+        places = [*self.slots, *(["stages.preset"] if self.plans else [])]
+        return f"{self.key} {'fills' if self.slots else 'is a plan of stages, named under'} {', '.join(places)}"
+
     def place(self, path: str | None) -> str:
         """ "module:Name" in full.
 
@@ -132,7 +138,7 @@ class Method:
             ConfigError: the method has none.
         """
         if path is None:
-            raise ConfigError("this method is a plan of stages", got=self.key, fix="Name it under stages.preset")
+            raise ConfigError(self.without_trainer, got=self.key)
         return path if path.startswith("posttrain.") else f"posttrain.methods.{self.key}.{path}"
 
     def load_config(self) -> Any:

@@ -223,6 +223,8 @@ def _explain(
         what = "the block is empty" if value is None else "a mapping of keys is expected"
         shown = {} if value is None else {"got": value}
         return key, ConfigError(what, where=where, allowed="keys: " + ", ".join(model.model_fields), **shown)
+    if kind == "dict_type":
+        return key, ConfigError("a mapping of keys is expected", where=where, got=value)
     if value in ("", [], {}):
         return key, ConfigError("must not be empty", where=where, allowed=_spec(key, info).allowed if info else None)
     if info is not None and not _is_container(info.annotation, key):
@@ -298,8 +300,8 @@ def _method_specs(values: dict[str, Any], source: SourceMap, errors: list[Posttr
         errors.append(error)
         return None
     if not entry.trains:
-        what, fix = f"{name} is a plan of stages", f"Write stages: {{preset: {name}}}, and method: {{name: sft}}"
-        errors.append(ConfigError(what, where=source.where(("method", "name")), got=name, fix=fix))
+        fix = f"Write stages: {{preset: {name}}}, and method: {{name: sft}}" if entry.plans else "Name it there"
+        errors.append(ConfigError(entry.without_trainer, where=source.where(("method", "name")), got=name, fix=fix))
         return None
     if entry.learns_rows and "rollout" in values:
         errors.append(

@@ -49,6 +49,7 @@ def test_each_arm_goes_through_the_tasks_in_order_and_every_stage_is_evaluated_o
     assert list(second["data"]["eval_tasks"]) == ["parity", "prime", "half", "digit"]
     assert second["data"]["eval_tasks"]["half"] == {**task("half", 3)["eval"], "verifier": "one_of"}
     assert second["lineage"] == {
+        "preset": "continual",
         "arm": "grpo",
         "paradigm": "grpo",
         "task": "prime",
