@@ -6,8 +6,9 @@ in a module of `NEED_EXTRAS`, which nothing imports at its top.
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -92,6 +93,12 @@ class SupportError(PosttrainError):
 
 class ResumeError(PosttrainError):
     """A checkpoint is incomplete, damaged or belongs to another run."""
+
+
+def nearest(word: object, known: Iterable[Any]) -> str | None:
+    """The fix "Perhaps you mean 'x'" for a misspelt word; None where nothing known is like it."""
+    close = difflib.get_close_matches(str(word), [str(name) for name in known], n=1, cutoff=0.5)
+    return f"Perhaps you mean {close[0]!r}" if close else None
 
 
 # ---- packages that are not here ----

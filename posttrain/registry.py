@@ -6,14 +6,13 @@ is asked for. Everything below the papers reaches them through this file alone.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
 from typing import Any, Literal
 
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, nearest
 
 # The one line that a paper adds outside its room: posttrain/methods/<key>/__init__.py declares METHOD.
 KEYS = (
@@ -227,13 +226,12 @@ def get(key: str, *, where: str | None = None) -> Method:
     """
     if key in KEYS:
         return METHODS[key]
-    close = difflib.get_close_matches(str(key), KEYS, n=1, cutoff=0.4)
     raise ConfigError(
         "unknown method",
         where=where,
         got=key,
         allowed="one of: " + ", ".join(KEYS),
-        fix=f"Perhaps you mean {close[0]!r}" if close else "`posttrain methods` lists them",
+        fix=nearest(key, KEYS) or "`posttrain methods` lists them",
     )
 
 

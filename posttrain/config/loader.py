@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from posttrain.config.sound_values import unsound
 from posttrain.config.source import SourceMap, read_recipe
 from posttrain.config.stages import parse_stages, resolve_stages
 from posttrain.config.validation import RecipeError, parse_run, placed, raise_all
-from posttrain.errors import ConfigError, PosttrainError
+from posttrain.errors import ConfigError, PosttrainError, nearest
 
 __all__ = ["RecipeError", "build_args", "load", "load_stage", "parse", "resolve_stages"]
 
@@ -84,9 +83,8 @@ def load_stage(recipe: str | Path, overrides: Sequence[str], stage: str | None) 
     if is_preset:
         names = [name for name, _, _ in resolve_stages(load(recipe, overrides))]
     if stage is not None and stage not in names:
-        close = difflib.get_close_matches(stage, names, n=1)
         what = "no such stage" if names else "the recipe has no stages"
-        fix = (f"Perhaps you mean {close[0]!r}" if close else None) if names else "Leave it out"
+        fix = nearest(stage, names) if names else "Leave it out"
         allowed = f"one of: {', '.join(names)}" if names else None
         raise ConfigError(what, where="--stage", got=stage, allowed=allowed, fix=fix)
     if written:

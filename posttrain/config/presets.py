@@ -6,12 +6,11 @@ training loop.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from posttrain import registry
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, nearest
 
 
 def expand(values: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -25,13 +24,12 @@ def expand(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     plans, name = registry.declared("plans"), values["stages"].get("preset")
     if not isinstance(name, str) or name not in plans:
-        close = difflib.get_close_matches(str(name), plans, n=1, cutoff=0.5)
         raise ConfigError(
             "a list of stages is expected, or a mapping that names a preset",
             where="stages" if name is None else "stages.preset",
             got=name,
             allowed=f"one of: {', '.join(plans)}",
-            fix=f"Perhaps you mean {close[0]!r}" if close else None,
+            fix=nearest(name, plans),
         )
     method, path = plans[name]
     stages: list[dict[str, Any]] = method.load(path)(values)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from posttrain import registry
 from posttrain.config import rules_engine
@@ -16,7 +14,7 @@ from posttrain.config.run_config import DataSource, MixtureEntry, RunConfig
 from posttrain.config.source import Key
 from posttrain.data.files import looks_local
 from posttrain.data.tasks import TASKS
-from posttrain.errors import ConfigError, PosttrainError, SupportError
+from posttrain.errors import ConfigError, PosttrainError, SupportError, nearest
 from posttrain.rewards import REWARDS
 
 _GENERATED = ("size", "seed", "options")
@@ -35,12 +33,6 @@ def broken_rules(cfg: RunConfig) -> list[PosttrainError]:
 def is_local(path: str) -> bool:
     """Whether a `path` means a file or folder here: it exists, or it is not of the form owner/name of a Hub id."""
     return Path(path).expanduser().exists() or looks_local(path)
-
-
-def nearest(name: str, known: Any) -> str | None:
-    """The fix "Perhaps you mean ..." for a misspelt name, or None."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"Perhaps you mean {close[0]!r}" if close else None
 
 
 def _model(cfg: RunConfig) -> Iterator[PosttrainError]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from posttrain import registry
 from posttrain.config.run_config import BLOCKS, REWARD_LIMITS, RunConfig, StageBlock
 from posttrain.config.source import SourceMap, dotted
 from posttrain.config.validation import explain_all, parse_run, placed, read_step, unknown_key
-from posttrain.errors import ConfigError, PosttrainError
+from posttrain.errors import ConfigError, PosttrainError, nearest
 
 
 def parse_stages(values: dict[str, Any], source: SourceMap, errors: list[PosttrainError]) -> RunConfig | None:
@@ -100,14 +99,13 @@ def _check_plan(
             what = "reference_from means the recipe's model by this word"
             errors.append(ConfigError(what, where=where, got=stage.name, fix="Rename the stage"))
         if stage.start_from is not None and stage.start_from not in earlier:
-            close = difflib.get_close_matches(stage.start_from, earlier, n=1, cutoff=0.5)
             errors.append(
                 ConfigError(
                     "not the name of an earlier stage",
                     where=source.where(("stages", index, "start_from")),
                     got=stage.start_from,
                     allowed=f"null{''.join(', ' + name for name in earlier)}",
-                    fix=f"Perhaps you mean {close[0]!r}" if close else None,
+                    fix=nearest(stage.start_from, earlier),
                 )
             )
         if stage.reference_from not in (None, "model", *earlier):

@@ -18,7 +18,7 @@ from posttrain.config.rules import broken_rules
 from posttrain.config.run_config import BLOCKS, Block, EvalBlock, OpenBlock, RunConfig
 from posttrain.config.source import Key, SourceMap, dotted
 from posttrain.config.steps import StageStep, steps_of
-from posttrain.errors import ConfigError, PosttrainError, SupportError
+from posttrain.errors import ConfigError, PosttrainError, SupportError, nearest
 from posttrain.seam.arguments import FieldSpec, check_value, field_specs, literal_choices
 
 if TYPE_CHECKING:
@@ -97,13 +97,12 @@ def _read_slots(config: RunConfig, source: SourceMap, errors: list[PosttrainErro
             continue
         known, key = registry.fillers(slot), written.get("name")
         if not isinstance(key, str) or key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
             errors.append(
                 ConfigError(
                     "the name of what fills it is missing" if key is None else "nothing of this name fills it",
                     where=source.where((block, name) if key is None else (block, name, "name")),
                     allowed="one of: " + ", ".join(known) if known else "nothing yet, so leave it out",
-                    fix=f"Perhaps you mean {close[0]!r}" if close else None,
+                    fix=nearest(key, known),
                     **({} if key is None else {"got": key}),
                 )
             )

@@ -28,7 +28,7 @@ from posttrain.data.rendering import ASSISTANT_MESSAGES, without_none
 from posttrain.data.tables import Table, told_nulls
 from posttrain.data.tasks import TASKS
 from posttrain.data.tasks.reasoning_gym import generate
-from posttrain.errors import ConfigError, DataError
+from posttrain.errors import ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -124,8 +124,7 @@ def _generated(source: Any, kind: str) -> list[dict[str, Any]]:
 
 
 def _nearest(word: str, choices: Any) -> str | None:
-    near = get_close_matches(str(word), list(choices), n=1)
-    return f"Perhaps you mean {near[0]!r}" if near else None
+    return nearest(word, choices)
 
 
 # ---- rows that are read ----

@@ -16,9 +16,9 @@ import huggingface_hub
 from huggingface_hub import constants
 
 from posttrain.config.model_facts import ModelFacts
-from posttrain.config.rules import is_local, nearest
+from posttrain.config.rules import is_local
 from posttrain.config.run_config import BLOCKS, DataSource, RunConfig
-from posttrain.errors import ConfigError, PosttrainError
+from posttrain.errors import ConfigError, PosttrainError, nearest
 
 # AdamW moves a weight by about the learning rate; below this, most of a half-precision weight's updates round to 0.
 _HALF_PRECISION_RATE = 1e-4

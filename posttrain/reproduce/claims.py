@@ -46,7 +46,6 @@ arm of two stages (SFT, then GRPO) names the last one.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +56,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 from posttrain.config.run_config import Block, Count, Name, Seed
 from posttrain.config.source import Key, SourceMap, read_recipe
 from posttrain.config.validation import explain_all, raise_all
-from posttrain.errors import ConfigError, PosttrainError
+from posttrain.errors import ConfigError, PosttrainError, nearest
 
 MAIN = "main"
 MIN_SEEDS = 3
@@ -264,7 +263,6 @@ def not_an_arm(study: Study, name: str, key: Key) -> list[PosttrainError]:
     """An error if `name` is no arm of the study, with the nearest one."""
     if name in study.arms:
         return []
-    close = difflib.get_close_matches(name, study.arms, n=1, cutoff=0.5)
-    fix = f"Perhaps you mean {close[0]!r}" if close else "Add it to arms, or name one of them"
+    fix = nearest(name, study.arms) or "Add it to arms, or name one of them"
     where = study.source.where(key)
     return [ConfigError("not one of the arms", where=where, got=name, allowed=", ".join(study.arms), fix=fix)]

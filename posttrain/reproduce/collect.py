@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import registry
-from posttrain.errors import DataError, ResumeError
+from posttrain.errors import DataError, ResumeError, nearest
 from posttrain.hidden import without_secrets
 from posttrain.reports.measure import Measure
 from posttrain.reports.records import evaluation_seconds, json_value, training_seconds
@@ -216,8 +216,7 @@ def metric_value(after: Mapping[str, Any], metric: str, folder: RunFolder) -> fl
     for key in [key for key in (first, group, last) if key]:
         if not isinstance(value, Mapping) or key not in value:
             known = list(value) if isinstance(value, Mapping) else []
-            close = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-            fix = f"Perhaps you mean {close[0]!r}" if close else None
+            fix = nearest(key, known)
             allowed = ", ".join(known[:24])
             where = f"{folder.eval_path}: after"
             raise DataError(f"the evaluation has no {metric}", where=where, allowed=allowed, fix=fix)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import fields
 
 from posttrain import registry
-from posttrain.errors import ConfigError, PosttrainError
+from posttrain.errors import ConfigError, PosttrainError, nearest
 from posttrain.evaluation.results import EvalResult, Score, pass_at_k_sizes
 from posttrain.reports.measure import Measure
 from posttrain.reproduce.claims import Study
@@ -40,14 +39,13 @@ def unknown_metrics(study: Study, num_generations: int) -> list[PosttrainError]:
             continue
         prefix = f"per_group.{group[1]}." if group else ""
         known = [prefix + name for name in (*plain, *rates)]
-        close = difflib.get_close_matches(metric, known, n=1, cutoff=0.5)
         errors.append(
             ConfigError(
                 "an evaluation has no such number",
                 where=f"{study.source.file} metric",
                 got=metric,
                 allowed=", ".join(known) + ("" if group else ", or one of a group: per_group.<group>.accuracy"),
-                fix=f"Perhaps you mean {close[0]!r}" if close else None,
+                fix=nearest(metric, known),
             )
         )
     return errors

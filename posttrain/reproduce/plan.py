@@ -6,7 +6,6 @@ finished runs of other settings in the output folder.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from posttrain.config.source import read_recipe
 from posttrain.config.stages import resolve_stages
 from posttrain.config.validation import raise_all
 from posttrain.config.verdict import evaluation_settings, verifier_name
-from posttrain.errors import ConfigError, PosttrainError
+from posttrain.errors import ConfigError, PosttrainError, nearest
 from posttrain.models.loading import load_tokenizer
 from posttrain.preflight.mixture import load_split
 from posttrain.preflight.run import run_length
@@ -134,8 +133,7 @@ def find_study(key: str, study: str | None, root: Path) -> Path:
         raise ConfigError("nothing to reproduce: there is no claims.yaml", where=where, fix="Choose another method")
     name = study or names[0]
     if name not in names:
-        close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-        fix = f"Perhaps you mean {close[0]!r}" if close else None
+        fix = nearest(name, names)
         raise ConfigError("no such study", where=f"reproduce {key}", got=name, allowed=", ".join(names), fix=fix)
     return Path(_relative(folder / study_file(name)))
 
@@ -220,8 +218,7 @@ def _check_arms_exist(study: Study, stages: Stages) -> None:
     errors: list[PosttrainError] = []
     for index, arm in enumerate(study.block.arms):
         if arm.stage not in names:
-            close = difflib.get_close_matches(arm.stage, names, n=1, cutoff=0.5)
-            fix = f"Perhaps you mean {close[0]!r}" if close else f"Add the stage to {study.recipe.name}"
+            fix = nearest(arm.stage, names) or f"Add the stage to {study.recipe.name}"
             where = study.source.where(("arms", index))
             what = f"not a stage of {study.recipe.name}"
             errors.append(ConfigError(what, where=where, got=arm.stage, allowed=", ".join(names), fix=fix))

@@ -11,14 +11,13 @@ import hashlib
 import math as numbers
 import sys
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from posttrain.errors import ConfigError, RewardError
+from posttrain.errors import ConfigError, RewardError, nearest
 
 REWARDS: dict[str, str] = {
     "exact": "posttrain.rewards.exact:exact",
@@ -61,13 +60,12 @@ def locate_reward(name: str, base_dir: str | Path = ".") -> tuple[str | Path, st
         return module, function
     file, separator, function = name.rpartition(":")
     if not separator or not file.endswith(".py"):
-        near = get_close_matches(name, REWARDS, n=1)
         raise ConfigError(
             "unknown reward",
             where="rollout.rewards",
             got=name,
             allowed=f"one of: {', '.join(REWARDS)}, or file.py:function",
-            fix=f"Perhaps you mean {near[0]!r}" if near else None,
+            fix=nearest(name, REWARDS),
         )
     path = Path(base_dir) / file
     if not path.is_file():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import enum
 import functools
 import math
@@ -19,7 +18,7 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, nearest
 from posttrain.hidden import without_secrets
 from posttrain.seam.upstream_fields import ROLLOUT_FIELDS, SET_BY, UPSTREAM_RANGES, Block, Range, upstream_block
 
@@ -319,8 +318,7 @@ def _is_number(text: str) -> bool:
 
 
 def _nearest(entry: Any, choices: tuple[Any, ...]) -> str | None:
-    close = difflib.get_close_matches(str(entry), [str(choice) for choice in choices], n=1, cutoff=0.5)
-    return f"Perhaps you mean {close[0]!r}" if close else None
+    return nearest(entry, [str(choice) for choice in choices])
 
 
 @functools.cache

@@ -5,7 +5,6 @@ Nothing here trains or evaluates. Files are looked for in this order: a folder, 
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
 
 from posttrain.data.files import looks_local
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, nearest
 from posttrain.models.loading import adapter_settings, load_model, load_tokenizer, load_with_adapter
 from posttrain.models.saving import SaveError, save_model, unpushed
 from posttrain.reports.provenance import one_sha256, weight_hashes
@@ -200,13 +199,12 @@ def _check_hub_id(given: str, folder: Path) -> None:
     if folder.is_file():
         raise ConfigError("this is a file, not a model", where="MODEL", got=given, fix="Give its folder")
     names = [str(item) for item in folder.parent.glob("*") if item.is_dir()] if folder.parent.is_dir() else []
-    close = difflib.get_close_matches(str(folder), names, n=1)
     raise ConfigError(
         "no such model",
         where="MODEL",
         got=given,
         allowed="a model folder, a run folder, a checkpoint-N folder, an adapter folder, or a Hub id",
-        fix=f"Perhaps you mean {close[0]!r}" if close else None,
+        fix=nearest(folder, names),
     )
 
 

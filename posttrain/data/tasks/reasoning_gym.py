@@ -10,11 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from posttrain.data.tasks.rows import SPLITS, in_split
-from posttrain.errors import ConfigError, DataError, SupportError
+from posttrain.errors import ConfigError, DataError, SupportError, nearest
 from posttrain.rewards.reasoning_gym import import_package, refuse_evaluating
 
 _MAX_DRAWS = 200
@@ -67,8 +66,7 @@ def generate(
 
 def _check(package: Any, name: str, split: str) -> None:
     if name not in package.factory.DATASETS:
-        near = get_close_matches(name, package.factory.DATASETS, n=1)
-        fix = f"Perhaps you mean {near[0]!r}" if near else "reasoning_gym.factory.DATASETS lists them"
+        fix = nearest(name, package.factory.DATASETS) or "reasoning_gym.factory.DATASETS lists them"
         raise ConfigError("unknown task", where="reasoning_gym", got=name, fix=fix)
     if split not in SPLITS:
         allowed = f"one of: {', '.join(SPLITS)}"

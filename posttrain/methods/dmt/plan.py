@@ -24,7 +24,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, nearest
 
 REPLAY_FRACTION = 1 / 256
 STRATEGIES = ("single", "multitask", "sequential", "mixed_sequential", "dmt")
@@ -249,13 +249,12 @@ def _check_options(preset: str, block: Mapping[str, Any]) -> None:
     known = _OPTIONS[preset]
     for key in block:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             raise ConfigError(
                 f"preset {preset} has no such option",
                 where="stages",
                 got=key,
                 allowed=f"one of: {', '.join(known)}" if known else "no options",
-                fix=f"Perhaps you mean {close[0]!r}" if close else None,
+                fix=nearest(key, known),
             )
 
 

@@ -26,11 +26,10 @@ new, as the stage runner does with every adapter; the paper's own runs train all
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, nearest
 
 SUPERVISED = ("sft", "single_sft", "multitask_sft", "replay_sft", "lora_sft")
 _APART = ("single_sft", "multitask_sft")  # no sequence: what the others are compared with
@@ -294,8 +293,7 @@ def _arms(block: Mapping[str, Any]) -> list[dict[str, Any]]:
         _known(arm, _ARM, where)
         _mappings(arm, (*_BLOCKS, "lora", "rif"), where)
         if not isinstance(arm["paradigm"], str) or arm["paradigm"] not in _METHODS:
-            close = difflib.get_close_matches(str(arm["paradigm"]), _METHODS, n=1, cutoff=0.5)
-            fix = f"Perhaps you mean {close[0]!r}" if close else None
+            fix = nearest(arm["paradigm"], _METHODS)
             allowed = f"one of: {', '.join(_METHODS)}"
             raise ConfigError("unknown paradigm", where=where, got=arm["paradigm"], allowed=allowed, fix=fix)
         if arm["name"] in [other["name"] for other in arms]:
@@ -315,6 +313,5 @@ def _mappings(block: Mapping[str, Any], keys: Sequence[str], where: str) -> None
 def _known(block: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
     for key in block:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            fix = f"Perhaps you mean {close[0]!r}" if close else None
+            fix = nearest(key, known)
             raise ConfigError("unknown key", where=f"{where}.{key}", allowed=", ".join(known), fix=fix)

@@ -26,14 +26,13 @@ Source: arXiv 2510.16629, path study. What is measured: `posttrain.methods.unlea
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, nearest
 
 BASE, JOINT, FORGET = "base", "joint", "forget"
 FRACTION = 0.9
@@ -358,6 +357,5 @@ def _mapping(block: Mapping[str, Any], key: str, where: str, known: tuple[str, .
 def _known(block: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
     for key in block:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            fix = f"Perhaps you mean {close[0]!r}" if close else None
+            fix = nearest(key, known)
             raise ConfigError("unknown key", where=f"{where}.{key}", allowed=", ".join(known), fix=fix)
