@@ -32,6 +32,7 @@ from posttrain.errors import ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
+from posttrain.registry import METHODS
 
 COLUMNS = ("prompt", "answer", "solution", "group", "task", "entry")
 # What unlearning and its evaluation read: lists of texts, but for `alternate`, which is one text. Kept as they are.
@@ -231,9 +232,18 @@ class RowMaker:
 
 
 def text_columns(method: Any) -> list[str]:
-    """Columns that the settings of a method name as texts."""
+    """Columns that a method reads as texts: those that its settings name, and those of further answers."""
     found = [getattr(method, name, None) for name in ("demonstration_column", "alternate_column")]
+    found += further_answers(method)
     return [str(name) for name in found if name not in (None, *COLUMNS)]
+
+
+def further_answers(method: Any) -> tuple[str, ...]:
+    """Columns with further answers to a row's prompt, which some supervised methods learn beside the demonstration."""
+    declared = METHODS.get(str(getattr(method, "name", None)))
+    if declared is None or not declared.learns_rows:
+        return ()
+    return tuple(getattr(declared.load_config(), "answer_columns", ()))
 
 
 def _columns(

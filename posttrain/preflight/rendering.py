@@ -13,6 +13,7 @@ from posttrain import registry
 from posttrain.config.run_config import RunConfig
 from posttrain.data.markers import markers_of
 from posttrain.data.rendering import ASSISTANT_MESSAGES, TemplateRefusal, encode_prompt, render_prompt
+from posttrain.data.sources import further_answers
 from posttrain.errors import DataError, PosttrainError
 from posttrain.preflight.data import rows_text
 from posttrain.preflight.preview import Preview, preview
@@ -341,6 +342,8 @@ def previews(cfg: RunConfig, encoder: PromptEncoder, *, trained: bool, count: in
         if isinstance(text, str) and text.strip():
             gated = f"demonstration, trained where the gate opens; elsewhere {sampled}"
             yield preview(title, tokenizer, *encoder.row(index), note="" if cfg.rollout is None else gated)
+            for column in further_answers(cfg.method):
+                yield preview(f"{title}, {column}", tokenizer, *encoder.row(index, column=column))
         else:
             note = "the demonstration is empty" if cfg.rollout is None else sampled
             yield preview(title, tokenizer, encoder.prompt(index), [], note=note)

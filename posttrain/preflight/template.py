@@ -65,11 +65,12 @@ class PromptEncoder:
         """Ids that generation starts from."""
         return encode_prompt(self.tokenizer, self.rows.prompts[index], **self.inputs(index))
 
-    def row(self, index: int) -> tuple[list[int], list[int]]:
-        """Ids that are given, and ids that are trained, stop token included."""
+    def row(self, index: int, *, column: str | None = None) -> tuple[list[int], list[int]]:
+        """Ids that are given, and ids that are trained, stop token included; of another column's text, if named."""
         prompt, text = self.rows.prompts[index], self.rows.solutions[index]
+        text = text if column is None else self.rows.dataset[index][column]
         try:
-            return encode_row(self.tokenizer, prompt, text, column=self.column, **self.inputs(index))
+            return encode_row(self.tokenizer, prompt, text, column=column or self.column, **self.inputs(index))
         except DataError as error:
             raise error.at(f"{self.rows.split} row {index}") from error
 

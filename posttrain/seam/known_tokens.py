@@ -26,19 +26,21 @@ def refuse_unreadable_rows(model: Any, rows: Any) -> None:
     """
     if not isinstance(rows, Dataset) or "input_ids" not in rows.column_names or not len(rows):
         return
-    _refuse_unknown_tokens(model, rows)
-    if (limit := position_limit(model.config)) is not None:
-        _refuse_long_rows(rows, limit)
+    limit = position_limit(model.config)
+    for column in [name for name in rows.column_names if name.endswith("input_ids")]:  # those of answers, too
+        _refuse_unknown_tokens(model, rows, column)
+        if limit is not None:
+            _refuse_long_rows(rows, limit, column)
 
 
-def _refuse_long_rows(rows: Dataset, limit: int) -> None:
+def _refuse_long_rows(rows: Dataset, limit: int, column: str) -> None:
     # trl 1.16: a packed row says how long its sequences are.
     packed = "seq_lengths" in rows.column_names
-    cells = rows.data.column("seq_lengths" if packed else "input_ids")
+    cells = rows.data.column("seq_lengths" if packed else column)
     longest = pc.max(pc.list_flatten(cells) if packed else pc.list_value_length(cells)).as_py()
     if longest is None or longest <= limit:
         return
-    for index, cell in enumerate(rows["seq_lengths" if packed else "input_ids"]):
+    for index, cell in enumerate(rows["seq_lengths" if packed else column]):
         length = max(cell, default=0) if packed else len(cell)
         if length > limit:
             raise DataError(
@@ -51,12 +53,12 @@ def _refuse_long_rows(rows: Dataset, limit: int) -> None:
             )
 
 
-def _refuse_unknown_tokens(model: Any, rows: Dataset) -> None:
+def _refuse_unknown_tokens(model: Any, rows: Dataset, column: str) -> None:
     known = token_rows(model)
-    highest = pc.max(pc.list_flatten(rows.data.column("input_ids"))).as_py()
+    highest = pc.max(pc.list_flatten(rows.data.column(column))).as_py()
     if highest is None or highest < known:
         return
-    for index, ids in enumerate(rows["input_ids"]):
+    for index, ids in enumerate(rows[column]):
         refuse_unknown_token(max(ids, default=0), known, where=f"train row {index}")
 
 

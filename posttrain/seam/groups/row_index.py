@@ -50,21 +50,23 @@ class NumberedCollator:
 def row_spans(batch: dict[str, Any]) -> Iterator[tuple[int, slice]]:
     """(place in the training data, its tokens in the flattened (B*S,) batch) of every row.
 
-    Padded on the right, or all rows after one another in a single one.
+    Padded on the right, or all rows after one another in a single one. The tokens of a row that has its answers below
+    it are those of all of them.
     """
-    width, is_flat = batch["input_ids"].size(1), batch["input_ids"].size(0) != len(batch[ROW_INDEX])
+    (rows, width), count = batch["input_ids"].shape, len(batch[ROW_INDEX])
+    below = max(1, rows // count)
     begin = 0
     for number, (place, length) in enumerate(zip(batch[ROW_INDEX], batch[_ROW_LENGTH], strict=True)):
-        begin = begin if is_flat else number * width
-        yield place, slice(begin, begin + length)
+        begin = begin if rows < count else number * width * below
+        yield place, slice(begin, begin + (length if below == 1 else width * below))
         begin += length
 
 
-def blank_rows(batch: dict[str, Any], first: int) -> None:
-    """Take the labels of rows `first` and on out of a batch; without numbers, every row is one of the tensor."""
+def blank_rows(batch: dict[str, Any], first: int, *, below: int = 1) -> None:
+    """Take the labels of rows `first` and on out of a batch; without numbers, `below` rows of the tensor are one."""
     labels = batch["labels"]
     if ROW_INDEX not in batch:
-        labels[first:] = -100
+        labels[first * below :] = -100
         return
     for _, span in list(row_spans(batch))[first:]:
         labels.view(-1)[span] = -100

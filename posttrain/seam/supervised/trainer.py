@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from datasets import Dataset, concatenate_datasets
@@ -31,6 +31,7 @@ from posttrain.seam.isolation import refuse_mixed_rows
 from posttrain.seam.known_tokens import refuse_unreadable_rows
 from posttrain.seam.row_use import told_left_out
 from posttrain.seam.sampling import EpochSampler, in_order
+from posttrain.seam.supervised.collators import WithAnswers, WithColumns, answer_findings, with_answers
 from posttrain.seam.supervised.stream_rows import EncodedStreams, refuse_for_streams
 
 _LOSSES = {"nll": nll_loss, "dft": dft_loss}
@@ -43,6 +44,9 @@ class SupervisedConfig(WithoutSecrets, SFTConfig):
     Rows with columns `prompt` and `demonstration_column` train the demonstration and its end token; other formats that
     TRL knows (`messages`, `text`, `prompt`/`completion`, `input_ids` with `labels`) go through TRL.
     """
+
+    answer_columns: ClassVar[tuple[str, ...]] = ()
+    """Columns with further answers to a row's prompt; each is a row of its own in the batch, below the first."""
 
     demonstration_column: str = option(
         "solution",
@@ -102,7 +106,7 @@ class SupervisedConfig(WithoutSecrets, SFTConfig):
     def data_findings(
         self, rows: dict[str, Any], *, world_size: int, tokenizer: Any = None, is_decided: bool = True
     ) -> Iterator[PosttrainError]:
-        """Mistakes that show once the rows are known; `posttrain check` asks for them. Default: none.
+        """Mistakes that show once the rows are known; `posttrain check` asks for them. Default: those of answers.
 
         Args:
             rows: data sets by their name in the data block: train, and validation and retain where they are given.
@@ -110,25 +114,8 @@ class SupervisedConfig(WithoutSecrets, SFTConfig):
             tokenizer: None where it cannot be had.
             is_decided: whether every setting is there; False where an earlier stage will write a file that one names.
         """
-        yield from ()
-
-
-class _WithColumns:
-    """A collator that carries columns along, which trl 1.16's own collator leaves out of the batch.
-
-    Numbers become a (B,) tensor, anything else a list of B values.
-    """
-
-    def __init__(self, collator: Any, columns: tuple[str, ...]):
-        self.collator, self.columns = collator, columns
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = self.collator(examples)
-        for name in self.columns:
-            values = [example[name] for example in examples]
-            numeric = all(isinstance(value, bool | int | float) for value in values)
-            batch[name] = torch.tensor(values) if numeric else values
-        return batch
+        options = {"tokenizer": tokenizer, "max_length": self.max_length, "variables": self.chat_template_kwargs}
+        yield from answer_findings(rows, self.answer_columns, **options)
 
 
 class SupervisedTrainer(ResumableTrainer, SFTTrainer):
@@ -156,6 +143,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
     batch_keys: tuple[str, ...] = ()
     numbers_rows = False
     draws_groups = False
+    _answers: tuple[str, ...] = ()
     args: SupervisedConfig
     data_collator: Any
     train_dataset: Any
@@ -187,8 +175,10 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if args.answer_columns:
+            self.data_collator = WithAnswers(self.data_collator, args.answer_columns)
         if self.extra_columns:
-            self.data_collator = _WithColumns(self.data_collator, self.extra_columns)
+            self.data_collator = WithColumns(self.data_collator, self.extra_columns)
         self._mixture: MixtureLog | None = MixtureLog.of(
             self.train_dataset if streams is None else streams.rows,
             self.group_column,
@@ -260,13 +250,11 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
             raise ConfigError(
                 "wrong class of arguments", where="args", got=type(args).__name__, allowed=self.config_class.__name__
             )
-        if self.extra_columns and args.packing:
-            raise SupportError(
-                "a packed row holds several sequences, and the method needs a value for each",
-                where="trainer.packing",
-                got=True,
-                fix="Set it to false",
-            )
+        own = self.extra_columns or args.answer_columns
+        if own and (args.packing or (args.padding_free and args.answer_columns)):
+            what = "a packed row holds several sequences, and the method needs a value for each"
+            where = f"trainer.{'packing' if args.packing else 'padding_free'}"
+            raise SupportError(what, where=where, got=True, fix="Set it to false")
         return args
 
     def _streamed(self, dataset: Any, processing_class: Any, args: SupervisedConfig) -> EncodedStreams | None:
@@ -290,14 +278,11 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
             is_cut and column == DOCUMENT_COLUMN and args.packing and args.packing_strategy in ("wrapped", "bfd_split")
         )
         group = [name for name in (self.group_column,) if name is not None and name in dataset.column_names]
-        return encode_rows(
-            dataset,
-            processing_class,
-            column=column,
-            max_length=None if cuts else args.max_length,
-            keep=(*self.extra_columns, *group),
-            variables=args.chat_template_kwargs,
-        )
+        variables, length = args.chat_template_kwargs, None if cuts else args.max_length
+        options: dict[str, Any] = {"max_length": length, "variables": variables}
+        encoded = encode_rows(dataset, processing_class, column=column, keep=(*self.extra_columns, *group), **options)
+        encoded, self._answers = with_answers(encoded, dataset, processing_class, args.answer_columns, **options)
+        return encoded
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
@@ -325,7 +310,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         known: list[str] = self._signature_columns or []  # type: ignore[has-type]
-        own = (*self.extra_columns, ROW_INDEX) if self.numbers_rows else self.extra_columns
+        own = (*self.extra_columns, *self._answers, *((ROW_INDEX,) if self.numbers_rows else ()))
         self._signature_columns = [*dict.fromkeys([*known, *own])]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -348,7 +333,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         if samples and world > 1 and ends_epoch and state.remainder > 0:
             # accelerate 1.15 fills the last batch of an epoch up with rows from its beginning: they are not trained.
             own = state.remainder - self.accelerator.process_index * self.args.per_device_train_batch_size
-            blank_rows(samples[-1], max(0, own))
+            blank_rows(samples[-1], max(0, own), below=1 + len(self.args.answer_columns))
         if self._mixture is not None:
             self._mixture.count_batches(self, samples)  # adds GROUP_IDS
         for batch in samples:
