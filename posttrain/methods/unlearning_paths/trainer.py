@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain.errors import ResumeError
 from posttrain.losses.reductions import LossCounts, LossOutput, reduce_loss
 from posttrain.losses.supervised import nll_loss
 from posttrain.losses.unlearning import (
@@ -25,8 +24,9 @@ from posttrain.losses.unlearning import (
 from posttrain.methods.unlearning_paths.config import UnlearnConfig
 from posttrain.methods.unlearning_paths.forget_retain import ALTERNATE, FORGET, RETAIN, Partners, check_rows, partners
 from posttrain.methods.unlearning_paths.names import chosen_weights
-from posttrain.methods.unlearning_paths.reference import DECODER, LAYER, Reference, frozen_copy
+from posttrain.methods.unlearning_paths.reference import DECODER, LAYER, Reference
 from posttrain.seam.frozen import chunked_forward_kl, plain_head
+from posttrain.seam.reference_model import frozen_copy
 from posttrain.seam.sharding import is_spread, whole_weights
 from posttrain.seam.supervised.trainer import SupervisedTrainer
 
@@ -73,7 +73,7 @@ class UnlearnTrainer(SupervisedTrainer):
     ):
         args = args or UnlearnConfig(output_dir="Unlearn")
         check_rows(args, train_dataset, retain_dataset)
-        frozen = frozen_copy(model, args)
+        frozen = frozen_copy(model, args) if args.needs_reference and args.reference == "copy" else None
         self.partners: Partners = partners(args, processing_class, train_dataset, retain_dataset)
         super().__init__(
             model,
@@ -265,14 +265,7 @@ class UnlearnTrainer(SupervisedTrainer):
         return {"reference": self.reference.sha, "table": self.reference.table}
 
     def load_method_state(self, state: dict[str, Any]) -> None:
-        if state["reference"] != self.reference.sha:
-            raise ResumeError(
-                "the weights that this run starts from are not those it was begun with, so the reference would change",
-                where="the model before unlearning",
-                got=self.reference.sha,
-                allowed=state["reference"],
-                fix="Restore the model, or start anew with trainer.resume: never",
-            )
+        self.reference.refuse_other(state["reference"])
         self.reference.table = None if state["table"] is None else state["table"].cpu()
 
 

@@ -303,7 +303,7 @@ def test_a_copy_of_another_model_is_refused(tiny_dir, place, monkeypatch):
         next(other.parameters())[0, 0] += 1e-3
     module = "posttrain.methods.unlearning_paths.trainer"
     monkeypatch.setattr(f"{module}.frozen_copy", lambda model, args: other)
-    with pytest.raises(ConfigError, match="the copy is not the model that unlearning starts from"):
+    with pytest.raises(ConfigError, match="the copy is not the model that training starts from"):
         build(tiny_dir, place)
 
 
@@ -335,7 +335,7 @@ def test_another_model_before_unlearning_is_refused_at_resume(tiny_dir, place):
     with torch.no_grad():
         next(other.parameters())[0, 0] += 1e-3
     again = build(other, place)
-    with pytest.raises(ResumeError, match="the model before unlearning: .* not those it was begun with"):
+    with pytest.raises(ResumeError, match="the model that training starts from: .* not those it was begun with"):
         again.train(resume_from_checkpoint=str(place / "checkpoint-1"))
 
 
