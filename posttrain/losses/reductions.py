@@ -121,3 +121,31 @@ def reduce_loss(output: LossOutput, mask: Tensor, *, counts: LossCounts) -> Tens
     weights = token_weights(mask.to(dtype), reduction=output.reduction, counts=counts)
     # Masked out before the product: 0 * NaN would be NaN in the value, and 0 * inf in the gradient.
     return (output.values.to(dtype).masked_fill(weights == 0, 0.0) * weights).sum()
+
+
+def trained_values(values: Tensor, mask: Tensor) -> Tensor:
+    """(B, T) values in the precision of losses, 0 where the mask is; masked values may be NaN or infinite."""
+    if values.dim() != 2 or values.shape != mask.shape:
+        raise ValueError(f"values {tuple(values.shape)} and mask {tuple(mask.shape)} must have the same shape (B, T)")
+    return values.to(compute_dtype(values)).masked_fill(mask == 0, 0.0)
+
+
+def sequence_sums(logps: Tensor, mask: Tensor) -> Tensor:
+    """(B,) sum of log pi over a row's trained tokens, 0 for a row without any; with gradient."""
+    return trained_values(logps, mask).sum(dim=1)
+
+
+def sequence_loss(losses: Tensor, mask: Tensor, metrics: dict[str, Tensor]) -> LossOutput:
+    """A loss of whole rows in the form of every loss: each row's value on its first trained token.
+
+    Args:
+        losses: (B,). mask: (B, T); rows without a trained token are left out.
+        metrics: name -> (B,) values, which are averaged over these rows.
+    """
+    there = mask.bool()
+    first = there & (there.cumsum(dim=1) == 1)
+    rows = there.any(dim=1)
+    told: dict[str, float | Tensor] = {
+        name: values.detach()[rows].mean() if bool(rows.any()) else float("nan") for name, values in metrics.items()
+    }
+    return LossOutput(losses.unsqueeze(1) * first, "seq_mean_token_sum", told)

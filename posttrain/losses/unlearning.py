@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posttrain.losses.reductions import LossOutput, compute_dtype
+from posttrain.losses.reductions import LossOutput, compute_dtype, sequence_loss, sequence_sums, trained_values
 
 
 def ga_loss(logps: Tensor, mask: Tensor) -> LossOutput:
@@ -28,7 +28,7 @@ def ga_loss(logps: Tensor, mask: Tensor) -> LossOutput:
 
     Gradient: through `logps`. Raises ValueError for shapes that differ.
     """
-    return LossOutput(_trained(logps, mask), "token_mean")
+    return LossOutput(trained_values(logps, mask), "token_mean")
 
 
 def npo_loss(logps: Tensor, mask: Tensor, ref_logps: Tensor, *, beta: float) -> LossOutput:
@@ -50,7 +50,7 @@ def npo_loss(logps: Tensor, mask: Tensor, ref_logps: Tensor, *, beta: float) -> 
     """
     _check_beta(beta)
     ratio = sequence_sums(logps, mask) - ref_logps.detach()
-    return _by_sequence(-(2 / beta) * F.logsigmoid(-beta * ratio), mask, {"unlearning/log_ratio": ratio})
+    return sequence_loss(-(2 / beta) * F.logsigmoid(-beta * ratio), mask, {"unlearning/log_ratio": ratio})
 
 
 def simnpo_loss(
@@ -74,7 +74,7 @@ def simnpo_loss(
     nll = -sequence_sums(logps, mask)
     if length_normalize:
         nll = nll / mask.to(nll.dtype).sum(dim=1).clamp(min=1)
-    return _by_sequence(-(2 / beta) * F.logsigmoid(beta * (nll - margin)), mask, {"unlearning/nll": nll})
+    return sequence_loss(-(2 / beta) * F.logsigmoid(beta * (nll - margin)), mask, {"unlearning/nll": nll})
 
 
 def dpo_loss(
@@ -100,7 +100,7 @@ def dpo_loss(
     better = chosen - ref_chosen.detach()
     worse = sequence_sums(rejected, mask) - ref_rejected.detach()
     values = -(2 / beta) * F.logsigmoid(beta * (better - worse))
-    return _by_sequence(values, mask, {"unlearning/log_ratio": worse, "unlearning/alternate_log_ratio": better})
+    return sequence_loss(values, mask, {"unlearning/log_ratio": worse, "unlearning/alternate_log_ratio": better})
 
 
 def rmu_loss(hidden: Tensor, mask: Tensor, target: Tensor) -> LossOutput:
@@ -144,7 +144,7 @@ def kl_loss(divergence: Tensor, mask: Tensor) -> LossOutput:
     Returns:
         values (B, T), 0 where masked; reduction token_mean.
     """
-    return LossOutput(_trained(divergence, mask), "token_mean")
+    return LossOutput(trained_values(divergence, mask), "token_mean")
 
 
 def steering_vector(width: int, *, coefficient: float, seed: int) -> Tensor:
@@ -152,28 +152,6 @@ def steering_vector(width: int, *, coefficient: float, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     direction = torch.rand(width, generator=generator)
     return coefficient * direction / direction.norm()
-
-
-def sequence_sums(logps: Tensor, mask: Tensor) -> Tensor:
-    """(B,) sum of log pi over a row's trained tokens, 0 for a row without any; with gradient."""
-    return _trained(logps, mask).sum(dim=1)
-
-
-def _trained(values: Tensor, mask: Tensor) -> Tensor:
-    if values.dim() != 2 or values.shape != mask.shape:
-        raise ValueError(f"values {tuple(values.shape)} and mask {tuple(mask.shape)} must have the same shape (B, T)")
-    return values.to(compute_dtype(values)).masked_fill(mask == 0, 0.0)
-
-
-def _by_sequence(losses: Tensor, mask: Tensor, metrics: dict[str, Tensor]) -> LossOutput:
-    """(B,) losses on each row's first trained token; rows without one are left out."""
-    there = mask.bool()
-    first = there & (there.cumsum(dim=1) == 1)
-    rows = there.any(dim=1)
-    told: dict[str, float | Tensor] = {
-        name: values.detach()[rows].mean() if bool(rows.any()) else float("nan") for name, values in metrics.items()
-    }
-    return LossOutput(losses.unsqueeze(1) * first, "seq_mean_token_sum", told)
 
 
 def _squared(hidden: Tensor, mask: Tensor, target: Tensor) -> LossOutput:

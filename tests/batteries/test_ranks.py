@@ -39,6 +39,7 @@ RUNS = [
     for key, entry in trained().items()
     for name, case in {**(CASES if entry.generates else SUPERVISED), **case_of(key).ranks}.items()
     if len(case.get("prompts", range(NUM_PROMPTS))) >= case_of(key).least_prompts
+    and not {*case_of(key).without} & {*case}
 ]
 
 

@@ -41,9 +41,16 @@ def test_policy_gradient_does_not_depend_on_the_split(key, overrides, warm_dir, 
     assert relative_difference(found[2], found[0]) < TOLERANCE
 
 
-@pytest.mark.parametrize("aggregation", ["token_mean", "seq_mean_token_mean"])
-@pytest.mark.parametrize("key", [key for key, entry in METHODS.items() if entry.learns_rows])
-def test_supervised_gradient_does_not_depend_on_the_split(key, aggregation, warm_dir, tmp_path):
+SUPERVISED = [
+    (key, {name: value} if value else {})
+    for key, entry in METHODS.items()
+    for name, value in (("loss_aggregation", None), ("loss_aggregation", "seq_mean_token_mean"))
+    if entry.learns_rows and (value is None or name not in case_of(key).without)
+]
+
+
+@pytest.mark.parametrize(("key", "overrides"), SUPERVISED, ids=str)
+def test_supervised_gradient_does_not_depend_on_the_split(key, overrides, warm_dir, tmp_path):
     found = [
         gradients(
             build(
@@ -54,7 +61,7 @@ def test_supervised_gradient_does_not_depend_on_the_split(key, aggregation, warm
                 gradient_accumulation_steps=steps,
                 max_steps=1,
                 max_grad_norm=0.0,
-                loss_aggregation=aggregation,
+                **overrides,
             )
         )
         for rows, steps in SPLITS

@@ -33,6 +33,7 @@ RUNS = [
     for key, entry in trained().items()
     for name, case in {**(POLICY if entry.generates else SUPERVISED), **case_of(key).engines}.items()
     if len(case.get("prompts", range(NUM_PROMPTS))) >= case_of(key).least_prompts
+    and not {*case_of(key).without} & {*case}
 ]
 RESUMED = {name: {"key": key, **case} for key in trained() for name, case in case_of(key).engine_resumes.items()}
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(900)]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain.losses.reductions import LossCounts, LossOutput, reduce_loss
+from posttrain.losses.reductions import LossCounts, LossOutput, reduce_loss, sequence_sums
 from posttrain.losses.supervised import nll_loss
 from posttrain.losses.unlearning import (
     dpo_loss,
@@ -17,7 +17,6 @@ from posttrain.losses.unlearning import (
     kl_loss,
     npo_loss,
     rmu_loss,
-    sequence_sums,
     simnpo_loss,
     steering_vector,
 )
