@@ -71,7 +71,8 @@ def test_names_in_the_text_are_there():
     names = set(re.findall(r"`([a-z_]+)`", text))
     assert names and all(hasattr(DemonstrationTrainer, name) or hasattr(AlternatingTrainer, name) for name in names)
     checks = section("Hooks of `SupervisedTrainer`").split("answers `posttrain check`")[1]
-    assert all(hasattr(SupervisedConfig, name) for name in re.findall(r"`(\w+)`", checks))
+    names = set(re.findall(r"`([a-z]+_[a-z_]+)`", checks))
+    assert names and all(hasattr(SupervisedConfig, name) for name in names)
 
 
 def test_the_code_of_the_example_is_the_methods():

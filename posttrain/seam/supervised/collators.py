@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -64,14 +65,10 @@ def with_answers(
         options: max_length and variables of `encode_rows`.
 
     Raises:
-        DataError: a column is missing; an answer is empty, no text, or too long; names the row.
+        DataError: an answer is no text, or too long; names the row.
     """
     names: list[str] = []
     for column in columns:
-        if column not in rows.column_names:
-            allowed = f"columns: {', '.join(rows.column_names)}"
-            what = "the column of an answer is missing"
-            raise DataError(what, where="train_dataset", got=column, allowed=allowed, fix="Add it, or rename one")
         found = encode_rows(rows, tokenizer, column=column, **options)
         found = found.rename_columns({"input_ids": column + _IDS, "labels": column + _LABELS})
         names += found.column_names
@@ -79,36 +76,48 @@ def with_answers(
     return encoded, tuple(names)
 
 
-def answer_findings(
-    rows: Mapping[str, Dataset],
-    columns: Sequence[str],
-    *,
-    tokenizer: Any,
-    max_length: int | None,
-    variables: Mapping[str, Any] | None,
-) -> Iterator[DataError]:
-    """Columns of answers that are missing, and answers that are empty or too long; the first of each kind is named.
+def column_findings(rows: Mapping[str, Dataset], args: Any, *, tokenizer: Any) -> Iterator[DataError]:
+    """Columns of answers and of numbers that are missing, empty, too long, or the same; the first row is named.
 
     Args:
-        rows: data sets by the name of their block. tokenizer: None leaves lengths out. Others as in `with_answers`.
+        rows: data sets by the name of their block.
+        args: a `SupervisedConfig`, with its `answer_columns` and `number_columns`.
+        tokenizer: None leaves lengths out.
     """
     for name, data in rows.items():
-        for column in columns:
-            where = f"data.{name}"
+        where = f"data.{name}"
+        for column in (*args.answer_columns, *args.number_columns):
             if column not in data.column_names:
                 allowed = f"columns: {', '.join(data.column_names)}"
-                fix = "Add it, or name the file that has it"
-                yield DataError(
-                    "the column of an answer is missing", where=where, got=column, allowed=allowed, fix=fix
-                )
-                continue
-            texts = data[column]
-            empty = [index for index, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
-            if empty:
-                what = f"an answer is empty in {len(empty)} of {len(data)} rows (row {empty[0]}, column {column!r})"
-                yield DataError(what, where=where, fix="Fill them, or drop these rows")
-            elif tokenizer is not None and max_length is not None:
-                yield from _long_answers(data, column, where, tokenizer, max_length, variables)
+                what = "a column that the method reads is missing"
+                yield DataError(what, where=where, got=column, allowed=allowed, fix="Add it, or name its file")
+            elif column in args.answer_columns:
+                yield from _answer_findings(data, column, where, args, tokenizer)
+            else:
+                wrong = [i for i, value in enumerate(data[column]) if not _is_number(value)]
+                if wrong:
+                    what = f"no finite number in {len(wrong)} of {len(data)} rows (row {wrong[0]}, column {column!r})"
+                    yield DataError(what, where=where, got=data[wrong[0]][column], fix="Write one in every row")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _answer_findings(data: Dataset, column: str, where: str, args: Any, tokenizer: Any) -> Iterator[DataError]:
+    texts, first = data[column], args.demonstration_column
+    empty = [index for index, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
+    same = []
+    if first in data.column_names:
+        same = [index for index, pair in enumerate(zip(texts, data[first], strict=True)) if pair[0] == pair[1]]
+    if empty:
+        what = f"an answer is empty in {len(empty)} of {len(data)} rows (row {empty[0]}, column {column!r})"
+        yield DataError(what, where=where, fix="Fill them, or drop these rows")
+    elif same:
+        what = f"{first!r} and {column!r} are the same in {len(same)} of {len(data)} rows (row {same[0]})"
+        yield DataError(what, where=where, fix="Drop these rows: nothing can be learnt from such a pair")
+    elif tokenizer is not None and args.max_length is not None:
+        yield from _long_answers(data, column, where, tokenizer, args.max_length, args.chat_template_kwargs)
 
 
 def _long_answers(

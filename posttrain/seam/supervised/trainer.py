@@ -31,7 +31,7 @@ from posttrain.seam.isolation import refuse_mixed_rows
 from posttrain.seam.known_tokens import refuse_unreadable_rows
 from posttrain.seam.row_use import told_left_out
 from posttrain.seam.sampling import EpochSampler, in_order
-from posttrain.seam.supervised.collators import WithAnswers, WithColumns, answer_findings, with_answers
+from posttrain.seam.supervised.collators import WithAnswers, WithColumns, column_findings, with_answers
 from posttrain.seam.supervised.stream_rows import EncodedStreams, refuse_for_streams
 
 _LOSSES = {"nll": nll_loss, "dft": dft_loss}
@@ -91,6 +91,11 @@ class SupervisedConfig(WithoutSecrets, SFTConfig):
         self.device_defaults = device_defaults(self)
         super().__post_init__()
 
+    @property
+    def number_columns(self) -> tuple[str, ...]:
+        """Columns of numbers, one a row, that these settings make the loss read, beside a method's `extra_columns`."""
+        return ()
+
     def tokenizer_findings(self, tokenizer: Any, *, has_adapter: bool) -> Iterator[PosttrainError]:
         """Mistakes that show once the tokenizer is known; `posttrain check` asks for them. Default: none."""
         yield from ()
@@ -106,7 +111,7 @@ class SupervisedConfig(WithoutSecrets, SFTConfig):
     def data_findings(
         self, rows: dict[str, Any], *, world_size: int, tokenizer: Any = None, is_decided: bool = True
     ) -> Iterator[PosttrainError]:
-        """Mistakes that show once the rows are known; `posttrain check` asks for them. Default: those of answers.
+        """Mistakes that show once the rows are known; `posttrain check` asks for them. Default: of further columns.
 
         Args:
             rows: data sets by their name in the data block: train, and validation and retain where they are given.
@@ -114,8 +119,7 @@ class SupervisedConfig(WithoutSecrets, SFTConfig):
             tokenizer: None where it cannot be had.
             is_decided: whether every setting is there; False where an earlier stage will write a file that one names.
         """
-        options = {"tokenizer": tokenizer, "max_length": self.max_length, "variables": self.chat_template_kwargs}
-        yield from answer_findings(rows, self.answer_columns, **options)
+        yield from column_findings(rows, self, tokenizer=tokenizer)
 
 
 class SupervisedTrainer(ResumableTrainer, SFTTrainer):
@@ -250,6 +254,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
             raise ConfigError(
                 "wrong class of arguments", where="args", got=type(args).__name__, allowed=self.config_class.__name__
             )
+        self.extra_columns = (*self.extra_columns, *args.number_columns)
         own = self.extra_columns or args.answer_columns
         if own and (args.packing or (args.padding_free and args.answer_columns)):
             what = "a packed row holds several sequences, and the method needs a value for each"
@@ -278,6 +283,8 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
             is_cut and column == DOCUMENT_COLUMN and args.packing and args.packing_strategy in ("wrapped", "bfd_split")
         )
         group = [name for name in (self.group_column,) if name is not None and name in dataset.column_names]
+        for finding in column_findings({"train": dataset}, args, tokenizer=None):
+            raise finding
         variables, length = args.chat_template_kwargs, None if cuts else args.max_length
         options: dict[str, Any] = {"max_length": length, "variables": variables}
         encoded = encode_rows(dataset, processing_class, column=column, keep=(*self.extra_columns, *group), **options)

@@ -130,9 +130,13 @@ def test_the_loss_of_validation_reads_answers(tiny_dir, tmp_path):
         (
             {"data": dataset(4)},
             DataError,
-            "an answer is missing .*got 'other'; allowed: columns: .*prompt",
+            "that the method reads is missing .*got 'other'; allowed: columns: .*prompt",
         ),
-        ({"data": rows(4).map(lambda row: {"other": " "})}, DataError, "train row 0, column 'other'"),
+        (
+            {"data": rows(4).map(lambda row: {"other": " "})},
+            DataError,
+            "an answer is empty in 4 of 4 rows .row 0, column 'other'",
+        ),
         (
             {"max_length": 36, "data": rows(4).map(lambda row: {"other": "x" * 40})},
             DataError,
@@ -161,6 +165,49 @@ def test_check_names_answers_that_cannot_be_used(tiny_dir, tmp_path):
     assert "prompt and answer of row 2, column 'other', are longer" in told(long)[0] and "at most 40" in told(long)[0]
     assert "an answer is empty in 3 of 4 rows (row 1, column 'other')" in told(empty)[0]
     assert "got 'other'; allowed: columns: prompt, answer, solution" in told(dataset(2))[0]
+    same = data.map(lambda row, index: {"other": row["solution"] if index == 3 else "a"}, with_indices=True)
+    assert "'solution' and 'other' are the same in 1 of 4 rows (row 3)" in told(same)[0]
+
+
+@dataclass
+class WeightedConfig(SupervisedConfig):
+    @property
+    def number_columns(self) -> tuple[str, ...]:
+        return ("weight",)
+
+
+class WeightedTrainer(SupervisedTrainer):
+    config_class = WeightedConfig
+
+    def token_loss(self, log_probs: torch.Tensor, label_mask: torch.Tensor, batch: dict[str, Any]) -> LossOutput:
+        return LossOutput(-log_probs * batch["weight"].unsqueeze(1), "seq_mean_token_mean")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (None, "a column that the method reads is missing .*got 'weight'"),
+        ([1.0, None, 2.0, 3.0], r"no finite number in 1 of 4 rows \(row 1, column 'weight'\)"),
+        ([1.0, 2.0, float("inf"), float("nan")], r"no finite number in 2 of 4 rows \(row 2"),
+        ([1.0, 2.0, 3.0, 4.0], None),
+    ],
+)
+def test_a_number_for_every_row(values, message, tiny_dir, tmp_path):
+    from transformers import AutoTokenizer
+
+    data = dataset(4) if values is None else dataset(4).add_column("weight", values)
+    args = WeightedConfig(
+        output_dir=str(tmp_path), report_to="none", use_cpu=True, per_device_train_batch_size=4, max_steps=1
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tiny_dir)
+    if message is not None:
+        assert len(list(args.data_findings({"train": data}, world_size=1))) == 1
+        with pytest.raises(DataError, match=message):
+            WeightedTrainer(str(tiny_dir), args, data, processing_class=tokenizer)
+        return
+    trainer = WeightedTrainer(str(tiny_dir), args, data, processing_class=tokenizer)
+    batch = trainer.data_collator([dict(trainer.train_dataset[i]) for i in (2, 0)])
+    assert batch["weight"].tolist() == [3.0, 1.0]
 
 
 def test_methods_without_answers_are_as_before(tiny_dir, tmp_path):
