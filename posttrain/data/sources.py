@@ -90,7 +90,8 @@ def load_source(
     rows = _generated(source, kinds[0])
     for index, row in enumerate(rows):
         row["prompt"] = _prompt(row["prompt"], as_text, system_prompt, where=f"row {index}")
-    return Dataset.from_list(rows, features=_features(as_text, [name for name in ANSWERS if rows and name in rows[0]]))
+    further = [name for name in (rows[0] if rows else ()) if name not in COLUMNS]  # those of a task are texts
+    return Dataset.from_list(rows, features=_features(as_text, further))
 
 
 def _get(source: Any, key: str, default: Any = None) -> Any:

@@ -20,6 +20,7 @@ HARD = {
     "digit_class": {},
     "copied_sum": {"max_operand": 99},
     "string_rewriting": {"length": [4, 8]},
+    "preferred_sums": {"digits": [1, 2]},
 }
 ANSWER_ALONE = {"copied_sum", "modular_addition", "digit_class", "string_rewriting"}
 # woven_text and markov_text are corpora, not questions with answers. Facts about authors cannot be worked out, so they
@@ -79,6 +80,14 @@ def test_levels_come_in_turn_and_each_is_a_group(name):
     groups = [row["group"] for row in rows]
     period = len(set(groups))
     assert groups == groups[:period] * (72 // period)
+
+
+def test_the_answer_that_is_not_preferred_is_wrong_and_differs_at_its_end_alone():
+    for row in generate("preferred_sums", 300):
+        assert row["chosen"] == row["solution"] != row["rejected"]
+        assert score_one(row["rejected"], row["answer"]) == 0.0
+        begin = row["rejected"].rpartition("Answer: ")
+        assert row["chosen"].startswith(begin[0] + begin[1]) and begin[2].isdigit()
 
 
 def test_a_level_named_twice_has_twice_the_rows():

@@ -15,6 +15,7 @@ TASKS: dict[str, str] = {
     "modular_addition": "posttrain.data.tasks.modular_addition:generate",
     "number_puzzle": "posttrain.data.tasks.number_puzzle:generate",
     "permutation": "posttrain.data.tasks.permutation:generate",
+    "preferred_sums": "posttrain.data.tasks.preferred_sums:generate",
     "string_rewriting": "posttrain.data.tasks.string_rewriting:generate",
     "woven_text": "posttrain.data.tasks.woven_text:generate",
 }
