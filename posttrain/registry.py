@@ -17,7 +17,7 @@ from posttrain.errors import ConfigError, nearest
 # The one line that a paper adds outside its room: posttrain/methods/<key>/__init__.py declares METHOD.
 KEYS = (
     *("sft", "grpo", "hpt", "luffy", "srft", "sasr", "chord", "rft_cpt", "masked_thought", "rmt", "aioli"),
-    *("unlearning_paths", "dmt"),
+    *("unlearning_paths", "dmt", "dpo"),
 )
 Kind = Literal["policy", "supervised", "plan", "setting"]
 FEATURES = ("ddp", "zero1", "zero2", "zero3", "fsdp2", "peft", "packing", "vllm", "resume", "multi_node")
