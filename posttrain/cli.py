@@ -243,7 +243,9 @@ def reproduce(
     jobs: Annotated[int | None, typer.Option(min=1, help="Seeds trained at once; default one a CPU core.")] = None,
     output: Annotated[str | None, typer.Option(help="Folder; default runs/reproduce/<key>/<study>.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and stop.")] = False,
-    ledger: Annotated[bool, typer.Option("--ledger", help="Bring the README's ledger up to date, and stop.")] = False,
+    ledger: Annotated[
+        bool, typer.Option("--ledger", help="Bring the pages of results and methods up to date, and stop.")
+    ] = False,
 ) -> None:
     """Test a paper's claim at small scale against its baselines, or continue; a result goes to RESULTS.json."""
     from posttrain.reproduce import command

@@ -177,16 +177,6 @@ def _declared(key: str) -> Method:
     return replace(method, key=key)
 
 
-def methods_table() -> str:
-    """The README's table of methods, in Markdown; a test compares the two."""
-    lines = ["| method | what it does | paper | runs with |", "| --- | --- | --- | --- |"]
-    for entry in METHODS.values():
-        paper = f"[{entry.paper.title} ({entry.paper.year})](https://arxiv.org/abs/{entry.paper.arxiv})"
-        features = ", ".join(name for name in FEATURES if name in entry.supports)
-        lines.append(f"| [`{entry.key}`](recipes/{entry.key}/README.md) | {entry.summary} | {paper} | {features} |")
-    return "\n".join(lines)
-
-
 def trained() -> dict[str, Method]:
     """The methods that a recipe can name as its `method`; plans of stages are named under `stages.preset`."""
     return {key: method for key, method in METHODS.items() if method.trains}

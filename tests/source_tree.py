@@ -53,7 +53,7 @@ LATE = {
 SIZE_EXCEPTIONS: dict[str, tuple[int, str]] = {
     # "posttrain/seam/x.py": (500, "why it cannot be split"), or "posttrain/seam/x.py:function": (60, "why")
 }
-TOP_LEVEL_FILES = {".gitignore", "LICENSE", "README.md", "SECURITY.md", "pyproject.toml"}
+TOP_LEVEL_FILES = {".gitignore", "AGENTS.md", "LICENSE", "README.md", "SECURITY.md", "pyproject.toml"}
 TOP_LEVEL_FOLDERS = {".ci", "accelerate_configs", "docs", "posttrain", "recipes", "scripts", "tests"}
 
 

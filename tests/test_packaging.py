@@ -118,10 +118,10 @@ def test_the_chosen_versions_are_the_pinned_ones():
     }
 
 
-def test_readme_names_the_pinned_versions():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_of_versions_names_the_pinned_ones():
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
     for name in ("torch", "transformers", "trl", "accelerate", "datasets", "peft"):
-        assert f"{name} {PINS[name]}" in readme
+        assert f"{name} {PINS[name]}" in page
 
 
 def test_installed_version_is_the_one_in_the_source():

@@ -1,1 +1,1 @@
-"""Reproducing a paper's claim: claims.yaml, the runs of a study, the decision, RESULTS.json, the README's ledger."""
+"""Reproducing a paper's claim: claims.yaml, the runs of a study, the decision, RESULTS.json, docs/results.md."""

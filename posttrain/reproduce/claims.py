@@ -124,6 +124,7 @@ class Claims(Block):
     recipe: Name = Field(default="reproduce.yaml", description="recipe with stages, beside this file")
     paper_claim: Sentence = Field(description="what the paper says, in one sentence, with its own figure")
     setting: Sentence = Field(description="model, task and length of our runs, in one sentence")
+    title: Sentence | None = Field(default=None, description="the setting in six words, for the table of results")
     seeds: list[Seed] = Field(description="seeds; each is one run of the whole recipe")
     metric: Name = Field(default="accuracy", description="number of the evaluation `after` in eval.json")
     arms: list[Annotated[ArmBlock, BeforeValidator(_staged)]] = Field(description="stages to compare")

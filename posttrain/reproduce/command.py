@@ -101,10 +101,13 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def refresh_ledger(console: Console) -> None:
-    """Rewrite the README's ledger from the results files."""
+    """Rewrite the pages of methods and results, and the READMEs' blocks, from declarations and results files."""
     root = source_root()
     changed = write_ledger(root)
-    say(console, "README.md: the ledger is " + ("rewritten" if changed else "up to date"))
+    for path in changed:
+        say(console, f"{path.relative_to(root)}: rewritten")
+    if not changed:
+        say(console, "docs/results.md, docs/methods.md and the READMEs are up to date")
 
 
 def describe(plan: Plan, *, root: Path, jobs: int, device: str, console: Console) -> None:
@@ -156,7 +159,7 @@ def _finish(plan: Plan, *, root: Path, jobs: int, device: str, console: Console)
         return
     shipped = write_results(root / "recipes" / plan.key / FILE, plan.key, result)
     where = shipped.relative_to(root) if root == Path.cwd() else shipped
-    say(console, f"results: {where}; `posttrain reproduce --ledger` brings them into the README")
+    say(console, f"results: {where}; `posttrain reproduce --ledger` brings them into docs/results.md")
 
 
 def _say_time(result: StudyResult, console: Console) -> None:
