@@ -144,7 +144,10 @@ def test_method_has_its_room_recipes_and_tests(key: str):
 # Where else a method may be named: pattern of the file -> why. A new method needs no line here.
 NAMES_METHODS = {
     "posttrain/registry.py": "the tuple of keys",
-    "README.md": "the table of methods",
+    "README.md": "the list of methods",
+    "AGENTS.md": "an example of a command",
+    "pyproject.toml": "a word of a comment",
+    "SECURITY.md": "an example of a recipe",
     "docs/*.md": "what a reader may want to know of a method",
     "accelerate_configs/GRADIENTS.md": "the table of gradients, made by scripts/gradients.py",
     "recipes/*": "a method's recipes compare it with others, which stand in its results",

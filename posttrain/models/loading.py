@@ -27,6 +27,7 @@ from transformers.utils import cached_file
 
 from posttrain.errors import ConfigError, DataError, SupportError
 from posttrain.models.config_files import inspect_folder, load_config, read_adapter, read_mapping, reason
+from posttrain.models.headers import stored_tensors
 from posttrain.models.smollm2 import export_smollm2, smollm2_tokenizer
 from posttrain.models.template_clock import hold_clock
 from posttrain.models.tiny import build_tiny
@@ -232,6 +233,8 @@ def _load(model: Any, path: str) -> PreTrainedModel:
     config = load_config(path, revision=revision, trusted=trusted)
     apply_overrides(config, _get(model, "config_overrides"))
     try:
+        if Path(path).is_dir():
+            stored_tensors(path)  # also refuses an index that leads out of the folder
         loaded, info = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,

@@ -15,6 +15,9 @@ from posttrain.errors import ConfigError, PosttrainError
 # Optimizers of torch and transformers itself: the others need a model, a package or a device to be made.
 _PLAIN = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
 _STEPS = 4
+# Schedules of transformers 5.17 that take these settings without a word and read nothing of them.
+_WITHOUT_KWARGS = ("constant", "constant_with_warmup")
+_WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 
 
 def optimizer_findings(cfg: RunConfig, args: Any) -> Iterator[PosttrainError]:
@@ -62,6 +65,14 @@ def _made(args: Any, name: str, keys: list[str]) -> Any:
 def _schedule(cfg: RunConfig, args: Any, optimizer: Any) -> Iterator[PosttrainError]:
     name = getattr(args.lr_scheduler_type, "value", str(args.lr_scheduler_type))
     given = args.lr_scheduler_kwargs
+    if given and name in _WITHOUT_KWARGS:
+        where, what = cfg.where("trainer", "lr_scheduler_kwargs"), f"the schedule {name} reads no further settings"
+        yield ConfigError(what, where=where, got=given, fix="Remove the line, or choose another schedule")
+        return
+    if args.warmup_steps and name in _WITHOUT_WARMUP:
+        where, what = cfg.where("trainer", "warmup_steps"), f"the schedule {name} has no warm-up"
+        fix = "Write trainer.lr_scheduler_type: constant_with_warmup, or remove the line"
+        yield ConfigError(what, where=where, got=args.warmup_steps, fix=fix)
     try:
         schedule = get_scheduler(
             name,

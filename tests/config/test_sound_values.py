@@ -78,6 +78,14 @@ def test_files_that_are_no_recipe_are_not_read_to_their_end(tmp_path: Path):
         ({"optim": "sgd", "optim_args": "momentum=much"}, "trainer.optim_args: no optimizer can be made"),
         ({"lr_scheduler_kwargs": {"x": 1}}, "trainer.lr_scheduler_kwargs: no schedule linear can be made"),
         (
+            {"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"x": 1}},
+            "trainer.lr_scheduler_kwargs: the schedule constant reads no further settings",
+        ),
+        (
+            {"lr_scheduler_type": "constant", "warmup_steps": 2},
+            "trainer.warmup_steps: the schedule constant has no warm-up .*constant_with_warmup",
+        ),
+        (
             {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": "x"}},
             "trainer.lr_scheduler_kwargs: no schedule cosine can be made",
         ),

@@ -48,7 +48,7 @@ def test_several_studies_of_one_method(tmp_path):
         ({"seeds": [0, 1, -2]}, "seeds.2: not accepted (got -2; allowed: greater than or equal to 0)"),
         ({"seeds": [0, 1, "two"]}, "seeds.2: not accepted (got 'two'; allowed: a valid integer)"),
         ({"seedz": [0, 1, 2], "seeds": REMOVE}, "seedz: unknown key. Perhaps you mean seeds."),
-        ({"path": "x"}, "path: unknown key (allowed: recipe, paper_claim, setting, seeds, metric"),
+        ({"path": "x"}, "path: unknown key (allowed: recipe, paper_claim, setting, title, seeds, metric"),
         ({"paper_claim": REMOVE}, "the key paper_claim is missing"),
         ({"setting": ""}, "setting: must not be empty"),
         ({"minutes_limit": 0}, "minutes_limit: out of range (got 0; allowed: int >= 1)"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from posttrain import cli
-from posttrain.reproduce.ledger import ledger_table
+from posttrain.reproduce.ledger import method_lines, results_page
 from tests.config.recipes import changed
 from tests.reproduce.studies import CLAIMS, RECIPE, study_folder
 
@@ -63,7 +63,11 @@ def test_several_mistakes_of_a_claims_file_are_told_with_their_number(run, tmp_p
 def test_the_ledger_is_rewritten_where_it_is_called(run, tmp_path):
     study_folder(tmp_path)
     readme = tmp_path / "README.md"
-    readme.write_text("<!-- ledger -->\n\n<!-- /ledger -->\n")
-    assert run("--ledger")[:2] == (0, "README.md: the ledger is rewritten\n")
-    assert ledger_table(tmp_path) in readme.read_text()
-    assert run("--ledger")[:2] == (0, "README.md: the ledger is up to date\n")
+    readme.write_text("<!-- methods -->\n<!-- /methods -->\n")
+    code, shown, _ = run("--ledger")
+    assert code == 0 and shown.split() == [
+        *("docs/results.md:", "rewritten", "docs/methods.md:", "rewritten", "README.md:", "rewritten")
+    ]
+    assert (tmp_path / "docs" / "results.md").read_text() == results_page(tmp_path)
+    assert method_lines(tmp_path) in readme.read_text()
+    assert run("--ledger")[:2] == (0, "docs/results.md, docs/methods.md and the READMEs are up to date\n")

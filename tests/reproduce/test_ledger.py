@@ -8,7 +8,7 @@ import pytest
 
 from posttrain.errors import ConfigError
 from posttrain.registry import METHODS
-from posttrain.reproduce.ledger import HEADER, results_page, study_sentences, write_ledger
+from posttrain.reproduce.ledger import HEADER, methods_page, results_page, study_sentences, write_ledger
 from posttrain.reproduce.results import write_results
 from tests.config.recipes import changed
 from tests.reproduce.studies import CLAIMS, made_up_result, study_folder
@@ -102,8 +102,9 @@ def test_text_cannot_break_the_page(tmp_path):
 
 def test_the_page_and_the_block_are_written_and_nothing_else(tmp_path):
     claims = study_folder(tmp_path)
-    page = tmp_path / "docs" / "results.md"
-    assert write_ledger(tmp_path) == [page] and page.read_text() == results_page(tmp_path)
+    page, methods = tmp_path / "docs" / "results.md", tmp_path / "docs" / "methods.md"
+    assert write_ledger(tmp_path) == [page, methods] and page.read_text() == results_page(tmp_path)
+    assert methods.read_text() == methods_page()
     assert write_ledger(tmp_path) == []
     write_results(claims.with_name("RESULTS.json"), "hpt", made_up_result(claims, VALUES, ENDS))
     with pytest.raises(ConfigError, match="there is no block for results. Add a line <!-- results -->"):
