@@ -18,6 +18,7 @@ from posttrain.seam.groups.sampler import prompt_groups, prompt_shares
 
 _SHOWN = 5
 _ANSWERED = "the prompt ends with an assistant message"
+_AS_JSON = json.JSONEncoder(sort_keys=True, default=str).encode
 
 
 @dataclass
@@ -322,7 +323,12 @@ def _fingerprints(rows: Rows) -> list[str]:
 
 def _fingerprint(prompt: Any) -> str:
     """Text of the prompt without case and spacing; messages keep their roles."""
-    text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=str)
+    if isinstance(prompt, str):
+        text = prompt
+    elif all(len(message) == 2 and type(message.get("content")) is str for message in prompt):
+        text = "\0".join([f"{message.get('role')}\0{message['content']}" for message in prompt])
+    else:
+        text = _AS_JSON(prompt)
     return " ".join(text.split()).lower()
 
 

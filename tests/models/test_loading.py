@@ -116,6 +116,15 @@ def test_pickled_weights_are_refused(copy):
         load_model({"path": str(copy)}, path=copy)
 
 
+def test_an_index_that_leads_out_of_the_folder_is_refused(copy, tiny_dir):
+    names = list(load_file(copy / "model.safetensors"))
+    (copy / "model.safetensors").unlink()
+    outside = f"../{tiny_dir.name}/model.safetensors"
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, outside)}))
+    with pytest.raises(ConfigError, match="could not be loaded: .* which is no file of the folder"):
+        load_model({"path": str(copy)}, path=str(copy))
+
+
 def test_four_bits_without_cuda_are_refused(tiny_dir):
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
