@@ -145,23 +145,23 @@ def compare(
         str, typer.Option(help="Number of the evaluation: accuracy, pass@4, mean_length, per_group.NAME.accuracy.")
     ] = "accuracy",
     baseline: Annotated[
-        str | None, typer.Option(help="Arm the others are tested against. Default: the first.", show_default=False)
+        str | None, typer.Option(help="Variant the others are tested against. Default: the first.", show_default=False)
     ] = None,
     group: Annotated[
         bool, typer.Option(help="Put runs together that differ only in their seeds, or show each by itself.")
     ] = True,
 ) -> None:
     """Set runs beside each other: results over seeds, a paired test, curves, cost; one page to pass on."""
-    from posttrain.reports.arms import find_runs, sort_into_arms
     from posttrain.reports.comparison import Comparison
     from posttrain.reports.comparison_report import describe, write_document
     from posttrain.reports.document import show
     from posttrain.reports.measure import Measure
+    from posttrain.reports.variants import find_runs, sort_into_variants
 
-    arms = sort_into_arms(find_runs(runs), group=group)
-    for arm in arms:
-        typer.echo(f"{arm.name}: {', '.join(f'{run.folder.path} ({arm.label(run)})' for run in arm.runs)}")
-    document = describe(Comparison(tuple(arms), Measure(metric), baseline))
+    variants = sort_into_variants(find_runs(runs), group=group)
+    for variant in variants:
+        typer.echo(f"{variant.name}: {', '.join(f'{run.folder.path} ({variant.label(run)})' for run in variant.runs)}")
+    document = describe(Comparison(tuple(variants), Measure(metric), baseline))
     page = write_document(document, output)
     show(document, console(), titles=("Warnings", "Result", "Test", "Cost"))
     typer.echo(f"{page}\n{page.with_name('REPORT.md')}")

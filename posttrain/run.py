@@ -19,9 +19,9 @@ from posttrain.config.stages import resolve_stages
 from posttrain.console import exit_status, is_main_process, quiet_libraries, say, tell_with_rank
 from posttrain.errors import ConfigError, PosttrainError, ResumeError, SupportError
 from posttrain.preflight.check import check
-from posttrain.reports.arms import Arm
 from posttrain.reports.comparison import Comparison
 from posttrain.reports.comparison_report import write_comparison
+from posttrain.reports.variants import Variant
 from posttrain.training.folder_lock import only_run
 from posttrain.training.resuming import no_room
 from posttrain.training.stage import Outcome, Stage
@@ -100,8 +100,8 @@ def _compare(config: Any, done: dict[str, Outcome]) -> None:
             groups.setdefault(parents[name], []).append(name)
     compared = max(groups.values(), key=len, default=[])
     if len(compared) > 1:
-        arms = tuple(Arm.of(name, done[name].folder) for name in compared)
-        page = write_comparison(str(config.trainer.output_dir), Comparison(arms))
+        variants = tuple(Variant.of(name, done[name].folder) for name in compared)
+        page = write_comparison(str(config.trainer.output_dir), Comparison(variants))
         say(f"report: {page.with_name('REPORT.md')}, and the same as one page: {page}")
 
 

@@ -18,7 +18,7 @@ export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 if [ $# -eq 0 ]; then
     # Two processes each, so one after another.
     .venv/bin/python -m pytest -m engines tests/engines
-    .venv/bin/python -m pytest -n 2 --dist load --durations=0 -m slow tests/recipes tests/fuzz
+    .venv/bin/python -m pytest -n 2 --dist load --durations=20 -m slow
     scripts/soak.sh --kills 4
     .venv/bin/python -m pytest --durations=5 -m faults tests/faults
     # vLLM has an environment of its own, since trl imports it wherever it is installed, which takes seconds each time.

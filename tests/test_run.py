@@ -100,7 +100,7 @@ def test_a_finished_run_that_lost_its_model_is_trained(tmp_path):
 # ---- stages ----
 
 
-def test_a_plan_trains_what_is_missing_and_compares_arms_of_the_same_parent(tmp_path, capsys):
+def test_a_plan_trains_what_is_missing_and_compares_variants_of_the_same_parent(tmp_path, capsys):
     evaluated = {"eval": {**GRPO["eval"]}, "data": {**FAST_GRPO["data"], "eval": GRPO["data"]["eval"]}}
     plan = stage_plan(
         stage("warm", FAST_SFT),
@@ -113,7 +113,7 @@ def test_a_plan_trains_what_is_missing_and_compares_arms_of_the_same_parent(tmp_
     root = tmp_path / "plan"
     assert [outcome.name for outcome in outcomes] == ["warm", "rl", "hybrid"]
     assert [outcome.folder for outcome in outcomes] == [root / name for name in ("warm", "rl", "hybrid")]
-    # Both arms begin with the model the warm-up ended with, whatever the model block says.
+    # Both variants begin with the model the warm-up ended with, whatever the model block says.
     assert not (root / "rl" / "initial").exists()
     assert outcomes[1].before == outcomes[2].before is not None
     report = (root / "REPORT.md").read_text()

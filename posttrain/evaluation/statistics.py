@@ -1,4 +1,4 @@
-"""Statistics over runs: the spread of a result over seeds, and paired tests of two arms.
+"""Statistics over runs: the spread of a result over seeds, and paired tests of two variants.
 
 Statistics over the prompts of one evaluation are in `posttrain.evaluation.results`.
 """

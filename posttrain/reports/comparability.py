@@ -1,4 +1,4 @@
-"""What stands in the way of comparing runs, in words, and the settings in which arms differ."""
+"""What stands in the way of comparing runs, in words, and the settings in which variants differ."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 from posttrain.evaluation.results import missing_verdicts
-from posttrain.reports.arms import SEEDS, Arm, Run
 from posttrain.reports.comparison import Comparison, run_costs
 from posttrain.reports.markdown import MISSING, number, percent
+from posttrain.reports.variants import SEEDS, Run, Variant
 
 # Of the evaluation settings, those that change neither which completions are judged nor how.
 HARMLESS_SETTINGS = {"batch_size", "at_start", "every_steps", "time_budget_seconds"}
@@ -20,23 +20,23 @@ _NOT_SHOWN = {"stage"}
 
 def warnings(comparison: Comparison) -> list[str]:
     """Everything a reader must know before believing a difference; empty if nothing was found."""
-    arms = comparison.arms
+    variants = comparison.variants
     return [
-        *_states(arms),
-        *_pooled(arms),
+        *_states(variants),
+        *_pooled(variants),
         *_unequal(comparison),
         *_evaluations(comparison),
-        *_health(arms),
+        *_health(variants),
     ]
 
 
-def settings_table(arms: Sequence[Arm]) -> list[tuple[str, list[str]]]:
-    """(setting, its value in each arm) for every recipe value that is not the same in all; seeds left out."""
-    columns = [_settings(arm) for arm in arms]
+def settings_table(variants: Sequence[Variant]) -> list[tuple[str, list[str]]]:
+    """(setting, its value in each variant) for every recipe value that is not the same in all; seeds left out."""
+    columns = [_settings(variant) for variant in variants]
     keys = dict.fromkeys(key for column in columns for key in column)
     rows = []
     for key in keys:
-        # An arm without an earlier run lacks all of that run's settings: one line says so, see "start_from".
+        # A variant without an earlier run lacks all of that run's settings: one line says so, see "start_from".
         if key.startswith("start_from.") and len({_shown(column[key]) for column in columns if key in column}) == 1:
             continue
         values = [_shown(column[key]) if key in column else "not set" for column in columns]
@@ -45,46 +45,46 @@ def settings_table(arms: Sequence[Arm]) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def _settings(arm: Arm) -> dict[str, Any]:
-    return {key: value for key, value in arm.runs[0].recipe.items() if key not in _NOT_SHOWN}
+def _settings(variant: Variant) -> dict[str, Any]:
+    return {key: value for key, value in variant.runs[0].recipe.items() if key not in _NOT_SHOWN}
 
 
-def _states(arms: Sequence[Arm]) -> Iterator[str]:
+def _states(variants: Sequence[Variant]) -> Iterator[str]:
     """Runs that do not count, and why."""
-    for arm in arms:
-        for run in arm.runs:
-            name = _name(arm, run)
+    for variant in variants:
+        for run in variant.runs:
+            name = _name(variant, run)
             if not run.record:
                 yield f"{name}: run.json is missing, so its settings and data are unknown."
             if run.after is None:
                 yield f"{name}: {run.state}. It is shown in the curves and counts in no final number."
-            elif run not in arm.distinct:
-                yield f"{name}: another run of this arm has the same seeds, so it is not counted."
+            elif run not in variant.distinct:
+                yield f"{name}: another run of this variant has the same seeds, so it is not counted."
 
 
-def _pooled(arms: Sequence[Arm]) -> Iterator[str]:
-    """Arms that were put together by name from recipes that differ."""
-    for arm in arms:
-        first = arm.runs[0].recipe
+def _pooled(variants: Sequence[Variant]) -> Iterator[str]:
+    """Variants that were put together by name from recipes that differ."""
+    for variant in variants:
+        first = variant.runs[0].recipe
         keys = {
             key
-            for run in arm.runs
+            for run in variant.runs
             for key in run.recipe.keys() | first.keys()
             if run.recipe.get(key) != first.get(key)
         }
         if keys:
-            yield f"{arm.name}: its runs differ in more than their seeds: {', '.join(sorted(keys))}."
+            yield f"{variant.name}: its runs differ in more than their seeds: {', '.join(sorted(keys))}."
 
 
 def _unequal(comparison: Comparison) -> Iterator[str]:
     """Facts that should be the same in every run and are not."""
-    arms = comparison.arms
+    variants = comparison.variants
     facts: list[tuple[str, Callable[[Run], Any]]] = [
         ("The evaluation data differ (SHA-256)", lambda run: _fingerprint(run, "eval")),
         ("The settings of the evaluation differ", _eval_settings),
         ("The verifiers differ", _verifier),
         ("The models at the start differ", _model),
-        ("The training data differ (SHA-256)", _training_data(arms)),
+        ("The training data differ (SHA-256)", _training_data(variants)),
         ("The numbers of optimizer steps differ", lambda run: run.steps if run.after is not None else None),
         ("The numbers of prompts drawn for generation differ", _prompts),
         ("The versions of libraries differ", lambda run: run.record.get("versions")),
@@ -92,21 +92,23 @@ def _unequal(comparison: Comparison) -> Iterator[str]:
         ("The hardware differs, so seconds cannot be compared", lambda run: run.record.get("world")),
     ]  # fmt: skip
     for sentence, fact in facts:
-        found = {(arm.name, place): fact(run) for arm in arms for place, run in enumerate(arm.runs)}
+        found = {(variant.name, place): fact(run) for variant in variants for place, run in enumerate(variant.runs)}
         known = {key: _frozen(value) for key, value in found.items() if value is not None}
         if len(set(known.values())) > 1:
-            yield f"{sentence}: {_by_value(arms, found)}."
-    dirty = [arm.name for arm in arms if any((run.record.get("git") or {}).get("dirty") for run in arm.runs)]
+            yield f"{sentence}: {_by_value(variants, found)}."
+    dirty = [
+        variant.name for variant in variants if any((run.record.get("git") or {}).get("dirty") for run in variant.runs)
+    ]
     if dirty:
-        which = "every arm" if len(dirty) == len(arms) else _and(dirty)
+        which = "every variant" if len(dirty) == len(variants) else _and(dirty)
         yield f"posttrain's source had changes beyond its commit, which does not say all that ran: {which}."
 
 
 def _evaluations(comparison: Comparison) -> Iterator[str]:
     """Results that are partial, cut off, or lack verdicts; rewards that failed in training."""
-    for arm in comparison.arms:
-        for run in arm.runs:
-            name = _name(arm, run)
+    for variant in comparison.variants:
+        for run in variant.runs:
+            name = _name(variant, run)
             for kind, item in (("before", run.before), ("after", run.after)):
                 if item is None:
                     continue
@@ -128,16 +130,16 @@ def _evaluations(comparison: Comparison) -> Iterator[str]:
                 yield f"{name}: the reward function failed on up to {percent(max(failed))} of a step's completions."
 
 
-def _health(arms: Sequence[Arm]) -> Iterator[str]:
+def _health(variants: Sequence[Variant]) -> Iterator[str]:
     """Warnings that the runs themselves left."""
-    for arm in arms:
-        for run in arm.runs:
+    for variant in variants:
+        for run in variant.runs:
             for item in run.folder.read_health().get("warnings", []):
-                yield f"{_name(arm, run)}, during training: {item['text']}"
+                yield f"{_name(variant, run)}, during training: {item['text']}"
 
 
-def _by_value(arms: Sequence[Arm], found: dict[tuple[str, int], Any]) -> str:
-    """ "200 in first; 200 and 180 in second": arms of the same value together; only what differs of several parts."""
+def _by_value(variants: Sequence[Variant], found: dict[tuple[str, int], Any]) -> str:
+    """ "200 in first; 200 and 180 in second": variants of one value together; only what differs of several parts."""
     parts = [value for value in found.values() if isinstance(value, dict)]
     if parts:
         keys = dict.fromkeys(key for part in parts for key in part)
@@ -148,13 +150,13 @@ def _by_value(arms: Sequence[Arm], found: dict[tuple[str, int], Any]) -> str:
             for place, value in found.items()
         }
     names: dict[str, list[str]] = {}
-    for arm in arms:
-        values = [found[arm.name, place] for place in range(len(arm.runs))]
+    for variant in variants:
+        values = [found[variant.name, place] for place in range(len(variant.runs))]
         text = " and ".join(dict.fromkeys(_fact(value) for value in values if value is not None))
         if text:
-            names.setdefault(text, []).append(arm.name)
+            names.setdefault(text, []).append(variant.name)
     if len(names) == 1:
-        return f"{next(iter(names))} within every arm"
+        return f"{next(iter(names))} within every variant"
     return "; ".join(f"{text} in {_and(which)}" for text, which in names.items())
 
 
@@ -170,9 +172,9 @@ def _fingerprint(run: Run, split: str) -> str | None:
     return (run.record.get("data", {}).get(split) or {}).get("sha256")
 
 
-def _training_data(arms: Sequence[Arm]) -> Callable[[Run], str | None]:
+def _training_data(variants: Sequence[Variant]) -> Callable[[Run], str | None]:
     """Fingerprint of the training rows; with a seed of its own for them, repetitions are meant to differ in it."""
-    meant = any(SEEDS["data.train.seed"] in arm.varying for arm in arms)
+    meant = any(SEEDS["data.train.seed"] in variant.varying for variant in variants)
     return lambda run: None if meant else _fingerprint(run, "train")
 
 
@@ -206,8 +208,8 @@ def _prompts(run: Run) -> float | None:
     return None if math.isnan(prompts) or prompts == 0 else prompts
 
 
-def _name(arm: Arm, run: Run) -> str:
-    return f"{arm.name}, {arm.label(run)}" if len(arm.runs) > 1 else arm.name
+def _name(variant: Variant, run: Run) -> str:
+    return f"{variant.name}, {variant.label(run)}" if len(variant.runs) > 1 else variant.name
 
 
 def _and(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""What can be said about several arms: their final numbers, the spread over seeds, paired tests, costs."""
+"""What can be said about several variants: their final numbers, the spread over seeds, paired tests, costs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 from posttrain.errors import ConfigError
 from posttrain.evaluation.statistics import Interval, paired_interval, t_interval
-from posttrain.reports.arms import Arm, Run
 from posttrain.reports.measure import Measure
 from posttrain.reports.run_report import AFTER
+from posttrain.reports.variants import Run, Variant
 
 # Costs in the order of the table; the counters are totals that the training log holds.
 COUNTERS = ("prompts", "generated tokens", "demonstrations")
@@ -21,7 +21,7 @@ COSTS = ("optimizer steps", *COUNTERS, "training time", "evaluation time")
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """A number of an arm: the mean over its seeds, or of one seed with its error over prompts. NaN where unknown."""
+    """A number of a variant: the mean over its seeds, or of one seed with its error over prompts; NaN = unknown."""
 
     mean: float
     stderr: float
@@ -40,9 +40,9 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedTest:
-    """An arm minus the baseline, paired; `interval` is None where they could not be paired, and `note` says why."""
+    """A variant minus the baseline, paired; `interval` is None where they could not be paired, and `note` says why."""
 
-    arm: str
+    variant: str
     baseline: str
     interval: Interval | None = None
     over: str = ""  # "seeds" or "prompts": what was paired
@@ -57,80 +57,84 @@ class PairedTest:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms side by side.
+    """Variants side by side.
 
     Args:
-        arms: with names that differ; at least one.
+        variants: with names that differ; at least one.
         measure: the number they are compared by.
-        baseline_name: the arm the others are tested against; None = the first.
+        baseline_name: the variant the others are tested against; None = the first.
 
     Raises:
-        ConfigError: two arms of one name, an unknown baseline, a number that no evaluation has.
+        ConfigError: two variants of one name, an unknown baseline, a number that no evaluation has.
     """
 
-    arms: tuple[Arm, ...]
+    variants: tuple[Variant, ...]
     measure: Measure = Measure()
     baseline_name: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be compared."""
-        names = [arm.name for arm in self.arms]
+        names = [variant.name for variant in self.variants]
         if len(set(names)) < len(names):
-            raise ConfigError("two arms have the same name", got=names, fix="Name them: NAME=FOLDER")
+            raise ConfigError("two variants have the same name", got=names, fix="Name them: NAME=FOLDER")
         if self.baseline_name is not None and self.baseline_name not in names:
             allowed = "one of: " + ", ".join(names)
-            raise ConfigError("no arm of this name", where="--baseline", got=self.baseline_name, allowed=allowed)
-        self.measure.require([run.after for arm in self.arms for run in arm.runs if run.after is not None])
+            raise ConfigError("no variant of this name", where="--baseline", got=self.baseline_name, allowed=allowed)
+        self.measure.require([run.after for variant in self.variants for run in variant.runs if run.after is not None])
 
     @property
-    def baseline(self) -> Arm:
-        """The arm the others are tested against."""
-        return next((arm for arm in self.arms if arm.name == self.baseline_name), self.arms[0])
+    def baseline(self) -> Variant:
+        """The variant the others are tested against."""
+        return next((variant for variant in self.variants if variant.name == self.baseline_name), self.variants[0])
 
     @cached_property
     def before(self) -> dict[str, Spread]:
-        """The number before training, by arm; of the seeds that have a final one."""
-        return {arm.name: self._spread(arm, [run.before for run in arm.distinct]) for arm in self.arms}
+        """The number before training, by variant; of the seeds that have a final one."""
+        return {
+            variant.name: self._spread(variant, [run.before for run in variant.distinct]) for variant in self.variants
+        }
 
     @cached_property
     def final(self) -> dict[str, Spread]:
-        """The number after training, by arm."""
-        return {arm.name: self._spread(arm, [run.after for run in arm.distinct]) for arm in self.arms}
+        """The number after training, by variant."""
+        return {
+            variant.name: self._spread(variant, [run.after for run in variant.distinct]) for variant in self.variants
+        }
 
     @cached_property
     def changes(self) -> dict[str, tuple[float, float]]:
-        """(after minus before, standard error) by arm; over seeds, or over prompts for one seed."""
-        return {arm.name: self._change(arm) for arm in self.arms}
+        """(after minus before, standard error) by variant; over seeds, or over prompts for one seed."""
+        return {variant.name: self._change(variant) for variant in self.variants}
 
     @cached_property
     def tests(self) -> list[PairedTest]:
-        """One for each arm but the baseline, with p-values adjusted for their number."""
-        found = [self._test(arm) for arm in self.arms if arm.name != self.baseline.name]
-        p_values = {test.arm: test.interval.p_value for test in found if test.interval is not None}
+        """One for each variant but the baseline, with p-values adjusted for their number."""
+        found = [self._test(variant) for variant in self.variants if variant.name != self.baseline.name]
+        p_values = {test.variant: test.interval.p_value for test in found if test.interval is not None}
         adjusted = holm({name: value for name, value in p_values.items() if not math.isnan(value)})
-        return [replace(test, adjusted_p=adjusted.get(test.arm, math.nan)) for test in found]
+        return [replace(test, adjusted_p=adjusted.get(test.variant, math.nan)) for test in found]
 
     @cached_property
     def costs(self) -> dict[str, dict[str, float]]:
-        """Mean cost over the seeds, by arm and name of `COSTS`; NaN where no run recorded it."""
-        return {arm.name: _mean_costs([run_costs(run) for run in _counted(arm)]) for arm in self.arms}
+        """Mean cost over the seeds, by variant and name of `COSTS`; NaN where no run recorded it."""
+        return {variant.name: _mean_costs([run_costs(run) for run in _counted(variant)]) for variant in self.variants}
 
-    def ranked(self) -> list[Arm]:
-        """Arms with a final number, the highest first."""
-        known = [arm for arm in self.arms if not math.isnan(self.final[arm.name].mean)]
-        return sorted(known, key=lambda arm: -self.final[arm.name].mean)
+    def ranked(self) -> list[Variant]:
+        """Variants with a final number, the highest first."""
+        known = [variant for variant in self.variants if not math.isnan(self.final[variant.name].mean)]
+        return sorted(known, key=lambda variant: -self.final[variant.name].mean)
 
-    def example_runs(self) -> list[tuple[Arm, Run]]:
-        """A finished run of each arm, of the same seeds where they have common ones."""
-        shown: list[tuple[Arm, Run]] = []
-        for arm in self.arms:
-            if arm.distinct:
+    def example_runs(self) -> list[tuple[Variant, Run]]:
+        """A finished run of each variant, of the same seeds where they have common ones."""
+        shown: list[tuple[Variant, Run]] = []
+        for variant in self.variants:
+            if variant.distinct:
                 first = shown[0][1] if shown else None
-                same = [run for run in arm.distinct if first is not None and run.seeds == first.seeds]
-                shown.append((arm, (same or list(arm.distinct))[0]))
+                same = [run for run in variant.distinct if first is not None and run.seeds == first.seeds]
+                shown.append((variant, (same or list(variant.distinct))[0]))
         return shown
 
-    def _spread(self, arm: Arm, evaluations: Sequence[Mapping[str, Any] | None]) -> Spread:
+    def _spread(self, variant: Variant, evaluations: Sequence[Mapping[str, Any] | None]) -> Spread:
         pairs = [self.measure.read(item) for item in evaluations]
         values = [value for value, _ in pairs if not math.isnan(value)]
         interval = t_interval(values)
@@ -144,8 +148,8 @@ class Comparison:
             num_prompts=prompts[0] if prompts else 0,
         )
 
-    def _change(self, arm: Arm) -> tuple[float, float]:
-        runs = arm.distinct
+    def _change(self, variant: Variant) -> tuple[float, float]:
+        runs = variant.distinct
         if len(runs) == 1:
             samples = [runs[0].folder.read_samples(kind) for kind in ("before", AFTER)]
             by_prompt = [self.measure.by_prompt(found) for found in samples]
@@ -156,14 +160,14 @@ class Comparison:
         interval = t_interval([value for value in differences if not math.isnan(value)])
         return interval.mean, interval.stderr
 
-    def _test(self, arm: Arm) -> PairedTest:
-        """Paired over seeds where both arms have two or more in common, over prompts otherwise."""
+    def _test(self, variant: Variant) -> PairedTest:
+        """Paired over seeds where both variants have two or more in common, over prompts otherwise."""
         base = self.baseline
-        result = partial(PairedTest, arm=arm.name, baseline=base.name)
-        missing = [other.name for other in (base, arm) if not other.distinct]
+        result = partial(PairedTest, variant=variant.name, baseline=base.name)
+        missing = [other.name for other in (base, variant) if not other.distinct]
         if missing:
             return result(note=f"no finished run of {' and '.join(missing)}")
-        pairs = paired_runs(base, arm)
+        pairs = paired_runs(base, variant)
         if not pairs:
             return result(note="no seed in common")
         values = [(self.measure.read(first.after)[0], self.measure.read(second.after)[0]) for first, second in pairs]
@@ -171,39 +175,39 @@ class Comparison:
         if len(known) > 1:
             return result(over="seeds", interval=t_interval([second - first for first, second in known]))
         test = self._test_over_prompts(*pairs[0], result)
-        if len(base.distinct) + len(arm.distinct) > 2 and test.interval is not None:
-            owner = arm if len(arm.distinct) > 1 else base
-            shared = owner.label(pairs[0][1] if owner is arm else pairs[0][0])
+        if len(base.distinct) + len(variant.distinct) > 2 and test.interval is not None:
+            owner = variant if len(variant.distinct) > 1 else base
+            shared = owner.label(pairs[0][1] if owner is variant else pairs[0][0])
             return replace(test, note=f"only {shared}, the one that both have")
         return test
 
     def _test_over_prompts(self, first: Run, second: Run, result: Callable[..., PairedTest]) -> PairedTest:
         samples = [run.folder.read_samples(AFTER) for run in (first, second)]
         if not all(samples):
-            return result(note="the completions of one arm are missing")
+            return result(note="the completions of one variant are missing")
         asked = [{sample["index"]: repr(sample["prompt"]) for sample in found} for found in samples]
         common = {index for index, prompt in asked[0].items() if asked[1].get(index) == prompt}
         base, other = (self.measure.by_prompt(found) for found in samples)
         if base is None or other is None:
             return result(note=f"{self.measure.name} is not known prompt by prompt, and there is one seed")
         pair = result()
-        without = [name for name, known in ((pair.baseline, base), (pair.arm, other)) if not known]
+        without = [name for name, known in ((pair.baseline, base), (pair.variant, other)) if not known]
         if without:
             return result(note=f"no completion of {' and '.join(without)} tells {self.measure.name}")
         base, other = ({index: known[index] for index in known if index in common} for known in (base, other))
         interval = paired_interval(base, other)
         if interval.num_values < 2:
-            return result(note="the arms were evaluated on different prompts")
+            return result(note="the variants were evaluated on different prompts")
         shared = first.seeds.keys() & second.seeds.keys()
         differ = sorted(name for name in shared if first.seeds[name] != second.seeds[name])
         note = f"the two runs have different seeds ({', '.join(differ)})" if differ else ""
         return result(over="prompts", interval=interval, note=note)
 
 
-def paired_runs(first: Arm, second: Arm) -> list[tuple[Run, Run]]:
-    """Runs of the same seeds; a single run of each arm is a pair whatever its seeds.
+def paired_runs(first: Variant, second: Variant) -> list[tuple[Run, Run]]:
+    """Runs of the same seeds; a single run of each variant is a pair whatever its seeds.
 
-    Two runs belong together if they agree in every seed that varies within either arm and that both arms have.
+    Two runs belong together if they agree in every seed that varies within either variant and that both variants have.
     """
     if len(first.distinct) == len(second.distinct) == 1:
         return [(first.distinct[0], second.distinct[0])]
@@ -273,8 +277,8 @@ def _counter_at(run: Run, counter: str, step: int) -> float:
     return float(passed[-1]) if passed else (0.0 if step == 0 else math.nan)
 
 
-def _counted(arm: Arm) -> Sequence[Run]:
-    return arm.distinct or arm.runs
+def _counted(variant: Variant) -> Sequence[Run]:
+    return variant.distinct or variant.runs
 
 
 def _mean_costs(costs: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -10,11 +10,11 @@ from typing import Any
 from posttrain.errors import ConfigError
 from posttrain.evaluation.results import Sample
 from posttrain.reports import plots, sections
-from posttrain.reports.arms import Arm
 from posttrain.reports.comparability import settings_table, warnings
 from posttrain.reports.comparison import COSTS, Comparison, PairedTest, accuracy_against
 from posttrain.reports.document import Cell, Document, Image, Section, Table
 from posttrain.reports.markdown import MISSING, duration, number
+from posttrain.reports.variants import Variant
 
 NOT_RECORDED = "not recorded"
 _OTHER_FOLDER = "Name another folder for the comparison with --output"
@@ -29,7 +29,7 @@ READING = (
     "The paired test takes the difference on the same seed (or, with one seed, on the same prompt) and asks whether "
     "its mean could be 0: a two-sided t-test. The 95 % interval holds the true difference in 95 of 100 such studies. "
     "A p-value is the chance of a difference at least this large if there were none.",
-    "Where several arms are tested, one of them may look different by chance alone. The p-values adjusted by Holm’s "
+    "Where several are tested, one of them may look different by chance alone. The p-values adjusted by Holm’s "
     "method allow for it; the intervals do not.",
     "In plots of several seeds the thin lines are single seeds, the thick line is their mean, and the band reaches "
     "from the lowest to the highest.",
@@ -40,7 +40,7 @@ def write_comparison(output_dir: str | Path, comparison: Comparison, *, title: s
     """Write `REPORT.md`, `report.html` and `plots/` into a folder; returns the path of the page.
 
     Args:
-        output_dir: folder of the report; the arms' folders may lie anywhere.
+        output_dir: folder of the report; the variants' folders may lie anywhere.
         comparison: what is compared.
         title: default "Comparison of <names>".
     """
@@ -64,14 +64,14 @@ def describe(comparison: Comparison, *, title: str | None = None) -> Document:
         _evaluation_curves(comparison),
         _training_curves(comparison),
         _costs(comparison),
-        _differences(comparison.arms),
+        _differences(comparison.variants),
         _examples(comparison),
         Section("How to read this", points=READING),
-        _provenance(comparison.arms),
+        _provenance(comparison.variants),
     ]
-    names = _and([arm.name for arm in comparison.arms])
+    names = _and([variant.name for variant in comparison.variants])
     return Document(
-        title or f"Comparison of {names if len(names) <= 60 else f'{len(comparison.arms)} arms'}",
+        title or f"Comparison of {names if len(names) <= 60 else f'{len(comparison.variants)} variants'}",
         answer(comparison, concerns=len(concerns)),
         lead=(_what_was_compared(comparison),),
         sections=[part for part in parts if part is not None],
@@ -82,16 +82,16 @@ def answer(comparison: Comparison, *, concerns: int = 0) -> str:
     """The outcome in a few sentences."""
     ranked = comparison.ranked()
     if not ranked:
-        return "No arm has an evaluation after training yet, so there is no result to compare."
+        return "No variant has an evaluation after training yet, so there is no result to compare."
     best = ranked[0]
     text = f"{best.name} ended {_superlative(comparison, len(ranked))}{_value(comparison, best)}"
     if len(ranked) == 1:
-        return f"{text}. No other arm has a final result, so there is nothing to compare it with."
-    others = [f"{_value(comparison, arm)} for {arm.name}" for arm in ranked[1:4]]
+        return f"{text}. No other variant has a final result, so there is nothing to compare it with."
+    others = [f"{_value(comparison, variant)} for {variant.name}" for variant in ranked[1:4]]
     more = f", {len(ranked) - 4} more below" if len(ranked) > 4 else ""
     text += f", against {_and(others)}{more}{_means(comparison, ranked)}."
     rival = best if best.name != comparison.baseline.name else ranked[1]
-    test = next((item for item in comparison.tests if item.arm == rival.name), None)
+    test = next((item for item in comparison.tests if item.variant == rival.name), None)
     text += " " + verdict(comparison, test) if test is not None else ""
     if concerns:
         text += f" Read the {concerns} warnings below first." if concerns > 1 else " Read the warning below first."
@@ -101,11 +101,11 @@ def answer(comparison: Comparison, *, concerns: int = 0) -> str:
 def verdict(comparison: Comparison, test: PairedTest) -> str:
     """What a paired test says, in words, with the test named."""
     if test.interval is None:
-        return f"{test.arm} and {test.baseline} could not be tested against each other: {test.note}."
+        return f"{test.variant} and {test.baseline} could not be tested against each other: {test.note}."
     interval, count = test.interval, len(comparison.tests)
     show = comparison.measure.show_difference
     text = (
-        f"{test.arm} minus {test.baseline}: {show(interval.mean)} {comparison.measure.unit}, 95 % interval "
+        f"{test.variant} minus {test.baseline}: {show(interval.mean)} {comparison.measure.unit}, 95 % interval "
         f"{show(interval.low)} to {show(interval.high)} (paired t-test over {interval.num_values} {test.over}, "
         f"{_p(interval.p_value)}{f', {_p(test.adjusted_p)} adjusted for {count} tests' if count > 1 else ''})."
     )
@@ -121,9 +121,9 @@ def verdict(comparison: Comparison, test: PairedTest) -> str:
 
 
 def _what_was_compared(comparison: Comparison) -> str:
-    arms = [f"{arm.name} ({_seeds(arm)})" for arm in comparison.arms]
-    finals = [run.after for arm in comparison.arms for run in arm.distinct if run.after is not None]
-    text = f"Compared by {comparison.measure.name}: {_and(arms)}."
+    variants = [f"{variant.name} ({_seeds(variant)})" for variant in comparison.variants]
+    finals = [run.after for variant in comparison.variants for run in variant.distinct if run.after is not None]
+    text = f"Compared by {comparison.measure.name}: {_and(variants)}."
     if finals:
         settings = finals[0].get("settings") or {}
         greedy = settings.get("temperature") == 0
@@ -133,22 +133,28 @@ def _what_was_compared(comparison: Comparison) -> str:
         text += f" Each run was evaluated after training on {counts} prompts"
         text += f", by {how}." if settings else "."
     base = comparison.baseline.name
-    return text + (f" Differences are taken to {base}." if len(comparison.arms) > 1 else "")
+    return text + (f" Differences are taken to {base}." if len(comparison.variants) > 1 else "")
 
 
 def _result(comparison: Comparison) -> Section:
     show = comparison.measure.show
     rows: list[list[str | Cell]] = []
-    for arm in comparison.arms:
-        before, final, change = comparison.before[arm.name], comparison.final[arm.name], comparison.changes[arm.name]
+    for variant in comparison.variants:
+        before, final, change = (
+            comparison.before[variant.name],
+            comparison.final[variant.name],
+            comparison.changes[variant.name],
+        )
         several = final.num_seeds > 1
         rows.append(
             [
-                arm.name,
-                f"{final.num_seeds} of {len(arm.runs)}" if final.num_seeds < len(arm.runs) else str(final.num_seeds),
+                variant.name,
+                f"{final.num_seeds} of {len(variant.runs)}"
+                if final.num_seeds < len(variant.runs)
+                else str(final.num_seeds),
                 show(before.mean, before.stderr),
                 show(final.mean, final.stderr),
-                final.over or _state(arm),
+                final.over or _state(variant),
                 f"{show(final.low)} to {show(final.high)}" if several else MISSING,
                 comparison.measure.show_difference(*change),
             ]
@@ -162,20 +168,20 @@ def _result(comparison: Comparison) -> Section:
 def _each_seed(comparison: Comparison) -> str:
     """The single results behind the means."""
     lines = []
-    for arm in comparison.arms:
-        if len(arm.runs) > 1:
+    for variant in comparison.variants:
+        if len(variant.runs) > 1:
             shown = [
-                f"{arm.label(run)}: {comparison.measure.show(*comparison.measure.read(run.after))}"
+                f"{variant.label(run)}: {comparison.measure.show(*comparison.measure.read(run.after))}"
                 if run.after is not None
-                else f"{arm.label(run)}: {run.state}"
-                for run in arm.runs
+                else f"{variant.label(run)}: {run.state}"
+                for run in variant.runs
             ]
-            lines.append(f"{arm.name}: {'; '.join(shown)}.")
+            lines.append(f"{variant.name}: {'; '.join(shown)}.")
     return " ".join(["Each seed, ± over its prompts.", *lines]) if lines else ""
 
 
 def _tests(comparison: Comparison) -> Section | None:
-    if len(comparison.arms) < 2:
+    if len(comparison.variants) < 2:
         return None
     show = comparison.measure.show_difference
     rows: list[list[str | Cell]] = []
@@ -190,19 +196,19 @@ def _tests(comparison: Comparison) -> Section | None:
                 _p(test.adjusted_p, short=True),
             ]
         paired = f"{found.num_values} {test.over}" if found is not None else "not tested"
-        rows.append([test.arm, *numbers[: 4 if _several_tests(comparison) else 3], paired])
+        rows.append([test.variant, *numbers[: 4 if _several_tests(comparison) else 3], paired])
     unit = "points" if comparison.measure.is_fraction else comparison.measure.unit
     header = ["", f"difference ({unit})", "95 % interval", "p", "p, adjusted (Holm)", "pairs"]
     if not _several_tests(comparison):
         header.remove("p, adjusted (Holm)")
-    remarks = [f"Each arm minus {comparison.baseline.name}; two-sided paired t-test of a mean difference of 0."]
+    remarks = [f"Each variant minus {comparison.baseline.name}; two-sided paired t-test of a mean difference of 0."]
     if _several_tests(comparison):
         remarks.append(f"{len(comparison.tests)} tests at once.")
     if any(test.over == "seeds" and test.interval and test.interval.num_values < 4 for test in comparison.tests):
         remarks.append("With so few seeds the interval is wide, and rests on differences being normally distributed.")
     if any(test.over == "prompts" for test in comparison.tests):
         remarks.append("Over prompts: about these two trained models, not about the methods.")
-    remarks += [f"{test.arm}: {test.note}." for test in comparison.tests if test.note]
+    remarks += [f"{test.variant}: {test.note}." for test in comparison.tests if test.note]
     return Section(f"Test against {comparison.baseline.name}", table=Table(header, rows), remark=" ".join(remarks))
 
 
@@ -212,7 +218,9 @@ def _evaluation_curves(comparison: Comparison) -> Section | None:
 
 
 def _training_curves(comparison: Comparison) -> Section | None:
-    drawn = plots.curves({arm.name: [run.events for run in arm.runs if run.events] for arm in comparison.arms})
+    drawn = plots.curves(
+        {variant.name: [run.events for run in variant.runs if run.events] for variant in comparison.variants}
+    )
     images = [Image(name, plot.png, plot.alt) for name, plot in drawn.items()]
     return Section("Training", images=images) if images else None
 
@@ -224,13 +232,19 @@ def _costs(comparison: Comparison) -> Section:
         return duration(value) if name.endswith("time") else number(round(value))
 
     rows: list[list[str | Cell]] = [
-        [name, *[show(name, comparison.costs[arm.name][name]) for arm in comparison.arms]] for name in COSTS
+        [name, *[show(name, comparison.costs[variant.name][name]) for variant in comparison.variants]]
+        for name in COSTS
     ]
     drawn = _against(comparison, "cost/generated_tokens", "tokens generated in training")
     parents = [
-        run.settings["start_from"] for arm in comparison.arms for run in arm.runs if "start_from" in run.settings
+        run.settings["start_from"]
+        for variant in comparison.variants
+        for run in variant.runs
+        if "start_from" in run.settings
     ]
-    remark = "Mean over the seeds of an arm. " if any(len(arm.runs) > 1 for arm in comparison.arms) else ""
+    remark = (
+        "Mean over the seeds of a variant. " if any(len(variant.runs) > 1 for variant in comparison.variants) else ""
+    )
     if parents:
         remark += f"What came before ({', '.join(dict.fromkeys(parents))}) is not counted. "
     remark += (
@@ -241,13 +255,19 @@ def _costs(comparison: Comparison) -> Section:
         remark += f" {comparison.measure.name.capitalize()} over generated tokens: {NOT_RECORDED}."
     images = [Image("cost", drawn.png, drawn.alt)] if drawn else []
     return Section(
-        "Cost", table=Table(["", *[arm.name for arm in comparison.arms]], rows), images=images, remark=remark
+        "Cost",
+        table=Table(["", *[variant.name for variant in comparison.variants]], rows),
+        images=images,
+        remark=remark,
     )
 
 
 def _against(comparison: Comparison, counter: str | None, xlabel: str) -> plots.Plot | None:
     measure = comparison.measure
-    runs = {arm.name: [accuracy_against(run, measure, counter) for run in arm.runs] for arm in comparison.arms}
+    runs = {
+        variant.name: [accuracy_against(run, measure, counter) for run in variant.runs]
+        for variant in comparison.variants
+    }
     if counter is not None and not any(point[0] > 0 for found in runs.values() for run in found for point in run):
         return None
     title = f"{measure.name.capitalize()} on the evaluation prompts"
@@ -255,13 +275,13 @@ def _against(comparison: Comparison, counter: str | None, xlabel: str) -> plots.
     return plots.evaluation_points(runs, title=title, ylabel=ylabel, xlabel=xlabel, is_fraction=measure.is_fraction)
 
 
-def _differences(arms: Sequence[Arm]) -> Section | None:
-    if len(arms) < 2:
+def _differences(variants: Sequence[Variant]) -> Section | None:
+    if len(variants) < 2:
         return None
-    rows = [[key, *values] for key, values in settings_table(arms)]
+    rows = [[key, *values] for key, values in settings_table(variants)]
     if not rows:
-        return Section("Settings that differ", paragraphs=["None: the recipes of the arms are the same."])
-    table = Table(["setting", *[arm.name for arm in arms]], rows, is_text=True)
+        return Section("Settings that differ", paragraphs=["None: the recipes of the variants are the same."])
+    table = Table(["setting", *[variant.name for variant in variants]], rows, is_text=True)
     return Section(
         "Settings that differ",
         table=table,
@@ -270,9 +290,9 @@ def _differences(arms: Sequence[Arm]) -> Section | None:
 
 
 def _examples(comparison: Comparison) -> Section | None:
-    """The same prompts with the completions of every arm."""
+    """The same prompts with the completions of every variant."""
     shown = comparison.example_runs()
-    found = [(arm.name, run.folder.read_samples("after")) for arm, run in shown]
+    found = [(variant.name, run.folder.read_samples("after")) for variant, run in shown]
     if shown:
         found.insert(0, ("before", shown[0][1].folder.read_samples("before")))
     columns = [
@@ -288,9 +308,9 @@ def _examples(comparison: Comparison) -> Section | None:
             asked += f"\nexpected: {first['answer']}"
         rows.append([Cell(asked), *[_completion(samples.get(key)) for _, samples in columns]])
     header = ["prompt", *[name if name == "before" else f"after, {name}" for name, _ in columns]]
-    runs = "; ".join(f"{arm.name}: {arm.label(run)}" for arm, run in shown)
+    runs = "; ".join(f"{variant.name}: {variant.label(run)}" for variant, run in shown)
     choice = (
-        f"One run of each arm ({runs}; “before” is the first one’s). Up to two prompts of each kind, the first in the "
+        f"One run of each variant ({runs}; “before” is the first one’s). Up to two prompts a kind, the first in the "
         "order of the data: wrong then correct, correct then wrong, wrong both times, correct both times (first and "
         "last column). All are in the folder “completions” of each run."
     )
@@ -304,19 +324,19 @@ def _completion(sample: Sample | None) -> str | Cell:
     return Cell(sample["completion"], sections.verdict(sample), tone)
 
 
-def _provenance(arms: Sequence[Arm]) -> Section:
+def _provenance(variants: Sequence[Variant]) -> Section:
     rows: list[list[str | Cell]] = []
-    for arm in arms:
-        for run in arm.runs:
+    for variant in variants:
+        for run in variant.runs:
             git = run.record.get("git") or {}
             commit = (git.get("commit") or NOT_RECORDED)[:12] + (" with changes" if git.get("dirty") else "")
             command = " ".join(run.record.get("command", [])) or NOT_RECORDED
             started = str(run.record.get("created", NOT_RECORDED)).replace("T", " ")[:16]
-            name = f"{arm.name}, {arm.label(run)}"
+            name = f"{variant.name}, {variant.label(run)}"
             rows.append([name, run.state, str(run.folder.path), started, commit, command])
     header = ["run", "state", "folder", "started (UTC)", "posttrain commit", "command"]
     versions: dict[str, Any] = next(
-        (run.record["versions"] for arm in arms for run in arm.runs if "versions" in run.record), {}
+        (run.record["versions"] for variant in variants for run in variant.runs if "versions" in run.record), {}
     )
     shown = ", ".join(f"{name} {value}" for name, value in versions.items() if value)
     remark = f"Versions of the first run: {shown}. " if shown else ""
@@ -330,17 +350,17 @@ def _superlative(comparison: Comparison, count: int) -> str:
     return "highest, at " if comparison.measure.name != "accuracy" else "highest, solving "
 
 
-def _value(comparison: Comparison, arm: Arm) -> str:
-    shown = comparison.measure.show(comparison.final[arm.name].mean)
+def _value(comparison: Comparison, variant: Variant) -> str:
+    shown = comparison.measure.show(comparison.final[variant.name].mean)
     return (
         f"{shown} of the evaluation prompts"
-        if comparison.measure.name == "accuracy" and arm is comparison.ranked()[0]
+        if comparison.measure.name == "accuracy" and variant is comparison.ranked()[0]
         else shown
     )
 
 
-def _means(comparison: Comparison, arms: Sequence[Arm]) -> str:
-    counts = {comparison.final[arm.name].num_seeds for arm in arms}
+def _means(comparison: Comparison, variants: Sequence[Variant]) -> str:
+    counts = {comparison.final[variant.name].num_seeds for variant in variants}
     if counts == {1}:
         return " (one seed each)"
     return f" (means over {counts.pop()} seeds)" if len(counts) == 1 else " (means over the seeds of each)"
@@ -350,14 +370,14 @@ def _several_tests(comparison: Comparison) -> bool:
     return len(comparison.tests) > 1
 
 
-def _seeds(arm: Arm) -> str:
-    if len(arm.runs) == 1:
-        return arm.label(arm.runs[0])
-    return f"{len(arm.runs)} runs: {', '.join(arm.label(run) for run in arm.runs)}"
+def _seeds(variant: Variant) -> str:
+    if len(variant.runs) == 1:
+        return variant.label(variant.runs[0])
+    return f"{len(variant.runs)} runs: {', '.join(variant.label(run) for run in variant.runs)}"
 
 
-def _state(arm: Arm) -> str:
-    return "; ".join(dict.fromkeys(run.state for run in arm.runs))
+def _state(variant: Variant) -> str:
+    return "; ".join(dict.fromkeys(run.state for run in variant.runs))
 
 
 def _p(value: float, *, short: bool = False) -> str:

@@ -82,31 +82,31 @@ class Plot:
     alt: str
 
 
-def curves(arms: Mapping[str, Sequence[Events]], panels: Sequence[Panel] = PANELS) -> dict[str, Plot]:
+def curves(variants: Mapping[str, Sequence[Events]], panels: Sequence[Panel] = PANELS) -> dict[str, Plot]:
     """Draw every panel that has data.
 
     Args:
-        arms: log events of each seed, by the name that the legend shows; a single arm is drawn without its name.
-            Several seeds are drawn thin, with their mean as a line and their range as a band.
-        panels: what to draw; with more than two arms, a panel of several metrics becomes one for each.
+        variants: log events of each seed, by the name that the legend shows; a single variant is drawn without its
+            name. Several seeds are drawn thin, with their mean as a line and their range as a band.
+        panels: what to draw; with more than two variants, a panel of several metrics becomes one for each.
 
     Returns:
         Plots by panel name, in the order of the panels; a panel without a finite number is left out.
     """
     drawn = {}
-    for panel in panels if len(arms) <= 2 else _split(panels):
+    for panel in panels if len(variants) <= 2 else _split(panels):
         lines = []
-        for number, (arm, runs) in enumerate(arms.items()):
+        for number, (variant, runs) in enumerate(variants.items()):
             for place, (metric, legend) in enumerate(panel.metrics):
                 found = [series(events, metric) for events in runs if not _says_nothing(metric, events)]
                 found = [(steps, values) for steps, values in found if steps]
                 if not found:
                     continue
                 many = len(panel.metrics) > 1
-                label = legend if len(arms) == 1 else f"{arm}: {legend}" if many else arm
-                lines.append(_Line(label, found, _style(*_look(len(arms) == 1, not many, number, place))))
+                label = legend if len(variants) == 1 else f"{variant}: {legend}" if many else variant
+                lines.append(_Line(label, found, _style(*_look(len(variants) == 1, not many, number, place))))
         if lines:
-            drawn[panel.name] = _draw_curves(panel, lines, is_comparison=len(arms) > 1)
+            drawn[panel.name] = _draw_curves(panel, lines, is_comparison=len(variants) > 1)
     return drawn
 
 
@@ -138,7 +138,7 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
 
 
 def evaluation_points(
-    arms: Mapping[str, Sequence[Sequence[Point]]],
+    variants: Mapping[str, Sequence[Sequence[Point]]],
     *,
     title: str = "Accuracy on the evaluation prompts",
     ylabel: str = "fraction solved",
@@ -150,18 +150,19 @@ def evaluation_points(
     One seed has bars of one standard error over prompts; several are drawn thin, with their mean and range.
 
     Args:
-        arms: (step or cost, value, standard error) of each evaluation of each seed, by the name that the legend shows.
+        variants: (step or cost, value, standard error) of each evaluation of each seed, by the name that the legend
+            shows.
         title: of the plot.
         ylabel: what the value is.
         xlabel: what the first number of a point is.
         is_fraction: whether the values lie in [0, 1], which the axis then does not leave.
 
     Returns:
-        None if no arm has a finite value.
+        None if no variant has a finite value.
     """
     found = {
         name: [kept for points in runs if (kept := [point for point in points if math.isfinite(point[1])])]
-        for name, runs in arms.items()
+        for name, runs in variants.items()
     }
     points = [point for runs in found.values() for run in runs for point in run]
     if not points:
@@ -170,7 +171,7 @@ def evaluation_points(
     def draw(axes: Axes) -> None:
         widest = max(place for place, _, _ in points)
         for number, (name, runs) in enumerate(found.items()):
-            # Arms that end at the same step would hide each other's bars.
+            # Variants that end at the same step would hide each other's bars.
             shift = (number - (len(found) - 1) / 2) * 0.012 * max(widest, 1) if xlabel == STEP else 0.0
             if len(runs) == 1:
                 _draw_with_bars(axes, runs[0], shift, name, _style(number, number))
@@ -234,7 +235,7 @@ def _draw_curves(panel: Panel, lines: list[_Line], *, is_comparison: bool) -> Pl
     notes = [f"running mean of {window} logs"] if window > 1 else []
     if any(len(line.seeds) > 1 for line in lines):
         notes.append("line: mean over seeds" + (", band: their range" if len(panel.metrics) == 1 else ""))
-    # One arm of several that has such a curve is named, too.
+    # One variant of several that has such a curve is named, too.
     legend = len(lines) > 1 or is_comparison or bool(notes)
     last = {line.label: _aligned(line.seeds)[1][-1:] for line in lines}
     ends = [f"{label} ends at {_mean(values[0]):.3g}" for label, values in last.items() if values]

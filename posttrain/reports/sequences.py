@@ -20,13 +20,13 @@ def matrix_of(
     alone: Mapping[str, Path] | None = None,
     measure: str = "accuracy",
 ) -> ScoreMatrix:
-    """Scores of one arm of `stages: {preset: continual}`.
+    """Scores of one variant of `stages: {preset: continual}`.
 
     Args:
         root: folder of the run, which holds one folder a stage.
-        lineage: `arm`, `order` and `general` of one of its stages.
+        lineage: `variant`, `order` and `general` of one of its stages.
         joint: folder of a stage that trained all tasks together; None = there is none.
-        alone: task -> folder of the stage that trained this task from where the arms start; None = there are none.
+        alone: task -> folder of the stage that trained this task from where the variants start; None = there are none.
         measure: number of an evaluation.
 
     Raises:
@@ -34,7 +34,7 @@ def matrix_of(
             was asked for, or was made with other settings than the others.
     """
     order = [str(task) for task in lineage["order"]]
-    folders = [root / f"{lineage['arm']}-{number}-{task}" for number, task in enumerate(order, start=1)]
+    folders = [root / f"{lineage['variant']}-{number}-{task}" for number, task in enumerate(order, start=1)]
     others = [*([joint] if joint else []), *(alone or {}).values()]
     _refuse_uneven([(folders[0], "before"), *((folder, "after") for folder in [*folders, *others])])
     before, last = _scores(folders[0], "before", measure), _scores(folders[-1], "after", measure)

@@ -1,7 +1,7 @@
 """`recipes/<key>/claims.yaml`: which runs a study compares, on which seeds, and what would count as the claim held.
 
-A study is two files. `reproduce.yaml` is an ordinary recipe with stages: preparation that the arms share (a warm-up),
-then one stage for each arm. `claims.yaml` says what is compared. A second study of the same method is
+A study is two files. `reproduce.yaml` is an ordinary recipe with stages: preparation that the variants share (a
+warm-up), then one stage for each variant. `claims.yaml` says what is compared. A second study of the same method is
 `claims_<name>.yaml`, run by `posttrain reproduce KEY --study <name>`; `claims.yaml` itself is the study "main".
 
     recipe: reproduce.yaml            # beside this file; the default
@@ -10,10 +10,10 @@ then one stage for each arm. `claims.yaml` says what is compared. A second study
     seeds: [0, 1, 2]                  # 3 or more; each is one run of the whole recipe
     metric: accuracy                  # a number of the evaluation "after" (eval.json); the default.
                                       # One group: "per_group.<group>.accuracy"
-    arms:                             # stages to compare, in the order of the tables
+    variants:                             # stages to compare, in the order of the tables
       - grpo
       - {stage: hpt, label: "HPT, gate 0"}
-    unequal: {}                       # arm: why its steps or prompts differ from the others' (then it may)
+    unequal: {}                       # variant: why its steps or prompts differ from the others' (then it may)
     claims:                           # the first one is the paper's claim
       - name: beats_grpo
         statement: HPT solves more than RL alone.
@@ -22,10 +22,10 @@ then one stage for each arm. `claims.yaml` says what is compared. A second study
         direction: greater            # or less; the default is greater
         margin: 0.0                   # what counts: the difference must be beyond it. -0.02 = "not worse by 2 points"
         metric: accuracy              # default: the study's
-      - kind: change                  # a training curve of one arm instead of a difference between arms
+      - kind: change                  # a training curve of one variant instead of a difference between variants
         name: fewer_demonstrations
         statement: The share of prompts that need a demonstration falls.
-        arm: hpt
+        variant: hpt
         metric: gate/sft_fraction     # a name in metrics.jsonl
         direction: falls              # or rises
         margin: 0.0
@@ -40,8 +40,9 @@ Student t interval of 95 %. It is held if the interval against every baseline li
 interval against some baseline lies wholly on the other side of the margin, and undecided otherwise. For a change the
 same rule is applied to last minus first of each seed. See `posttrain.reproduce.decision`.
 
-Which steps and prompts an arm has is read from the recipe: those of its own stages, without what all arms share. An
-arm of two stages (SFT, then GRPO) names the last one.
+Which steps and prompts a variant has is read from the recipe: those of its own stages, without what all variants
+    share. An
+variant of two stages (SFT, then GRPO) names the last one.
 """
 
 from __future__ import annotations
@@ -77,33 +78,33 @@ def _staged(value: Any) -> Any:
     return {"stage": value} if isinstance(value, str) else value
 
 
-class ArmBlock(Block):
+class VariantBlock(Block):
     """One stage of the recipe that is compared with the others."""
 
-    stage: Name = Field(description="name of the stage; of the last one, for an arm of several")
+    stage: Name = Field(description="name of the stage; of the last one, for a variant of several")
     label: Name | None = Field(default=None, description="name in tables and plots; null = the stage's")
 
 
 class DifferenceClaim(Block):
-    """One arm is better than others."""
+    """One variant is better than others."""
 
-    kind: Literal["difference"] = Field(default="difference", description="difference between arms, or change")
+    kind: Literal["difference"] = Field(default="difference", description="difference between variants, or change")
     name: Word = Field(description="short name: letters, digits, _ . -")
     statement: Sentence = Field(description="the claim as a sentence")
-    treatment: Name = Field(description="the arm the claim is about")
-    baselines: Annotated[list[Name], Field(min_length=1)] = Field(description="arms it is compared with")
+    treatment: Name = Field(description="the variant the claim is about")
+    baselines: Annotated[list[Name], Field(min_length=1)] = Field(description="variants it is compared with")
     direction: Literal["greater", "less"] = Field(default="greater", description="the side on which treatment lies")
     margin: Margin = Field(default=0.0, description="difference that counts, in the unit of the metric")
     metric: Name | None = Field(default=None, description="number of the evaluation; null = the study's metric")
 
 
 class ChangeClaim(Block):
-    """A training metric of one arm falls or rises."""
+    """A training metric of one variant falls or rises."""
 
-    kind: Literal["change"] = Field(description="difference between arms, or change")
+    kind: Literal["change"] = Field(description="difference between variants, or change")
     name: Word = Field(description="short name: letters, digits, _ . -")
     statement: Sentence = Field(description="the claim as a sentence")
-    arm: Name = Field(description="the arm whose curve it is")
+    variant: Name = Field(description="the variant whose curve it is")
     metric: Name = Field(description="name in metrics.jsonl, e.g. gate/sft_fraction")
     direction: Literal["falls", "rises"] = Field(description="which way the metric goes")
     margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(default=0.0, description="change that counts")
@@ -127,9 +128,9 @@ class Claims(Block):
     title: Sentence | None = Field(default=None, description="the setting in six words, for the table of results")
     seeds: list[Seed] = Field(description="seeds; each is one run of the whole recipe")
     metric: Name = Field(default="accuracy", description="number of the evaluation `after` in eval.json")
-    arms: list[Annotated[ArmBlock, BeforeValidator(_staged)]] = Field(description="stages to compare")
+    variants: list[Annotated[VariantBlock, BeforeValidator(_staged)]] = Field(description="stages to compare")
     unequal: dict[str, Sentence] = Field(
-        default_factory=dict, description="arm -> why its steps or prompts differ from the others'"
+        default_factory=dict, description="variant -> why its steps or prompts differ from the others'"
     )
     claims: list[Any] = Field(description="what was claimed; the first one is the paper's claim")
     notes: Sentence | None = Field(default=None, description="what the study cannot show")
@@ -138,14 +139,14 @@ class Claims(Block):
 
 @dataclass(frozen=True)
 class Study:
-    """A checked claims file. `arms` maps stage to label, in order; `recipe` is the path of the recipe."""
+    """A checked claims file. `variants` maps stage to label, in order; `recipe` is the path of the recipe."""
 
     path: Path
     name: str
     recipe: Path
     block: Claims
     claims: tuple[Claim, ...]
-    arms: dict[str, str]
+    variants: dict[str, str]
     source: SourceMap
 
     def metric_of(self, claim: DifferenceClaim) -> str:
@@ -189,9 +190,9 @@ def load_claims(path: str | Path) -> Study:
         raise_all(errors)
         raise ConfigError("the claims could not be read", where=source.file)
     name = path.stem.removeprefix("claims").removeprefix("_") or MAIN
-    arms = {arm.stage: arm.label or arm.stage for arm in block.arms}
-    study = Study(path, name, path.parent / block.recipe, block, tuple(claims), arms, source)
-    raise_all([*_seed_errors(study), *_arm_errors(study), *_claim_errors(study)])
+    variants = {variant.stage: variant.label or variant.stage for variant in block.variants}
+    study = Study(path, name, path.parent / block.recipe, block, tuple(claims), variants, source)
+    raise_all([*_seed_errors(study), *_variant_errors(study), *_claim_errors(study)])
     return study
 
 
@@ -221,18 +222,20 @@ def _seed_errors(study: Study) -> list[PosttrainError]:
     return []
 
 
-def _arm_errors(study: Study) -> list[PosttrainError]:
+def _variant_errors(study: Study) -> list[PosttrainError]:
     errors: list[PosttrainError] = []
-    stages = [arm.stage for arm in study.block.arms]
-    labels = [arm.label or arm.stage for arm in study.block.arms]
-    for what, names in (("an arm is listed twice", stages), ("two arms have one label", labels)):
+    stages = [variant.stage for variant in study.block.variants]
+    labels = [variant.label or variant.stage for variant in study.block.variants]
+    for what, names in (("a variant is listed twice", stages), ("two variants have one label", labels)):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
-            errors.append(ConfigError(what, where=study.source.where(("arms",)), got=repeated[0], fix="Change one"))
+            errors.append(
+                ConfigError(what, where=study.source.where(("variants",)), got=repeated[0], fix="Change one")
+            )
     if not stages:
-        errors.append(ConfigError("must not be empty", where=study.source.where(("arms",)), allowed="stage names"))
-    for arm in study.block.unequal:
-        errors += not_an_arm(study, arm, ("unequal", arm))
+        errors.append(ConfigError("must not be empty", where=study.source.where(("variants",)), allowed="stage names"))
+    for variant in study.block.unequal:
+        errors += not_an_variant(study, variant, ("unequal", variant))
     return errors
 
 
@@ -248,22 +251,22 @@ def _claim_errors(study: Study) -> list[PosttrainError]:
             errors.append(ConfigError("two claims have this name", where=where, got=claim.name, fix="Rename one"))
         names.append(claim.name)
         if isinstance(claim, ChangeClaim):
-            errors += not_an_arm(study, claim.arm, ("claims", index, "arm"))
+            errors += not_an_variant(study, claim.variant, ("claims", index, "variant"))
             continue
-        errors += not_an_arm(study, claim.treatment, ("claims", index, "treatment"))
+        errors += not_an_variant(study, claim.treatment, ("claims", index, "treatment"))
         for place, baseline in enumerate(claim.baselines):
             key: Key = ("claims", index, "baselines", place)
-            errors += not_an_arm(study, baseline, key)
+            errors += not_an_variant(study, baseline, key)
             if baseline == claim.treatment or baseline in claim.baselines[:place]:
                 what = "the treatment cannot be its own baseline" if baseline == claim.treatment else "listed twice"
                 errors.append(ConfigError(what, where=study.source.where(key), got=baseline, fix="Remove it"))
     return errors
 
 
-def not_an_arm(study: Study, name: str, key: Key) -> list[PosttrainError]:
-    """An error if `name` is no arm of the study, with the nearest one."""
-    if name in study.arms:
+def not_an_variant(study: Study, name: str, key: Key) -> list[PosttrainError]:
+    """An error if `name` is no variant of the study, with the nearest one."""
+    if name in study.variants:
         return []
-    fix = nearest(name, study.arms) or "Add it to arms, or name one of them"
+    fix = nearest(name, study.variants) or "Add it to variants, or name one of them"
     where = study.source.where(key)
-    return [ConfigError("not one of the arms", where=where, got=name, allowed=", ".join(study.arms), fix=fix)]
+    return [ConfigError("not one of the variants", where=where, got=name, allowed=", ".join(study.variants), fix=fix)]

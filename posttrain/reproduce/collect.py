@@ -22,9 +22,8 @@ from posttrain.reports.run_report import RunFolder
 from posttrain.reproduce.claims import MAIN, ChangeClaim, Study
 from posttrain.reproduce.decision import ends
 from posttrain.reproduce.group_losses import flat, is_of_losses, losses_after
-from posttrain.reproduce.plan import ArmPlan, Plan, SeedRun
+from posttrain.reproduce.plan import Plan, SeedRun, VariantPlan
 from posttrain.reproduce.results import (
-    ArmResult,
     ClaimResult,
     Ends,
     Environment,
@@ -32,6 +31,7 @@ from posttrain.reproduce.results import (
     Minutes,
     SeedResult,
     StudyResult,
+    VariantResult,
     decision_of,
     recipe_hash,
     spread_of,
@@ -60,8 +60,8 @@ def collect(plan: Plan, *, jobs: int, device: str) -> StudyResult:
         ResumeError: a run in the folder was evaluated with other settings.
     """
     study = plan.study
-    arms = [_arm(plan, arm) for arm in plan.arms]
-    by_stage = {arm.stage: arm for arm in arms}
+    variants = [_variant(plan, variant) for variant in plan.variants]
+    by_stage = {variant.stage: variant for variant in variants}
     paper = registry.get(plan.key).paper
     return StudyResult(
         study=study.name,
@@ -81,7 +81,7 @@ def collect(plan: Plan, *, jobs: int, device: str) -> StudyResult:
         recipe=study.recipe.name,
         recipe_sha256=recipe_hash(study.recipe),
         preparation=list(plan.preparation),
-        arms=arms,
+        variants=variants,
         claims=[
             ClaimResult(definition=claim.model_dump(), decision=decision_of(claim, by_stage, study.block.metric))
             for claim in study.claims
@@ -122,19 +122,19 @@ def cpu_model() -> str:
     return platform.machine()
 
 
-# ---- arms ----
+# ---- variants ----
 
 
-def _arm(plan: Plan, arm: ArmPlan) -> ArmResult:
-    seeds = [_seed(plan.study, run, arm) for run in plan.runs]
-    return ArmResult(
-        stage=arm.stage,
-        label=arm.label,
-        trainer=_method(plan.runs[0], arm.stage),
-        stages=list(arm.own),
-        steps=arm.steps,
-        prompts=float(arm.amount[1]),
-        unequal=plan.study.block.unequal.get(arm.stage),
+def _variant(plan: Plan, variant: VariantPlan) -> VariantResult:
+    seeds = [_seed(plan.study, run, variant) for run in plan.runs]
+    return VariantResult(
+        stage=variant.stage,
+        label=variant.label,
+        trainer=_method(plan.runs[0], variant.stage),
+        stages=list(variant.own),
+        steps=variant.steps,
+        prompts=float(variant.amount[1]),
+        unequal=plan.study.block.unequal.get(variant.stage),
         seeds=seeds,
         spread=spread_of(seeds, plan.study.block.metric),
     )
@@ -144,12 +144,12 @@ def _method(run: SeedRun, stage: str) -> str:
     return next(config.method.name for name, _, config in run.stages if name == stage)
 
 
-def _seed(study: Study, run: SeedRun, arm: ArmPlan) -> SeedResult:
-    folder = RunFolder(run.stage_folder(arm.stage))
+def _seed(study: Study, run: SeedRun, variant: VariantPlan) -> SeedResult:
+    folder = RunFolder(run.stage_folder(variant.stage))
     of_losses = is_of_losses(study)
-    after = losses_after(folder) if of_losses else _after(folder, run, arm.stage)
-    _refuse_changed(folder, run, arm.stage)
-    own = [RunFolder(run.stage_folder(record.name)) for record in arm.own]
+    after = losses_after(folder) if of_losses else _after(folder, run, variant.stage)
+    _refuse_changed(folder, run, variant.stage)
+    own = [RunFolder(run.stage_folder(record.name)) for record in variant.own]
     return SeedResult(
         seed=run.seed,
         values={
@@ -167,9 +167,9 @@ def _seed(study: Study, run: SeedRun, arm: ArmPlan) -> SeedResult:
         changes={
             claim.name: _ends(claim, folder)
             for claim in study.claims
-            if isinstance(claim, ChangeClaim) and claim.arm == arm.stage
+            if isinstance(claim, ChangeClaim) and claim.variant == variant.stage
         },
-        **_costs([(record.trainer, folder) for record, folder in zip(arm.own, own, strict=True)]),
+        **_costs([(record.trainer, folder) for record, folder in zip(variant.own, own, strict=True)]),
         seconds=round(math.fsum(training_seconds(stage.metrics_path) for stage in own), 1),
         run_sha256=hashlib.sha256(folder.run_path.read_bytes()).hexdigest(),
     )
@@ -185,7 +185,7 @@ def _after(folder: RunFolder, run: SeedRun, stage: str) -> dict[str, Any]:
         raise DataError(what, where=str(folder.path), fix="Remove eval.time_budget_seconds, and delete the folder")
     if after["failed"]:
         # A verdict that is missing because the verifier broke is no property of the model: no mean may hide it.
-        what = f"arm {stage}, seed {run.seed}: the verifier failed on {after['failed']} completions"
+        what = f"variant {stage}, seed {run.seed}: the verifier failed on {after['failed']} completions"
         fix = "completions/after.jsonl says why. Repair the verifier, delete the folder, and call the same command"
         raise DataError(what, where=str(folder.eval_path), fix=fix)
     return after
@@ -241,7 +241,7 @@ def _ends(claim: ChangeClaim, folder: RunFolder) -> Ends:
 
 
 def _costs(stages: list[tuple[str, RunFolder]]) -> dict[str, float | None]:
-    """Totals over an arm's stages, each with its method.
+    """Totals over a variant's stages, each with its method.
 
     None where a stage counted nothing at all. What a stage that counts did not log it did not spend.
     """
@@ -280,12 +280,16 @@ def _minutes(plan: Plan, jobs: int) -> Minutes:
 
 
 def _environments(plan: Plan) -> list[Environment]:
-    """Versions and commits of every stage that an arm is made of, preparation included; each kind once.
+    """Versions and commits of every stage that a variant is made of, preparation included; each kind once.
 
     A stage that was stopped and continued counts for each environment it ran in.
     """
     found: dict[str, Environment] = {}
-    stages = [record.name for records in (plan.preparation, *(arm.own for arm in plan.arms)) for record in records]
+    stages = [
+        record.name
+        for records in (plan.preparation, *(variant.own for variant in plan.variants))
+        for record in records
+    ]
     for run in plan.runs:
         for stage in dict.fromkeys(stages):
             record = RunFolder(run.stage_folder(stage)).read_run()

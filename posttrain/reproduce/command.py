@@ -117,10 +117,12 @@ def describe(plan: Plan, *, root: Path, jobs: int, device: str, console: Console
     if plan.preparation:
         shared = ", ".join(f"{stage.name} ({stage.trainer}, {stage.steps} steps)" for stage in plan.preparation)
         lines.append(f"  shared preparation: {shared}")
-    for arm in plan.arms:
-        flow = " then ".join(stage.trainer for stage in arm.own) or "no training"
-        reason = study.block.unequal.get(arm.stage)
-        lines.append(f"  arm {arm.label}: {flow}, {arm.amount_text()}{f' (unequal: {reason})' if reason else ''}")
+    for variant in plan.variants:
+        flow = " then ".join(stage.trainer for stage in variant.own) or "no training"
+        reason = study.block.unequal.get(variant.stage)
+        lines.append(
+            f"  variant {variant.label}: {flow}, {variant.amount_text()}{f' (unequal: {reason})' if reason else ''}"
+        )
     lines += [f"  claim {claim.name}: {claim.statement}" for claim in study.claims]
     seeds, stages = [run.seed for run in plan.runs], len(plan.runs[0].stages)
     steps = len(seeds) * sum(plan.steps.values())

@@ -28,7 +28,7 @@ WORDS: dict[Held, str] = {True: "held", False: "not held", "undecided": "undecid
 class Comparison(Block):
     """One paired difference with its interval; None where there are too few seeds to tell."""
 
-    baseline: str | None  # arm; None for a change of one curve
+    baseline: str | None  # variant; None for a change of one curve
     effect: float  # mean over seeds of treatment minus baseline, or of last minus first
     low: float | None
     high: float | None
@@ -54,7 +54,7 @@ def decide(
         claim: direction and margin; its statement is not looked at.
         rows: one for each baseline, or one for a change.
         scale: "points" if the numbers are fractions to be shown in percentage points.
-        labels: names of the arms in the sentence, where they differ from the stages'.
+        labels: names of the variants in the sentence, where they differ from the stages'.
     """
     sign = _sign(claim)
     verdicts = [verdict(claim, row) for row in rows]
@@ -62,7 +62,7 @@ def decide(
     # The comparison that is least in favour among those that share the verdict: it decides.
     same = [row for row, found in zip(rows, verdicts, strict=True) if found == held]
     deciding = min(same, key=lambda row: sign * row.effect)
-    names = {name: name for name in _arms(claim)} | dict(labels or {})
+    names = {name: name for name in _variants(claim)} | dict(labels or {})
     sentence = _sentence(claim, held, deciding, scale, names)
     return Decision(held=held, sentence=sentence, decided_by=deciding, comparisons=list(rows))
 
@@ -78,7 +78,7 @@ def verdict(claim: Claim, row: Comparison) -> Held:
 
 
 def difference(baseline: str, before: Mapping[Any, float], after: Mapping[Any, float]) -> Comparison:
-    """Paired difference over the seeds that both arms have: after (treatment) minus before (baseline)."""
+    """Paired difference over the seeds that both variants have: after (treatment) minus before (baseline)."""
     return _comparison(baseline, paired_interval(before, after, confidence=CONFIDENCE))
 
 
@@ -140,15 +140,15 @@ def _sign(claim: Claim) -> int:
     return 1 if claim.direction in ("greater", "rises") else -1
 
 
-def _arms(claim: Claim) -> list[str]:
-    return [claim.treatment, *claim.baselines] if isinstance(claim, DifferenceClaim) else [claim.arm]
+def _variants(claim: Claim) -> list[str]:
+    return [claim.treatment, *claim.baselines] if isinstance(claim, DifferenceClaim) else [claim.variant]
 
 
 def _sentence(claim: Claim, held: Held, row: Comparison, scale: str, labels: Mapping[str, str]) -> str:
     seeds = f"{row.num_seeds} seed{'' if row.num_seeds == 1 else 's'}"
     start = {True: "Held", False: "Not held", "undecided": f"Not shown with {seeds}"}[held]
     if isinstance(claim, ChangeClaim):
-        what = f"{claim.metric} of {labels[claim.arm]} changed by"
+        what = f"{claim.metric} of {labels[claim.variant]} changed by"
     else:
         several = len(claim.baselines) > 1
         if several and held is True:

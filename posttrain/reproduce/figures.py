@@ -25,14 +25,14 @@ def scale_for(claim: Claim, result: StudyResult) -> str:
 
 def forest(result: StudyResult) -> bytes:
     """Paired differences with their intervals, a line each, coloured by what each says of its claim."""
-    labels = {arm.stage: arm.label for arm in result.arms}
+    labels = {variant.stage: variant.label for variant in result.variants}
     rows: list[tuple[str, Comparison, ClaimResult, float]] = []
     for item in result.claims:
         claim = claim_of(item.definition)
         factor = 100.0 if scale_for(claim, result) == "points" else 1.0
         for row in item.decision.comparisons:
             if isinstance(claim, ChangeClaim):
-                text = f"{labels[claim.arm]}: change of {claim.metric}"
+                text = f"{labels[claim.variant]}: change of {claim.metric}"
             else:
                 text = f"{labels[claim.treatment]} − {labels[str(row.baseline)]}"
             rows.append((text, row, item, factor))
@@ -72,14 +72,14 @@ def _forest_panel(axes: Axes, factor: float, entries: list[tuple[str, Comparison
 
 
 def overlay(lines: Mapping[str, Sequence[Mapping[float, float]]], ylabel: str) -> bytes | None:
-    """Mean over seeds of each arm's curve, with the range of the seeds as a band.
+    """Mean over seeds of each variant's curve, with the range of the seeds as a band.
 
     Args:
-        lines: arm -> one curve a seed, step -> value; steps that not every seed has are left out.
+        lines: variant -> one curve a seed, step -> value; steps that not every seed has are left out.
         ylabel: of the vertical axis.
 
     Returns:
-        PNG bytes; None if no arm has two common steps.
+        PNG bytes; None if no variant has two common steps.
     """
     figure = Figure(figsize=(7.6, 4.4), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
@@ -101,7 +101,7 @@ def overlay(lines: Mapping[str, Sequence[Mapping[float, float]]], ylabel: str) -
         axes.fill_between(steps, low, high, color=colour, alpha=0.08, linewidth=0)
     if not count:
         return None
-    axes.set_xlabel("optimizer step of the arm's last stage")
+    axes.set_xlabel("optimizer step of the variant's last stage")
     axes.set_ylabel(ylabel, fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)

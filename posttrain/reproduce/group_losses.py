@@ -5,8 +5,8 @@
     mixing.proportion.<group>                     those the run ended with
     mixing.probe_steps, mixing.validation_seconds what measuring cost, the former being steps of the run
 
-A study of such metrics alone needs no evaluation by completions; its arms must share `data.validation` instead. Lower
-is better: its claims have `direction: less`.
+A study of such metrics alone needs no evaluation by completions; its variants must share `data.validation` instead.
+Lower is better: its claims have `direction: less`.
 """
 
 from __future__ import annotations
@@ -112,19 +112,19 @@ def flat(numbers: dict[str, Any]) -> dict[str, float]:
 
 def losses_table(result: StudyResult) -> str:
     """Perplexity of each group, what measuring cost, and the proportions in the end: means over seeds."""
-    first = result.arms[0].seeds[0].values
+    first = result.variants[0].seeds[0].values
     groups = [name.removeprefix(f"{PREFIX}perplexity.") for name in first if name.startswith(f"{PREFIX}perplexity.")]
-    header = ["arm", *(f"ppl {escape(name)}" for name in groups), *(f"p {escape(name)}" for name in groups)]
+    header = ["variant", *(f"ppl {escape(name)}" for name in groups), *(f"p {escape(name)}" for name in groups)]
     rows = []
-    for arm in result.arms:
+    for variant in result.variants:
 
-        def mean(metric: str, seeds: Sequence[Any] = arm.seeds) -> float:
+        def mean(metric: str, seeds: Sequence[Any] = variant.seeds) -> float:
             return math.fsum(seed.values[f"{PREFIX}{metric}"] for seed in seeds) / len(seeds)
 
         cells = [f"{mean(f'perplexity.{name}'):.3f}" for name in groups]
         cells += [f"{mean(f'proportion.{name}'):.3f}" for name in groups]
-        cost = [f"{mean('probe_steps'):.0f} of {arm.steps}", f"{mean('validation_seconds'):.1f}"]
-        rows.append([escape(arm.label), *cells, *cost])
+        cost = [f"{mean('probe_steps'):.0f} of {variant.steps}", f"{mean('validation_seconds'):.1f}"]
+        rows.append([escape(variant.label), *cells, *cost])
     told = (
         "Perplexity on held-out rows of each group, the proportions a run ended with, its steps that measured (they "
         "are among its steps), and the seconds that validation losses took."

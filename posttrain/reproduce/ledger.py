@@ -169,7 +169,7 @@ def _without_study(key: str, found: dict[str, ResultsFile | None]) -> str:
     used = [
         other
         for other, results in found.items()
-        if results and any(arm.trainer == key for study in results.studies.values() for arm in study.arms)
+        if results and any(variant.trainer == key for study in results.studies.values() for variant in study.variants)
     ]
     if not used:
         return NOT_MEASURED

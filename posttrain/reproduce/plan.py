@@ -1,6 +1,7 @@
 """From a claims file to the runs of a study, checked before anything runs.
 
-Found out here: stages that do not exist, arms that are trained or evaluated unequally, metrics no evaluation has, and
+Found out here: stages that do not exist, variants that are trained or evaluated unequally, metrics no evaluation has,
+    and
 finished runs of other settings in the output folder.
 """
 
@@ -71,8 +72,8 @@ class SeedRun:
 
 
 @dataclass(frozen=True)
-class ArmPlan:
-    """One arm: its own stages in order, without what all arms share."""
+class VariantPlan:
+    """One variant: its own stages in order, without what all variants share."""
 
     stage: str
     label: str
@@ -103,7 +104,7 @@ class Plan:
     study: Study
     output: Path
     runs: tuple[SeedRun, ...]
-    arms: tuple[ArmPlan, ...]
+    variants: tuple[VariantPlan, ...]
     preparation: tuple[StageRecord, ...]
     overrides: tuple[str, ...]
 
@@ -159,9 +160,9 @@ def make_plan(
     chosen = list(study.block.seeds if seeds is None else seeds)
     runs = tuple(_seed_run(study, seed, output / f"seed-{seed}", list(overrides)) for seed in chosen)
     stages = runs[0].stages
-    _check_arms_exist(study, stages)
-    arms, preparation = _split(study, stages)
-    plan = Plan(key, study, output, runs, arms, preparation, tuple(overrides))
+    _check_variants_exist(study, stages)
+    variants, preparation = _split(study, stages)
+    plan = Plan(key, study, output, runs, variants, preparation, tuple(overrides))
     raise_all([*_unequal_training(plan), *_unequal_evaluation(plan), *_unknown_metrics(plan)])
     return plan
 
@@ -195,7 +196,7 @@ def _seed_run(study: Study, seed: int, folder: Path, overrides: list[str]) -> Se
         stages = []
     elif not isinstance(stages, list):
         raise ConfigError(
-            "a reproduction needs a recipe with stages", where=source.file, fix="Write one stage for each arm"
+            "a reproduction needs a recipe with stages", where=source.file, fix="Write one stage for each variant"
         )
     own = [(f"stages.{index}.", stage) for index, stage in enumerate(stages) if isinstance(stage, dict)]
     trained = [prefix for prefix, stage in own if "trainer" in stage]
@@ -210,40 +211,40 @@ def _seed_run(study: Study, seed: int, folder: Path, overrides: list[str]) -> Se
     return SeedRun(seed, folder, complete, resolve_stages(config))
 
 
-# ---- arms ----
+# ---- variants ----
 
 
-def _check_arms_exist(study: Study, stages: Stages) -> None:
+def _check_variants_exist(study: Study, stages: Stages) -> None:
     names = [name for name, _, _ in stages]
     errors: list[PosttrainError] = []
-    for index, arm in enumerate(study.block.arms):
-        if arm.stage not in names:
-            fix = nearest(arm.stage, names) or f"Add the stage to {study.recipe.name}"
-            where = study.source.where(("arms", index))
+    for index, variant in enumerate(study.block.variants):
+        if variant.stage not in names:
+            fix = nearest(variant.stage, names) or f"Add the stage to {study.recipe.name}"
+            where = study.source.where(("variants", index))
             what = f"not a stage of {study.recipe.name}"
-            errors.append(ConfigError(what, where=where, got=arm.stage, allowed=", ".join(names), fix=fix))
+            errors.append(ConfigError(what, where=where, got=variant.stage, allowed=", ".join(names), fix=fix))
     raise_all(errors)
 
 
-def _split(study: Study, stages: Stages) -> tuple[tuple[ArmPlan, ...], tuple[StageRecord, ...]]:
-    """Each arm's own stages, and those that all arms begin with."""
+def _split(study: Study, stages: Stages) -> tuple[tuple[VariantPlan, ...], tuple[StageRecord, ...]]:
+    """Each variant's own stages, and those that all variants begin with."""
     parents = {name: parent for name, parent, _ in stages}
     chains: dict[str, list[str]] = {}
-    for arm in study.arms:
+    for variant in study.variants:
         chain: list[str] = []
-        name: str | None = arm
+        name: str | None = variant
         while name is not None:
             chain.insert(0, name)
             name = parents[name]
-        chains[arm] = chain
+        chains[variant] = chain
     shared = set.intersection(*(set(chain) for chain in chains.values())) if len(chains) > 1 else set()
     needed = set().union(*chains.values())
     records = {record.name: record for record in _records([item for item in stages if item[0] in needed])}
-    arms = tuple(
-        ArmPlan(arm, label, tuple(records[name] for name in chains[arm] if name not in shared))
-        for arm, label in study.arms.items()
+    variants = tuple(
+        VariantPlan(variant, label, tuple(records[name] for name in chains[variant] if name not in shared))
+        for variant, label in study.variants.items()
     )
-    return arms, tuple(record for name, record in records.items() if name in shared)
+    return variants, tuple(record for name, record in records.items() if name in shared)
 
 
 def _records(stages: Stages) -> list[StageRecord]:
@@ -255,7 +256,7 @@ def _record(name: str, config: RunConfig) -> StageRecord:
     args = build_args(config, output_dir=str(config.trainer.output_dir))
     if args.max_steps < 1 and "num_train_epochs" not in config.trainer.fields:
         where = config.where("trainer", "max_steps")
-        fix = "Write trainer.max_steps or num_train_epochs, so that arms can be compared before they run"
+        fix = "Write trainer.max_steps or num_train_epochs, so that variants can be compared before they run"
         raise ConfigError(f"the steps of {name} are not known beforehand", where=where, fix=fix)
     steps = args.max_steps if args.max_steps > 0 else _steps_of_epochs(config)
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
@@ -277,26 +278,28 @@ def _steps_of_epochs(config: RunConfig) -> int:
 
 def _unequal_training(plan: Plan) -> list[PosttrainError]:
     study = plan.study
-    if len(plan.arms) < 2:
+    if len(plan.variants) < 2:
         return []
-    usual = Counter(arm.amount for arm in plan.arms if arm.stage not in study.block.unequal).most_common(1)
-    reference = usual[0][0] if usual else plan.arms[0].amount
-    like = next(arm for arm in plan.arms if arm.amount == reference)
+    usual = Counter(
+        variant.amount for variant in plan.variants if variant.stage not in study.block.unequal
+    ).most_common(1)
+    reference = usual[0][0] if usual else plan.variants[0].amount
+    like = next(variant for variant in plan.variants if variant.amount == reference)
     errors: list[PosttrainError] = []
-    for arm in plan.arms:
-        stated = arm.stage in study.block.unequal
-        if arm.amount != reference and not stated:
+    for variant in plan.variants:
+        stated = variant.stage in study.block.unequal
+        if variant.amount != reference and not stated:
             errors.append(
                 ConfigError(
-                    f"the arm {arm.stage} is not trained like {like.stage}: {arm.amount_text()}, not "
+                    f"the variant {variant.stage} is not trained like {like.stage}: {variant.amount_text()}, not "
                     f"{like.amount_text()}",
-                    where=study.source.where(("arms", list(study.arms).index(arm.stage))),
-                    fix=f"Make them equal in {study.recipe.name}, or say why not: unequal: {{{arm.stage}: reason}}",
+                    where=study.source.where(("variants", list(study.variants).index(variant.stage))),
+                    fix=f"Make them equal in {study.recipe.name}, or say why: unequal: {{{variant.stage}: reason}}",
                 )
             )
-        if arm.amount == reference and stated and usual:
-            where = study.source.where(("unequal", arm.stage))
-            what = f"this arm is trained like the others: {arm.amount_text()}"
+        if variant.amount == reference and stated and usual:
+            where = study.source.where(("unequal", variant.stage))
+            what = f"this variant is trained like the others: {variant.amount_text()}"
             errors.append(ConfigError(what, where=where, fix="Remove the line"))
     return errors
 
@@ -306,20 +309,20 @@ def _unequal_evaluation(plan: Plan) -> list[PosttrainError]:
     study = plan.study
     errors: list[PosttrainError] = []
     settings: dict[str, dict[str, Any]] = {}
-    for index, arm in enumerate(study.arms):
-        found = loss_settings(configs[arm]) if is_of_losses(study) else _evaluation(configs[arm])
+    for index, variant in enumerate(study.variants):
+        found = loss_settings(configs[variant]) if is_of_losses(study) else _evaluation(configs[variant])
         if found is None:
-            where = study.source.where(("arms", index))
+            where = study.source.where(("variants", index))
             needed = "data.validation" if is_of_losses(study) else "data.eval and an eval block"
             fix = f"Write {needed} in {study.recipe.name}"
-            errors.append(ConfigError("this arm is not evaluated", where=where, got=arm, fix=fix))
+            errors.append(ConfigError("this variant is not evaluated", where=where, got=variant, fix=fix))
             continue
-        settings[arm] = found
+        settings[variant] = found
         first, others = next(iter(settings.items()))
         differ = sorted(key for key in found if found[key] != others[key])
         if differ:
-            what = f"the arm {arm} is not evaluated like {first}: {', '.join(differ)} differ"
-            where = study.source.where(("arms", index))
+            what = f"the variant {variant} is not evaluated like {first}: {', '.join(differ)} differ"
+            where = study.source.where(("variants", index))
             errors.append(ConfigError(what, where=where, fix=f"Make them equal in {study.recipe.name}"))
     return errors
 
@@ -342,10 +345,10 @@ def _evaluation(config: RunConfig) -> dict[str, Any] | None:
 
 
 def _unknown_metrics(plan: Plan) -> list[PosttrainError]:
-    """Metrics that the evaluation of the arms will not have; nothing where that is a mistake itself."""
+    """Metrics that the evaluation of the variants will not have; nothing where that is a mistake itself."""
     if is_of_losses(plan.study):
         return unknown_losses(plan.study)
-    evaluated = [_evaluation(config) for name, _, config in plan.runs[0].stages if name in plan.study.arms]
+    evaluated = [_evaluation(config) for name, _, config in plan.runs[0].stages if name in plan.study.variants]
     found = next((settings for settings in evaluated if settings is not None), None)
     return [] if found is None else unknown_metrics(plan.study, found["num_generations"])
 

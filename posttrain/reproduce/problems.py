@@ -53,11 +53,11 @@ def _outdated(path: Path, name: str, result: StudyResult) -> list[str]:
         found += _not_as_planned(path.parent.name, claims, result)
     if result.changed:
         found.append(f"it was run with changes: {', '.join(result.changed)}")
-    for arm in result.arms:
-        if [seed.seed for seed in arm.seeds] != result.seeds:
-            found.append(f"arm {arm.stage} lacks seeds")
-        if any(seed.failed for seed in arm.seeds):
-            found.append(f"arm {arm.stage}: the verifier failed on completions, so there are no results")
+    for variant in result.variants:
+        if [seed.seed for seed in variant.seeds] != result.seeds:
+            found.append(f"variant {variant.stage} lacks seeds")
+        if any(seed.failed for seed in variant.seeds):
+            found.append(f"variant {variant.stage}: the verifier failed on completions, so there are no results")
     return found
 
 
@@ -70,15 +70,15 @@ def _not_as_claimed(study: Study, result: StudyResult) -> list[str]:
         "recipe": study.recipe.name,
         "seeds": list(block.seeds),
         "claims": [claim.model_dump() for claim in study.claims],
-        "arms": list(study.arms.items()),
-        "unequal": [block.unequal.get(stage) for stage in study.arms],
+        "variants": list(study.variants.items()),
+        "unequal": [block.unequal.get(stage) for stage in study.variants],
         "minutes.limit": block.minutes_limit,
     }
     stored = {
         **{key: getattr(result, key) for key in (*plain, "recipe", "seeds")},
         "claims": [item.definition for item in result.claims],
-        "arms": [(arm.stage, arm.label) for arm in result.arms],
-        "unequal": [arm.unequal for arm in result.arms],
+        "variants": [(variant.stage, variant.label) for variant in result.variants],
+        "unequal": [variant.unequal for variant in result.variants],
         "minutes.limit": result.minutes.limit,
     }
     return [f"{key} is not that of {study.path.name}" for key in written if written[key] != stored[key]]
@@ -92,11 +92,15 @@ def _not_as_planned(key: str, claims: Path, result: StudyResult) -> list[str]:
         return [str(error)]
     found = []
     methods = {name: config.method.name for name, _, config in plan.runs[0].stages}
-    planned = {arm.stage: (methods[arm.stage], list(arm.own)) for arm in plan.arms}
-    for arm in result.arms:
-        trainer, stages = planned.get(arm.stage, (arm.trainer, arm.stages))
-        found += [f"arms.{arm.stage}.trainer is not that of {result.recipe}"] if arm.trainer != trainer else []
-        found += [f"arms.{arm.stage}.stages is not that of {result.recipe}"] if arm.stages != stages else []
+    planned = {variant.stage: (methods[variant.stage], list(variant.own)) for variant in plan.variants}
+    for variant in result.variants:
+        trainer, stages = planned.get(variant.stage, (variant.trainer, variant.stages))
+        found += (
+            [f"variants.{variant.stage}.trainer is not that of {result.recipe}"] if variant.trainer != trainer else []
+        )
+        found += (
+            [f"variants.{variant.stage}.stages is not that of {result.recipe}"] if variant.stages != stages else []
+        )
     if result.preparation != list(plan.preparation):
         found.append(f"preparation is not that of {result.recipe}")
     return found

@@ -53,9 +53,9 @@ def write_report(plan: Plan, result: StudyResult) -> Path:
         write_atomic(plan.output / "plots" / f"{name}.png", content)
     parts += ["", "![paired differences](plots/differences.png)", ""]
     parts += [
-        "## Arms",
+        "## Variants",
         "",
-        arms_table(result),
+        variants_table(result),
         "",
         *_unequal(result),
         losses_table(result) if result.metric.startswith(PREFIX) else _verdicts(result),
@@ -81,19 +81,19 @@ def _claim_text(item: ClaimResult) -> str:
     return f"- **{held}** – {escape(item.definition['statement'])} {escape(item.decision.sentence)}"
 
 
-def arms_table(result: StudyResult) -> str:
-    """One line an arm: the metric over seeds and what it cost, means over seeds."""
-    header = ["arm", "method", result.metric, "lowest to highest", "steps", "prompts", "generated tokens"]
+def variants_table(result: StudyResult) -> str:
+    """One line a variant: the metric over seeds and what it cost, means over seeds."""
+    header = ["variant", "method", result.metric, "lowest to highest", "steps", "prompts", "generated tokens"]
     header += ["demonstrations", "training time"]
     rows = []
-    for arm in result.arms:
-        spread = arm.spread
+    for variant in result.variants:
+        spread = variant.spread
         low, high = _value(spread.min, None, result.metric), _value(spread.max, None, result.metric)
-        row = [escape(arm.label), escape(" → ".join(stage.trainer for stage in arm.stages) or arm.trainer)]
+        row = [escape(variant.label), escape(" → ".join(stage.trainer for stage in variant.stages) or variant.trainer)]
         row += [_value(spread.mean, spread.stderr, result.metric), f"{low} to {high}"]
-        row += [number(arm.steps), number(arm.prompts)]
-        row += [number(_mean([getattr(seed, name) for seed in arm.seeds])) for name in _COUNTED]
-        rows.append([*row, duration(_mean([seed.seconds for seed in arm.seeds]))])
+        row += [number(variant.steps), number(variant.prompts)]
+        row += [number(_mean([getattr(seed, name) for seed in variant.seeds])) for name in _COUNTED]
+        rows.append([*row, duration(_mean([seed.seconds for seed in variant.seeds]))])
     return table(header, rows)
 
 
@@ -101,22 +101,22 @@ _COUNTED = ("generated_tokens", "demonstrations")
 
 
 def seeds_table(result: StudyResult) -> str:
-    """The metric of every arm on every seed, with the error over prompts where there is one."""
+    """The metric of every variant on every seed, with the error over prompts where there is one."""
     rows = []
-    for arm in result.arms:
-        row = [escape(arm.label)]
-        for seed in arm.seeds:
+    for variant in result.variants:
+        row = [escape(variant.label)]
+        for seed in variant.seeds:
             error = seed.accuracy_stderr if result.metric == "accuracy" else None
             row.append(_value(seed.values[result.metric], error, result.metric))
         rows.append(row)
-    return table(["arm", *(f"seed {seed}" for seed in result.seeds)], rows)
+    return table(["variant", *(f"seed {seed}" for seed in result.seeds)], rows)
 
 
 def comparisons_table(result: StudyResult) -> str:
     """Every paired difference of every claim."""
     rows = []
     for item in result.claims:
-        claim, labels = claim_of(item.definition), {arm.stage: arm.label for arm in result.arms}
+        claim, labels = claim_of(item.definition), {variant.stage: variant.label for variant in result.variants}
         scale = scale_for(claim, result)
         for row in item.decision.comparisons:
             against = labels[row.baseline] if row.baseline else f"{claim.metric}, last minus first"
@@ -129,26 +129,27 @@ def comparisons_table(result: StudyResult) -> str:
 
 def _unequal(result: StudyResult) -> list[str]:
     lines = [
-        f"- {escape(arm.label)} is trained unlike the others ({arm.steps} steps, {number(arm.prompts)} prompts): "
-        f"{escape(arm.unequal)}"
-        for arm in result.arms
-        if arm.unequal
+        f"- {escape(variant.label)} is trained unlike the others "
+        f"({variant.steps} steps, {number(variant.prompts)} prompts): "
+        f"{escape(variant.unequal)}"
+        for variant in result.variants
+        if variant.unequal
     ]
-    counted = {arm.label: _mean([seed.trained_prompts for seed in arm.seeds]) for arm in result.arms}
+    counted = {variant.label: _mean([seed.trained_prompts for seed in variant.seeds]) for variant in result.variants}
     lines += [
-        f"- {escape(arm.label)} drew {number(count)} prompts as counted, {number(arm.prompts)} as planned."
-        for arm, count in ((arm, counted[arm.label]) for arm in result.arms)
-        if count is not None and not math.isclose(count, arm.prompts)
+        f"- {escape(variant.label)} drew {number(count)} prompts as counted, {number(variant.prompts)} as planned."
+        for variant, count in ((variant, counted[variant.label]) for variant in result.variants)
+        if count is not None and not math.isclose(count, variant.prompts)
     ]
     return [*lines, ""] if lines else []
 
 
 def _verdicts(result: StudyResult) -> str:
-    """How many completions of the final evaluations no verdict was given on, by arm and seed."""
+    """How many completions of the final evaluations no verdict was given on, by variant and seed."""
     found = [
-        f"{escape(arm.label)}, seed {seed.seed}: {seed.unscored} ({seed.failed} because the verifier failed)"
-        for arm in result.arms
-        for seed in arm.seeds
+        f"{escape(variant.label)}, seed {seed.seed}: {seed.unscored} ({seed.failed} because the verifier failed)"
+        for variant in result.variants
+        for seed in variant.seeds
         if seed.unscored
     ]
     if not found:
@@ -194,8 +195,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _curves(plan: Plan, result: StudyResult) -> dict[str, bytes]:
     """Evaluations over steps, the accuracy of rollouts, and the metric of each change claim: mean over seeds."""
-    trained = [arm for arm in result.arms if arm.stages]
-    folders = {arm.label: [RunFolder(run.stage_folder(arm.stage)) for run in plan.runs] for arm in trained}
+    trained = [variant for variant in result.variants if variant.stages]
+    folders = {variant.label: [RunFolder(run.stage_folder(variant.stage)) for run in plan.runs] for variant in trained}
 
     def evaluated(folder: RunFolder) -> dict[float, float]:
         return {step: accuracy for step, accuracy, _ in folder.evaluation_points() if math.isfinite(accuracy)}
@@ -213,7 +214,7 @@ def _curves(plan: Plan, result: StudyResult) -> dict[str, bytes]:
             wanted[metric.replace("/", "_")] = (metric, logged(metric))
     drawn = {}
     for name, (label, read) in wanted.items():
-        content = overlay({arm: [read(folder) for folder in found] for arm, found in folders.items()}, label)
+        content = overlay({variant: [read(folder) for folder in found] for variant, found in folders.items()}, label)
         if content is not None:
             drawn[name] = content
     return drawn

@@ -1,6 +1,6 @@
 """`recipes/<key>/RESULTS.json`: what the studies of a method measured, and what follows from it.
 
-Per arm and seed it holds what was measured. Means, differences, intervals and verdicts are derived from that by
+Per variant and seed it holds what was measured. Means, differences, intervals and verdicts are derived from that by
 `derived`; `posttrain.reproduce.problems` says where a file disagrees with them, with claims.yaml or with the recipe.
 """
 
@@ -44,7 +44,7 @@ class Ends(Block):
 
 
 class SeedResult(Block):
-    """What one arm did on one seed. Costs are those of the arm's own stages, without shared preparation."""
+    """What one variant did on one seed. Costs are those of the variant's own stages, without shared preparation."""
 
     seed: int
     values: dict[str, float] = Field(description="metric of the evaluation -> value")
@@ -59,11 +59,11 @@ class SeedResult(Block):
     demonstrations: float | None = Field(description="demonstrations trained on; null = not counted")
     demonstration_tokens: float | None
     seconds: float = Field(description="in training, on this machine, beside other jobs")
-    run_sha256: str = Field(description="of the file run.json of the arm's last stage, as stored")
+    run_sha256: str = Field(description="of the file run.json of the variant's last stage, as stored")
 
 
 class StageRecord(Block):
-    """One stage of an arm."""
+    """One stage of a variant."""
 
     name: str
     trainer: str = Field(description="key in the registry")
@@ -80,8 +80,8 @@ class Spread(Block):
     max: float
 
 
-class ArmResult(Block):
-    """One arm on all seeds. `spread` is that of the study's metric."""
+class VariantResult(Block):
+    """One variant on all seeds. `spread` is that of the study's metric."""
 
     stage: str
     label: str
@@ -146,8 +146,8 @@ class StudyResult(Block):
     minutes: Minutes
     recipe: str
     recipe_sha256: str = Field(description="of the recipe's values, comments left out")
-    preparation: list[StageRecord] = Field(description="stages that all arms share")
-    arms: list[ArmResult]
+    preparation: list[StageRecord] = Field(description="stages that all variants share")
+    variants: list[VariantResult]
     claims: list[ClaimResult]
 
 
@@ -201,23 +201,23 @@ def spread_of(seeds: list[SeedResult], metric: str) -> Spread:
     return Spread(mean=mean, stderr=stderr if math.isfinite(stderr) else None, min=min(values), max=max(values))
 
 
-def decision_of(claim: Claim, arms: Mapping[str, ArmResult], metric: str) -> Decision:
-    """Decide a claim from the values of its arms.
+def decision_of(claim: Claim, variants: Mapping[str, VariantResult], metric: str) -> Decision:
+    """Decide a claim from the values of its variants.
 
     Args:
         claim: as written in claims.yaml.
-        arms: by stage.
+        variants: by stage.
         metric: the study's; a claim about a difference may name its own.
     """
-    labels = {name: arm.label for name, arm in arms.items()}
+    labels = {name: variant.label for name, variant in variants.items()}
     if isinstance(claim, ChangeClaim):
-        ends = [seed.changes[claim.name] for seed in arms[claim.arm].seeds]
+        ends = [seed.changes[claim.name] for seed in variants[claim.variant].seeds]
         rows = [change([pair.last - pair.first for pair in ends])]
         return decide(claim, rows, scale="", labels=labels)
     metric = claim.metric or metric
 
-    def values(arm: str) -> dict[int, float]:
-        return {seed.seed: seed.values[metric] for seed in arms[arm].seeds}
+    def values(variant: str) -> dict[int, float]:
+        return {seed.seed: seed.values[metric] for seed in variants[variant].seeds}
 
     rows = [difference(baseline, values(baseline), values(claim.treatment)) for baseline in claim.baselines]
     return decide(claim, rows, scale=scale_of(metric), labels=labels)
@@ -231,19 +231,19 @@ def claim_of(definition: Mapping[str, Any]) -> Claim:
 
 def derived(result: StudyResult) -> StudyResult:
     """The same study with every derived number computed anew from its per-seed values."""
-    arms = [
-        arm.model_copy(
+    variants = [
+        variant.model_copy(
             update={
-                "steps": sum(stage.steps for stage in arm.stages),
-                "prompts": math.fsum(stage.steps * stage.prompts_per_step for stage in arm.stages),
-                "spread": spread_of(arm.seeds, result.metric),
+                "steps": sum(stage.steps for stage in variant.stages),
+                "prompts": math.fsum(stage.steps * stage.prompts_per_step for stage in variant.stages),
+                "spread": spread_of(variant.seeds, result.metric),
             }
         )
-        for arm in result.arms
+        for variant in result.variants
     ]
-    by_stage = {arm.stage: arm for arm in arms}
+    by_stage = {variant.stage: variant for variant in variants}
     claims = [
         item.model_copy(update={"decision": decision_of(claim_of(item.definition), by_stage, result.metric)})
         for item in result.claims
     ]
-    return result.model_copy(update={"arms": arms, "claims": claims})
+    return result.model_copy(update={"variants": variants, "claims": claims})

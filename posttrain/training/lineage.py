@@ -35,7 +35,7 @@ def lineage(
 
     Returns:
         For each: stage, method, seed, training rows with their hash, hash of the parent's weights, and what the preset
-        says (arm, task, place, order).
+        says (variant, task, place, order).
     """
     if config.stage is None:
         return None
@@ -73,7 +73,7 @@ def write_model_card(folder: Path, run: Mapping[str, Any]) -> None:
 
 
 def refuse_changed_order(config: Any, folder: Path, *, is_main: bool = True) -> None:
-    """Raise ResumeError where the same arm was begun with its tasks in another order.
+    """Raise ResumeError where the same variant was begun with its tasks in another order.
 
     With `trainer.resume: never` the main process sets those runs aside instead.
     """
@@ -83,7 +83,7 @@ def refuse_changed_order(config: Any, folder: Path, *, is_main: bool = True) -> 
         return
     for path in sorted(folder.parent.glob("*/run.json")):
         recorded = (json.loads(path.read_text(encoding="utf-8")).get("lineage") or [{}])[-1]
-        if recorded.get("arm") == own["arm"] and recorded.get("order") not in (None, own["order"]):
+        if recorded.get("variant") == own["variant"] and recorded.get("order") not in (None, own["order"]):
             if anew:
                 set_aside(path.parent)
                 continue

@@ -2,7 +2,7 @@
 
 A tiny untrained model that may not stop by itself: every rollout runs into its limit, so the figure is the most that
 the limit can save. The budget falls from B_0 to gamma * B_0 over the run, as in recipes/rmt. Timed is all of `train()`
-(generation, rewards and updates; not the scoring of the corpus), after a short run that is not counted. Each arm runs
+(generation, rewards and updates; not the scoring of the corpus), after a short run that is not counted. Each runs
 `--repeats` times in turn with the other; printed are generated tokens, the median of the seconds, and the ratios.
 
     python scripts/bench/completion_limit.py [--steps 12] [--budget 64] [--hidden-size 64] [--repeats 3]
@@ -71,7 +71,7 @@ def measure(limit: str, folder: Path, *, steps: int, budget: int, size: int) -> 
 
 
 def main() -> None:
-    """Run both arms and print them."""
+    """Run both variants and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--budget", type=int, default=64)

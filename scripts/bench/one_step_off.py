@@ -1,9 +1,10 @@
 """What `rollout.generate_ahead` gains and costs: GRPO with and without it against one vLLM server, in one process.
 
 A tiny model learns two-digit sums from demonstrations for a while, then by GRPO from there, `--steps` steps for each
-seed and arm, the arms in turn. Printed for each arm: seconds a step (median over seeds), the solved fraction of the
-rollouts of the last quarter of the steps (mean and standard error over seeds), the mean difference of the engine's and
-the trainer's log-probabilities, and the ratios between the arms. Needs vLLM: scripts/setup.sh dev vllm.
+seed and variant, the variants in turn. Printed for each variant: seconds a step (median over seeds), the solved
+fraction of the rollouts of the last quarter of the steps (mean and standard error over seeds), the mean difference of
+the engine's and the trainer's log-probabilities, and the ratios between the variants. Needs vLLM: scripts/setup.sh
+dev vllm.
 
     python scripts/bench/one_step_off.py [--steps 60] [--seeds 3] [--learning-rate 5e-4]
 """
@@ -92,7 +93,7 @@ def measured(folder: Path) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    """Run both arms and print the table."""
+    """Run both variants and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=3)

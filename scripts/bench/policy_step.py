@@ -79,12 +79,12 @@ def build(trainer_class: type, config_class: type, model_dir: Path, folder: str,
 
 
 def main() -> None:
-    """Take the arms in turn and print the table."""
+    """Take the variants in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hidden-size", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocabulary", type=int, default=8000, help="rows of the output head")
-    parser.add_argument("--steps", type=int, default=8, help="timed steps of each arm")
+    parser.add_argument("--steps", type=int, default=8, help="timed steps of each variant")
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -97,16 +97,16 @@ def main() -> None:
         model.resize_token_embeddings(chosen.vocabulary)
         model.save_pretrained(model_dir)
         trl = {"loss_type": "dr_grpo", "scale_rewards": "none"}
-        arms = {
+        variants = {
             "posttrain": build(PolicyTrainer, PolicyConfig, model_dir, f"{folder}/a", preset="dr_grpo"),
             "trl": build(
                 GRPOTrainer, GRPOConfig, model_dir, f"{folder}/b", bf16=False, gradient_checkpointing=False, **trl
             ),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in arms}
+        seconds: dict[str, list[float]] = {name: [] for name in variants}
         norms: dict[str, float] = {}
         for step in range(chosen.steps + 1):
-            for name, trainer in arms.items():
+            for name, trainer in variants.items():
                 began = time.perf_counter()
                 trainer.train()
                 if step:  # the first is warm-up

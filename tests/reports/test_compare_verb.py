@@ -55,7 +55,7 @@ def test_options_reach_the_comparison(compare, runs, tmp_path):
         (["nowhere"], "error: nowhere: no such folder (allowed: a run's folder (with run.json)"),
         (
             ["--baseline", "x", "{runs}"],
-            "error: --baseline: no arm of this name (got 'x'; allowed: one of: grpo, hpt)",
+            "error: --baseline: no variant of this name (got 'x'; allowed: one of: grpo, hpt)",
         ),
         (["--metric", "x", "{runs}"], "error: --metric: no evaluation has this number (got 'x'; allowed: one of: acc"),
         (["--output", "{runs}/hpt-0", "{runs}"], "this folder is a run and has a report of its own"),

@@ -12,11 +12,11 @@ from markdown_it import MarkdownIt
 
 from posttrain.errors import ConfigError
 from posttrain.evaluation.results import EvalSettings
-from posttrain.reports.arms import Arm
 from posttrain.reports.comparability import settings_table, warnings
 from posttrain.reports.comparison import Comparison
 from posttrain.reports.comparison_report import answer, describe, write_comparison
 from posttrain.reports.measure import Measure
+from posttrain.reports.variants import Variant
 from tests.reports.recorded import record, result
 
 METRICS = {
@@ -32,15 +32,17 @@ METRICS = {
 }
 
 
-def arm(root, name, afters, **more):
+def variant(root, name, afters, **more):
     config = {"method.name": name, **more.pop("config", {})}
     more = {"metrics": METRICS, "config": config, **more}
-    return Arm.of(name, *[record(root / name / str(i), seed=i, after=found, **more) for i, found in enumerate(afters)])
+    return Variant.of(
+        name, *[record(root / name / str(i), seed=i, after=found, **more) for i, found in enumerate(afters)]
+    )
 
 
 @pytest.fixture
 def comparison(tmp_path):
-    return Comparison((arm(tmp_path, "grpo", [1, 2, 2]), arm(tmp_path, "hpt", [2, 2, 4])))
+    return Comparison((variant(tmp_path, "grpo", [1, 2, 2]), variant(tmp_path, "hpt", [2, 2, 4])))
 
 
 class Page(HTMLParser):
@@ -91,28 +93,36 @@ def test_the_answer_comes_first_with_its_test_and_its_uncertainty(comparison):
 
 
 def test_one_seed_is_not_passed_off_as_more(tmp_path):
-    text = answer(Comparison((arm(tmp_path, "grpo", [0]), arm(tmp_path, "hpt", [4]))))
+    text = answer(Comparison((variant(tmp_path, "grpo", [0]), variant(tmp_path, "hpt", [4]))))
     assert "(one seed each)" in text and "All pairs differ by the same amount" in text
-    text = answer(Comparison((arm(tmp_path, "a", [[False] * 20]), arm(tmp_path, "b", [[True] * 19 + [False]]))))
+    text = answer(
+        Comparison((variant(tmp_path, "a", [[False] * 20]), variant(tmp_path, "b", [[True] * 19 + [False]])))
+    )
     assert "paired t-test over 20 prompts" in text
     assert "one seed does not say what another would give" in text
 
 
 def test_several_tests_are_counted(tmp_path):
-    arms = (arm(tmp_path, "a", [1, 2, 2]), arm(tmp_path, "b", [2, 2, 4]), arm(tmp_path, "c", [2, 4, 3]))
-    document = describe(Comparison(arms))
+    variants = (
+        variant(tmp_path, "a", [1, 2, 2]),
+        variant(tmp_path, "b", [2, 2, 4]),
+        variant(tmp_path, "c", [2, 4, 3]),
+    )
+    document = describe(Comparison(variants))
     (section,) = [part for part in document.sections if part.title == "Test against a"]
     assert "p, adjusted (Holm)" in section.table.header and "2 tests at once." in section.remark
     assert "adjusted for 2 tests" in document.answer
 
 
 @pytest.mark.parametrize("finals", [[None, None], [2, None]])
-def test_arms_without_a_result_are_shown_as_such(tmp_path, finals):
-    comparison = Comparison(tuple(arm(tmp_path, f"arm{i}", [after], steps=2) for i, after in enumerate(finals)))
+def test_variants_without_a_result_are_shown_as_such(tmp_path, finals):
+    comparison = Comparison(
+        tuple(variant(tmp_path, f"variant{i}", [after], steps=2) for i, after in enumerate(finals))
+    )
     document = describe(comparison)
-    assert table_of(document, "Result")["arm1"][3] == "unfinished, 2 of 4 steps"
-    assert any(line.startswith("arm1: unfinished, 2 of 4 steps.") for line in warnings(comparison))
-    known = "No arm has an evaluation after training yet" if finals[0] is None else "nothing to compare it with"
+    assert table_of(document, "Result")["variant1"][3] == "unfinished, 2 of 4 steps"
+    assert any(line.startswith("variant1: unfinished, 2 of 4 steps.") for line in warnings(comparison))
+    known = "No variant has an evaluation after training yet" if finals[0] is None else "nothing to compare it with"
     assert known in document.answer
 
 
@@ -131,7 +141,7 @@ def test_tables_hold_the_numbers(comparison):
 
 
 def test_costs_that_are_not_recorded_are_said_to_be(tmp_path):
-    document = describe(Comparison((arm(tmp_path, "a", [1], metrics=None), arm(tmp_path, "b", [2]))))
+    document = describe(Comparison((variant(tmp_path, "a", [1], metrics=None), variant(tmp_path, "b", [2]))))
     assert table_of(document, "Cost")["generated tokens"] == ["not recorded", "400"]
 
 
@@ -166,11 +176,11 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize("case", DIFFERENT)
-def test_what_makes_arms_incomparable_is_said(tmp_path, case):
+def test_what_makes_variants_incomparable_is_said(tmp_path, case):
     more, expected = DIFFERENT[case]
-    first = Arm.of("a", record(tmp_path / "a", metrics={"cost/prompts": 8}))
+    first = Variant.of("a", record(tmp_path / "a", metrics={"cost/prompts": 8}))
     assert clean(warnings(Comparison((first,)))) == []
-    second = Arm.of("b", record(tmp_path / "b", **{"metrics": {"cost/prompts": 8}, **more}))
+    second = Variant.of("b", record(tmp_path / "b", **{"metrics": {"cost/prompts": 8}, **more}))
     found = clean(warnings(Comparison((first, second))))
     assert any(re.search(expected, line) for line in found), found
 
@@ -181,26 +191,28 @@ def clean(lines):
 
 
 def test_models_from_earlier_runs_are_compared_by_the_recipes_of_those(tmp_path):
-    arms = []
+    variants = []
     for name, rate in (("x", 0.1), ("y", 0.2)):
         earlier = record(tmp_path / name / "warm", config={"trainer.learning_rate": rate})
         parent = {"start_from": {"model": str(earlier / "model"), "run": name}}
-        arms.append(Arm.of(name, record(tmp_path / name / "rl", config=parent)))
-    arms.append(Arm.of("z", record(tmp_path / "z")))
-    (line,) = [line for line in warnings(Comparison(tuple(arms))) if line.startswith("The models at the start")]
+        variants.append(Variant.of(name, record(tmp_path / name / "rl", config=parent)))
+    variants.append(Variant.of("z", record(tmp_path / "z")))
+    (line,) = [line for line in warnings(Comparison(tuple(variants))) if line.startswith("The models at the start")]
     assert line == (
         "The models at the start differ: start_from warm, start_from.trainer.learning_rate 0.1 in x; "
         "start_from warm, start_from.trainer.learning_rate 0.2 in y; start_from no earlier run in z."
     )
-    assert settings_table(arms) == [
+    assert settings_table(variants) == [
         ("start_from", ["warm", "warm", "not set"]),
         ("start_from.trainer.learning_rate", ["0.1", "0.2", "not set"]),
     ]
 
 
 def test_equal_values_are_named_once(tmp_path):
-    arms = [Arm.of(name, record(tmp_path / name, steps=steps)) for name, steps in (("a", 4), ("b", 4), ("c", 3))]
-    assert "The numbers of optimizer steps differ: 4 in a and b; 3 in c." in warnings(Comparison(tuple(arms)))
+    variants = [
+        Variant.of(name, record(tmp_path / name, steps=steps)) for name, steps in (("a", 4), ("b", 4), ("c", 3))
+    ]
+    assert "The numbers of optimizer steps differ: 4 in a and b; 3 in c." in warnings(Comparison(tuple(variants)))
 
 
 def test_versions_and_commits_are_compared(tmp_path):
@@ -210,7 +222,7 @@ def test_versions_and_commits_are_compared(tmp_path):
         run = json.loads((folder / "run.json").read_text())
         run["versions"]["trl"] = "0.1" if folder.name == "b" else run["versions"]["trl"]
         (folder / "run.json").write_text(json.dumps({**run, **facts}))
-    lines = warnings(Comparison((Arm.of("a", folders[0]), Arm.of("b", folders[1]))))
+    lines = warnings(Comparison((Variant.of("a", folders[0]), Variant.of("b", folders[1]))))
     assert any(re.search(r"versions of libraries differ: trl [\d.]+ in a; trl 0\.1 in b\.", line) for line in lines)
     assert "The commits of posttrain differ: cccccccccccc… in a; dddddddddddd… in b." in lines
     assert any(line.endswith("all that ran: b.") and "changes beyond its commit" in line for line in lines)
@@ -219,18 +231,21 @@ def test_versions_and_commits_are_compared(tmp_path):
 def test_health_warnings_of_the_runs_are_repeated(tmp_path):
     folder = record(tmp_path / "a")
     (folder / "health.json").write_text(json.dumps({"warnings": [{"step": 3, "text": "too long."}], "checks": {}}))
-    assert "a, during training: too long." in warnings(Comparison((Arm.of("a", folder),)))
+    assert "a, during training: too long." in warnings(Comparison((Variant.of("a", folder),)))
 
 
-def test_arms_pooled_by_name_and_copies_are_pointed_out(tmp_path):
+def test_variants_pooled_by_name_and_copies_are_pointed_out(tmp_path):
     folders = [record(tmp_path / "0"), record(tmp_path / "1", config={"trainer.learning_rate": 1.0})]
-    lines = warnings(Comparison((Arm.of("x", *folders),)))
+    lines = warnings(Comparison((Variant.of("x", *folders),)))
     assert "x: its runs differ in more than their seeds: trainer.learning_rate." in lines
-    assert any("another run of this arm has the same seeds" in line for line in lines)
+    assert any("another run of this variant has the same seeds" in line for line in lines)
 
 
-def test_settings_that_one_arm_lacks_are_listed(tmp_path):
-    first, second = arm(tmp_path, "a", [1]), arm(tmp_path, "b", [1], config={"trainer.beta": 0.1, "method.name": "a"})
+def test_settings_that_one_variant_lacks_are_listed(tmp_path):
+    first, second = (
+        variant(tmp_path, "a", [1]),
+        variant(tmp_path, "b", [1], config={"trainer.beta": 0.1, "method.name": "a"}),
+    )
     assert settings_table((first, second)) == [("trainer.beta", ["not set", "0.1"])]
 
 
@@ -286,12 +301,12 @@ HOSTILE = [
 def test_no_text_becomes_markup(tmp_path, text):
     name = text[:60]
     hostile = [
-        Arm.of(name, record(tmp_path / "a", completion=text, prompt=text)),
-        arm(tmp_path, "hpt", [2], prompt=text),
+        Variant.of(name, record(tmp_path / "a", completion=text, prompt=text)),
+        variant(tmp_path, "hpt", [2], prompt=text),
     ]
     path = write_comparison(tmp_path / "out", Comparison(tuple(hostile)))
     plain = write_comparison(
-        tmp_path / "plain", Comparison((Arm.of("x", record(tmp_path / "b")), arm(tmp_path / "p", "hpt", [2])))
+        tmp_path / "plain", Comparison((Variant.of("x", record(tmp_path / "b")), variant(tmp_path / "p", "hpt", [2])))
     )
     page, expected = Page(path.read_text(encoding="utf-8")), Page(plain.read_text(encoding="utf-8"))
     assert page.tags == expected.tags and page.open == []
@@ -306,7 +321,7 @@ def test_no_text_becomes_markup(tmp_path, text):
 
 
 def test_long_completions_are_shortened_with_a_note(tmp_path):
-    path = write_comparison(tmp_path / "out", Comparison((arm(tmp_path, "a", [2], completion="y" * 5000),)))
+    path = write_comparison(tmp_path / "out", Comparison((variant(tmp_path, "a", [2], completion="y" * 5000),)))
     assert "… (4500 more characters)" in path.read_text() and "y" * 501 not in path.read_text()
 
 
@@ -316,7 +331,7 @@ def test_the_report_of_a_run_is_not_overwritten(comparison, tmp_path):
 
 
 def test_other_measures_are_named_throughout(tmp_path):
-    arms = (arm(tmp_path, "a", [1], length=3), arm(tmp_path, "b", [1], length=5))
-    document = describe(Comparison(arms, Measure("mean_length")))
+    variants = (variant(tmp_path, "a", [1], length=3), variant(tmp_path, "b", [1], length=5))
+    document = describe(Comparison(variants, Measure("mean_length")))
     assert document.answer.startswith("b ended highest, at 5, against 3 for a (one seed each).")
     assert "solved" not in document.answer and table_of(document, "Result: mean_length")["b"][2] == "5"

@@ -134,7 +134,7 @@ def test_the_mean_covers_the_steps_that_every_seed_has():
     assert "a ends at 0.5; b ends at 0.9" in plots.curves({"a": [stopped, finished], "b": [finished]})["reward"].alt
 
 
-def test_many_arms_get_a_plot_for_each_outcome_of_the_groups():
+def test_many_variants_get_a_plot_for_each_outcome_of_the_groups():
     run = [events(**{"groups/all_wrong": [0.5, 0.4], "groups/mixed": [0.5, 0.6], "groups/all_correct": [0.0, 0.0]})]
     assert list(plots.curves({"a": run, "b": run})) == ["groups"]
     drawn = plots.curves({"a": run, "b": run, "c": run})
@@ -145,7 +145,7 @@ def test_many_arms_get_a_plot_for_each_outcome_of_the_groups():
 def test_a_long_legend_makes_the_plot_higher_instead_of_being_cut():
     short = {name: [events(reward=[0.1, 0.2])] for name in "abc"}
     long = {name * 40: runs for name, runs in short.items()}
-    heights = [pixels(plots.curves(arms)["reward"]).shape[0] for arms in (short, long)]
+    heights = [pixels(plots.curves(variants)["reward"]).shape[0] for variants in (short, long)]
     assert heights[0] == 396 and heights[1] == 396 + 22  # 3 lines in place of 1; two fit without more height
     left, right = pixels(plots.curves(long)["reward"])[300:, :3], pixels(plots.curves(long)["reward"])[300:, -3:]
     assert (left == 1).all() and (right == 1).all()

@@ -45,7 +45,7 @@ def train(model, tokenizer, rows, steps):
 
 
 @pytest.fixture(scope="module")
-def arms(tiny_dir, tiny_tokenizer, tmp_path_factory):
+def variants(tiny_dir, tiny_tokenizer, tmp_path_factory):
     """Two finished runs from the same model: one trained on two of the three words, one on all."""
     root = tmp_path_factory.mktemp("runs")
     for name, rows in (("some", [r for r in ROWS if r["answer"] != "<b>"]), ("all", ROWS)):
@@ -76,17 +76,17 @@ def section(markdown, title):
     return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", markdown, re.DOTALL | re.MULTILINE)[1]
 
 
-def test_the_training_of_this_test_taught_something(arms):
-    before, after = (arms["all"].read_evals()[name] for name in ("before", "after"))
+def test_the_training_of_this_test_taught_something(variants):
+    before, after = (variants["all"].read_evals()[name] for name in ("before", "after"))
     assert before["accuracy"] == 0.0 and after["accuracy"] == 1.0
-    assert arms["some"].read_evals()["after"]["per_group"]["<b>"]["accuracy"] < 1.0
+    assert variants["some"].read_evals()["after"]["per_group"]["<b>"]["accuracy"] < 1.0
 
 
-def test_run_json_tells_how_the_run_was_made_and_no_secret(arms):
-    record = arms["all"].read_run()
+def test_run_json_tells_how_the_run_was_made_and_no_secret(variants):
+    record = variants["all"].read_run()
     assert record["config"]["model"] == {"tiny": {"seed": 0}}
     assert record["config"]["hub"]["token"] == "<hidden>" == record["command"][-1].partition("=")[2]
-    assert "s3cr3t-value" not in arms["all"].run_path.read_text() + arms["all"].report_path.read_text()
+    assert "s3cr3t-value" not in variants["all"].run_path.read_text() + variants["all"].report_path.read_text()
     assert record["data"]["train"]["rows"] == 12 and len(record["data"]["train"]["sha256"]) == 64
     assert record["versions"]["torch"] == torch.__version__
     assert record["seeds"] == {"trainer": 3} and record["defaults"] == {"dtype": "float32"}
@@ -105,40 +105,42 @@ def test_an_earlier_attempt_is_kept_when_the_run_goes_on(tmp_path):
     assert [attempt["command"] for attempt in record["earlier_attempts"]] == [["first"], ["second"]]
 
 
-def test_evaluations_are_kept_with_their_completions(arms):
-    evals = arms["all"].read_evals()
+def test_evaluations_are_kept_with_their_completions(variants):
+    evals = variants["all"].read_evals()
     assert list(evals) == ["before", "after"]
     assert evals["after"]["step"] == 60 and evals["after"]["settings"]["max_new_tokens"] == 8
-    samples = arms["all"].read_samples("after")
+    samples = variants["all"].read_samples("after")
     assert [sample["index"] for sample in samples] == list(range(12))
     assert samples[0]["completion"] == "cat" and samples[0]["correct"] is True
-    assert (arms["all"].path / evals["after"]["completions"]).exists()
+    assert (variants["all"].path / evals["after"]["completions"]).exists()
 
 
 @pytest.mark.parametrize("name", ["../x", "a b", ""])
-def test_an_evaluation_name_that_is_no_file_name_is_refused(tmp_path, name, arms, tiny_dir, tiny_tokenizer):
+def test_an_evaluation_name_that_is_no_file_name_is_refused(tmp_path, name, variants, tiny_dir, tiny_tokenizer):
     model = AutoModelForCausalLM.from_pretrained(tiny_dir)
     result = evaluate(model, tiny_tokenizer, ROWS[:1], is_answer, settings=EvalSettings(max_new_tokens=1))
     with pytest.raises(ValueError, match="also a file name"):
         RunFolder(tmp_path).write_eval(name, result, step=0)
 
 
-def test_the_report_states_the_outcome_with_its_error(arms):
-    report = arms["some"].report_path.read_text()
-    after = arms["some"].read_evals()["after"]
-    value, stderr, count = paired_difference(arms["some"].read_samples("before"), arms["some"].read_samples("after"))
+def test_the_report_states_the_outcome_with_its_error(variants):
+    report = variants["some"].report_path.read_text()
+    after = variants["some"].read_evals()["after"]
+    value, stderr, count = paired_difference(
+        variants["some"].read_samples("before"), variants["some"].read_samples("after")
+    )
     assert count == 12
     assert f"a change of +{100 * value:.1f} ± {100 * stderr:.1f} percentage points on 12 prompts" in report
     expected = f"| after | {100 * after['accuracy']:.1f} ± {100 * after['accuracy_stderr']:.1f} % | 12 | 12 |"
     assert expected in section(report, "Result")
 
 
-def test_the_report_lists_groups_cost_and_provenance(arms):
-    report = arms["all"].report_path.read_text()
+def test_the_report_lists_groups_cost_and_provenance(variants):
+    report = variants["all"].report_path.read_text()
     groups = section(report, "By group")
     assert "| cat | 4 | 0.0 ± 0.0 % | 100.0 ± 0.0 % |" in groups and "&#60;b&#62;" in groups
     cost = section(report, "Cost")
-    tokens = arms["all"].read_metrics()[-1]["num_tokens"]
+    tokens = variants["all"].read_metrics()[-1]["num_tokens"]
     for row in (
         "| optimizer steps | 60 |",
         f"| tokens processed in training | {tokens:,} |",
@@ -149,8 +151,8 @@ def test_the_report_lists_groups_cost_and_provenance(arms):
     assert "run.json" in section(report, "How it was made")
 
 
-def test_every_plot_of_the_report_exists_and_shows_something(arms):
-    for folder in arms.values():
+def test_every_plot_of_the_report_exists_and_shows_something(variants):
+    for folder in variants.values():
         shown = re.findall(r"!\[[^]]*\]\((plots/[^)]+\.png)\)", folder.report_path.read_text())
         assert shown == ["plots/evaluation.png", "plots/loss.png"]
         for name in shown:
@@ -158,8 +160,8 @@ def test_every_plot_of_the_report_exists_and_shows_something(arms):
             assert content.startswith(b"\x89PNG") and len(content) > 5000
 
 
-def test_completions_stand_side_by_side_and_cannot_break_the_page(arms):
-    report = arms["all"].report_path.read_text()
+def test_completions_stand_side_by_side_and_cannot_break_the_page(variants):
+    report = variants["all"].report_path.read_text()
     table = section(report, "Completions")
     assert "| prompt | before | after |" in table
     assert "**correct**<br>cat" in table and "**wrong" in table
@@ -169,11 +171,11 @@ def test_completions_stand_side_by_side_and_cannot_break_the_page(arms):
     assert {len(re.findall("<t[dh]", row)) for row in rows} == {3}
 
 
-def test_a_report_can_be_written_from_whatever_there_is(tmp_path, arms):
+def test_a_report_can_be_written_from_whatever_there_is(tmp_path, variants):
     assert "There was no evaluation." in RunFolder(tmp_path / "nothing").write_report().read_text()
     only_after = RunFolder(tmp_path / "after")
     for name in ("eval.json", "completions/after.jsonl"):
-        content = (arms["all"].path / name).read_text()
+        content = (variants["all"].path / name).read_text()
         (only_after.path / name).parent.mkdir(parents=True, exist_ok=True)
         (only_after.path / name).write_text(content)
     evals = only_after.read_evals()
@@ -196,10 +198,10 @@ def test_partial_truncated_and_unscored_results_are_pointed_out(tmp_path, tiny_d
     assert "| before | 50.0 ± 50.0 % | 2 of 12 | 3 |" in report
 
 
-def test_a_change_within_its_error_is_called_chance(tmp_path, arms):
+def test_a_change_within_its_error_is_called_chance(tmp_path, variants):
     folder = RunFolder(tmp_path)
-    evals = arms["some"].read_evals()
-    samples = arms["some"].read_samples("before")
+    evals = variants["some"].read_evals()
+    samples = variants["some"].read_samples("before")
     changed = [{**sample, "correct": sample["index"] == 5} for sample in samples]
     (tmp_path / "completions").mkdir()
     for name, rows in (("before", samples), ("after", changed)):
@@ -211,9 +213,9 @@ def test_a_change_within_its_error_is_called_chance(tmp_path, arms):
     )
 
 
-def test_code_that_came_with_the_model_is_told_in_the_report(tmp_path, arms):
+def test_code_that_came_with_the_model_is_told_in_the_report(tmp_path, variants):
     folder = RunFolder(tmp_path)
-    run = arms["all"].read_run()
+    run = variants["all"].read_run()
     for trusted in (True, False):
         config = {**run["config"], "model": {"path": "some/model", "trust_remote_code": trusted}}
         (tmp_path / "run.json").write_text(json.dumps({**run, "config": config}))

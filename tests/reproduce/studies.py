@@ -40,14 +40,14 @@ CLAIMS: dict[str, Any] = {
     "paper_claim": "HPT reaches 52.7 where GRPO reaches 43.1.",
     "setting": "A model of no size on sums of one digit.",
     "seeds": [0, 1, 2],
-    "arms": ["grpo", {"stage": "hpt", "label": "HPT, gate 0"}],
+    "variants": ["grpo", {"stage": "hpt", "label": "HPT, gate 0"}],
     "claims": [
         {"name": "beats_grpo", "statement": "HPT solves more.", "treatment": "hpt", "baselines": ["grpo"]},
         {
             "kind": "change",
             "name": "fewer",
             "statement": "It needs fewer demonstrations.",
-            "arm": "hpt",
+            "variant": "hpt",
             "metric": "gate/sft_fraction",
             "direction": "falls",
         },
@@ -68,10 +68,10 @@ def study_folder(root: Path, *, claims: dict[str, Any] = CLAIMS, recipe: dict[st
 
 
 def made_up_result(claims_file: Path, values: dict[str, list[float]], ends: list[tuple[float, float]]) -> StudyResult:
-    """A result with these accuracies of each arm, and these ends of the curve of the last arm."""
+    """A result with these accuracies of each variant, and these ends of the curve of the last variant."""
     study = load_claims(claims_file)
-    arms = []
-    for stage, label in study.arms.items():
+    variants = []
+    for stage, label in study.variants.items():
         seeds = [
             SeedResult(
                 seed=seed,
@@ -91,7 +91,7 @@ def made_up_result(claims_file: Path, values: dict[str, list[float]], ends: list
             )
             for seed, value, pair in zip(study.block.seeds, values[stage], ends, strict=True)
         ]
-        arms.append(
+        variants.append(
             {
                 "stage": stage,
                 "label": label,
@@ -118,10 +118,10 @@ def made_up_result(claims_file: Path, values: dict[str, list[float]], ends: list
         recipe="reproduce.yaml",
         recipe_sha256=recipe_hash(study.recipe),
         preparation=[{"name": "warm_up", "trainer": "sft", "steps": 1, "prompts_per_step": 8.0}],
-        arms=arms,
+        variants=variants,
         claims=[],
     )
-    by_stage = {arm.stage: arm for arm in result.arms}
+    by_stage = {variant.stage: variant for variant in result.variants}
     decided = [
         ClaimResult(definition=claim.model_dump(), decision=decision_of(claim, by_stage, "accuracy"))
         for claim in study.claims

@@ -20,7 +20,7 @@ def refusal(tmp_path: Path, changes: dict[str, object]) -> str:
 
 def test_a_study_is_read(tmp_path):
     study = load_claims(study_folder(tmp_path))
-    assert (study.name, study.arms) == ("main", {"grpo": "grpo", "hpt": "HPT, gate 0"})
+    assert (study.name, study.variants) == ("main", {"grpo": "grpo", "hpt": "HPT, gate 0"})
     assert study.recipe == tmp_path / "recipes" / "hpt" / "reproduce.yaml"
     assert [claim.kind for claim in study.claims] == ["difference", "change"]
     assert study.metrics() == ["accuracy"] and study.block.minutes_limit == 20
@@ -52,15 +52,15 @@ def test_several_studies_of_one_method(tmp_path):
         ({"paper_claim": REMOVE}, "the key paper_claim is missing"),
         ({"setting": ""}, "setting: must not be empty"),
         ({"minutes_limit": 0}, "minutes_limit: out of range (got 0; allowed: int >= 1)"),
-        ({"arms": []}, "arms: must not be empty"),
-        ({"arms": ["grpo", "hpt", "grpo"]}, "arms: an arm is listed twice (got 'grpo')"),
-        ({"arms": ["hpt", {"stage": "grpo", "label": "hpt"}]}, "arms: two arms have one label (got 'hpt')"),
-        ({"arms.1.lable": "x"}, "arms.1.lable: unknown key. Perhaps you mean arms.1.label."),
-        ({"unequal": {"gpo": "it is"}}, "unequal.gpo: not one of the arms (got 'gpo'; allowed: grpo, hpt). Perhaps"),
+        ({"variants": []}, "variants: must not be empty"),
+        ({"variants": ["grpo", "hpt", "grpo"]}, "variants: a variant is listed twice (got 'grpo')"),
+        ({"variants": ["hpt", {"stage": "grpo", "label": "hpt"}]}, "two variants have one label (got 'hpt')"),
+        ({"variants.1.lable": "x"}, "variants.1.lable: unknown key. Perhaps you mean variants.1.label."),
+        ({"unequal": {"gpo": "it is"}}, "unequal.gpo: not one of the variants (got 'gpo'; allowed: grpo, hpt)."),
         ({"claims": []}, "claims: must not be empty. Write the paper's claim first."),
-        ({"claims.0.treatment": "htp"}, "claims.0.treatment: not one of the arms (got 'htp'; allowed: grpo, hpt). "
+        ({"claims.0.treatment": "htp"}, "claims.0.treatment: not one of the variants (got 'htp'; allowed: grpo, hpt). "
          "Perhaps you mean 'hpt'."),
-        ({"claims.0.baselines": ["sft"]}, "claims.0.baselines.0: not one of the arms (got 'sft'"),
+        ({"claims.0.baselines": ["sft"]}, "claims.0.baselines.0: not one of the variants (got 'sft'"),
         ({"claims.0.baselines": ["grpo", "hpt"]}, "claims.0.baselines.1: the treatment cannot be its own baseline"),
         ({"claims.0.baselines": ["grpo", "grpo"]}, "claims.0.baselines.1: listed twice (got 'grpo'). Remove it."),
         ({"claims.0.baselines": []}, "claims.0.baselines: must not be empty"),
@@ -69,7 +69,7 @@ def test_several_studies_of_one_method(tmp_path):
         ({"claims.0.margin": "big"}, "claims.0.margin: wrong type (got 'big'"),
         ({"claims.1.kind": "chnge"}, "claims.1.kind: unknown kind of claim (got 'chnge'; allowed: kind: difference"),
         ({"claims.1.name": "beats_grpo"}, "claims.1.name: two claims have this name (got 'beats_grpo')"),
-        ({"claims.1.arm": "hpd"}, "claims.1.arm: not one of the arms (got 'hpd'"),
+        ({"claims.1.variant": "hpd"}, "claims.1.variant: not one of the variants (got 'hpd'"),
         ({"claims.1.first_fraction": 0.9}, "claims.1.first_fraction: out of range (got 0.9"),
         ({"claims.1.margin": -0.1}, "claims.1.margin: out of range (got -0.1"),
     ],

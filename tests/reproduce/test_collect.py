@@ -74,8 +74,8 @@ def edit(plan: Plan, stage: str, change: dict[str, Any], *, seed: int = 0, file:
         write_json(folder.eval_path, {"after": changed(folder.read_evals()["after"], change)})
 
 
-def sft_arms() -> dict[str, Any]:
-    """SFT, and SFT before GRPO, as arms beside GRPO and HPT."""
+def sft_variants() -> dict[str, Any]:
+    """SFT, and SFT before GRPO, as variants beside GRPO and HPT."""
     rows = {**TRAINER, "per_device_train_batch_size": 2}
     stages = [
         *RECIPE["stages"],
@@ -89,7 +89,7 @@ def sft_arms() -> dict[str, Any]:
     }
     return {
         "recipe": {"stages": stages},
-        "claims": {"arms": ["grpo", "hpt", "sft", "rest"]},
+        "claims": {"variants": ["grpo", "hpt", "sft", "rest"]},
         "costs": {"sft": SUPERVISED, **half},
     }
 
@@ -102,21 +102,21 @@ def test_a_change_leaves_out_what_was_logged_in_the_warm_up(tmp_path):
         values = [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.25, 0.75, 0.5, 0.5]
         lines = [{**folder.read_metrics()[0], "step": n, "gate/sft_fraction": v} for n, v in enumerate(values, 1)]
         write_jsonl(folder.metrics_path, lines)
-    ends = [seed.changes for arm in collected(plan).arms if arm.stage == "hpt" for seed in arm.seeds]
+    ends = [seed.changes for variant in collected(plan).variants if variant.stage == "hpt" for seed in variant.seeds]
     assert {(end.first, end.last, end.num_values) for found in ends for end in found.values()} == {(0.5, 0.5, 8)}
 
 
 def test_a_row_trained_on_is_a_prompt(tmp_path):
     """A supervised trainer counts demonstrations and no prompts; its prompts are those rows."""
-    plan = finished(tmp_path, **sft_arms())
+    plan = finished(tmp_path, **sft_variants())
     result = collected(plan)
-    arms = {arm.stage: arm for arm in result.arms}
+    variants = {variant.stage: variant for variant in result.variants}
     counted = {
         stage: {
             (seed.trained_prompts, seed.generated_tokens, seed.demonstrations, seed.demonstration_tokens)
-            for seed in arm.seeds
+            for seed in variant.seeds
         }
-        for stage, arm in arms.items()
+        for stage, variant in variants.items()
     }
     assert counted == {
         "grpo": {(4, 160, 0, 0)},
@@ -124,31 +124,31 @@ def test_a_row_trained_on_is_a_prompt(tmp_path):
         "sft": {(4, 0, 4, 20)},
         "rest": {(4, 80, 2, 10)},
     }
-    assert {arm.prompts for arm in arms.values()} == {4.0}
+    assert {variant.prompts for variant in variants.values()} == {4.0}
     assert "as planned" not in write_report(plan, result).read_text()
 
 
 def test_prompts_that_were_not_drawn_are_said(tmp_path):
-    arms = sft_arms()
-    arms["costs"]["sft"] = {**SUPERVISED, "cost/demonstrations": 3}
-    plan = finished(tmp_path, **arms)
+    variants = sft_variants()
+    variants["costs"]["sft"] = {**SUPERVISED, "cost/demonstrations": 3}
+    plan = finished(tmp_path, **variants)
     assert "sft drew 3 prompts as counted, 4 as planned" in write_report(plan, collected(plan)).read_text()
 
 
 def test_a_stage_without_counters_leaves_them_unknown(tmp_path):
     plan = finished(tmp_path, costs={"grpo": {}})
-    grpo = collected(plan).arms[0]
+    grpo = collected(plan).variants[0]
     assert {seed.trained_prompts for seed in grpo.seeds} == {None} == {seed.demonstrations for seed in grpo.seeds}
 
 
 def test_completions_without_a_verdict_are_stored_and_said(tmp_path):
     plan = finished(tmp_path)
     result = collected(plan)
-    assert [(seed.unscored, seed.failed) for seed in result.arms[1].seeds] == [(0, 0)] * 3
+    assert [(seed.unscored, seed.failed) for seed in result.variants[1].seeds] == [(0, 0)] * 3
     assert "Every completion of the final evaluations has a verdict." in write_report(plan, result).read_text()
     edit(plan, "hpt", {"unscored": 5}, seed=2)
     result = collected(plan)
-    assert [(seed.unscored, seed.failed) for seed in result.arms[1].seeds] == [(0, 0), (0, 0), (5, 0)]
+    assert [(seed.unscored, seed.failed) for seed in result.variants[1].seeds] == [(0, 0), (0, 0), (5, 0)]
     text = "left out of the numbers: HPT, gate 0, seed 2: 5 (0 because the verifier failed)."
     assert text in write_report(plan, result).read_text()
 
@@ -159,13 +159,13 @@ def test_no_results_from_an_evaluation_whose_verifier_failed(tmp_path):
     with pytest.raises(DataError) as refused:
         collected(plan)
     said = str(refused.value)
-    assert "arm hpt, seed 1: the verifier failed on 3 completions" in said
+    assert "variant hpt, seed 1: the verifier failed on 3 completions" in said
     assert "seed-1/hpt/eval.json" in said and "delete the folder, and call the same command" in said
 
 
-def test_every_stage_of_an_arm_is_among_the_environments(tmp_path):
-    """Shared preparation and the first half of an arm too: what they ran with is in the results as well."""
-    plan = finished(tmp_path, **sft_arms())
+def test_every_stage_of_an_variant_is_among_the_environments(tmp_path):
+    """Shared preparation and the first half of a variant too: what they ran with is in the results as well."""
+    plan = finished(tmp_path, **sft_variants())
     (only,) = collected(plan).environments
     assert only.num_runs == 3 * 6
     assert "No single commit" not in write_report(plan, collected(plan)).read_text()
@@ -193,5 +193,5 @@ def test_what_a_stopped_stage_ran_with_is_among_the_environments(tmp_path):
 def test_a_study_is_decided_on_any_number_that_was_planned(tmp_path, metric, value):
     sampled = {"eval.num_generations": 4, "eval.temperature": 1.0}
     result = collected(finished(tmp_path, recipe=sampled, claims={"metric": metric}))
-    assert {arm.spread.mean for arm in result.arms} == {value}
+    assert {variant.spread.mean for variant in result.variants} == {value}
     assert "points" in result.claims[0].decision.sentence

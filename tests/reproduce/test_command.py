@@ -46,11 +46,11 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(run, tmp_path, arguments, e
     assert code == 2 and expected in " ".join(shown.split()) and "Traceback" not in shown
 
 
-def test_unequal_arms_are_refused_before_anything_is_written(run, tmp_path):
+def test_unequal_variants_are_refused_before_anything_is_written(run, tmp_path):
     trainer = {**RECIPE["trainer"], "max_steps": 3}
     study_folder(tmp_path, recipe=changed(RECIPE, {"stages.2.trainer": trainer}))
     code, _, shown = run("hpt")
-    assert code == 2 and "recipes/hpt/claims.yaml:" in shown and "the arm hpt is not trained like grpo" in shown
+    assert code == 2 and "recipes/hpt/claims.yaml:" in shown and "the variant hpt is not trained like grpo" in shown
     assert not (tmp_path / "runs").exists()
 
 

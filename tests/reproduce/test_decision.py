@@ -21,7 +21,7 @@ def shifted(*by: float) -> dict[int, float]:
 
 
 def test_the_interval_is_that_of_the_paired_differences():
-    # Differences 0.1, 0.2, 0.3: mean 0.2, s = 0.1, stderr = 0.1 / sqrt(3). The arms' own spread plays no part.
+    # Differences 0.1, 0.2, 0.3: mean 0.2, s = 0.1, stderr = 0.1 / sqrt(3). The variants' own spread plays no part.
     row = difference("b", BASE, shifted(0.1, 0.2, 0.3))
     half = T3 * 0.1 / 3**0.5
     assert row.effect == pytest.approx(0.2) and row.num_seeds == 3
@@ -88,7 +88,7 @@ def test_a_change_is_decided_by_the_ends_of_the_curve():
     with pytest.raises(ValueError, match="two values, got 1"):
         ends([1.0], 0.25, 0.25)
     falls = ChangeClaim(
-        kind="change", name="c", statement="s", arm="a", metric="gate/sft_fraction", direction="falls", margin=0.05
+        kind="change", name="c", statement="s", variant="a", metric="gate/sft_fraction", direction="falls", margin=0.05
     )
     row = change([-0.10, -0.11, -0.12])
     assert decide(falls, [row]).held is True

@@ -22,7 +22,7 @@ CLAIMS = {
     "setting": "A model of no size on two groups.",
     "seeds": [0, 1, 2],
     "metric": "mixing.mean_perplexity",
-    "arms": ["stratified", {"stage": "natural", "label": "by size"}, "aioli"],
+    "variants": ["stratified", {"stage": "natural", "label": "by size"}, "aioli"],
     "claims": [
         {
             "name": "beats_equal",
@@ -53,7 +53,7 @@ def study(root: Path, *, claims=None, **changes) -> Path:
         "method.one_hot_factor": 0.75,
         "trainer.max_steps": 4,
         "trainer.save_strategy": "no",
-        "stages": {"preset": "mixing", "groups": list(GROUPS), "arms": ["stratified", "natural", "aioli"]},
+        "stages": {"preset": "mixing", "groups": list(GROUPS), "variants": ["stratified", "natural", "aioli"]},
     }
     base = changed(BASES["aioli"], {**values, **changes})
     base["data"].pop("eval"), base.pop("eval")
@@ -63,28 +63,30 @@ def study(root: Path, *, claims=None, **changes) -> Path:
     return write(folder, {**CLAIMS, **(claims or {})}, "claims.yaml")
 
 
-def test_losses_of_every_arm_and_seed_decide_the_claims(tmp_path):
+def test_losses_of_every_variant_and_seed_decide_the_claims(tmp_path):
     plan = make_plan("aioli", study(tmp_path), seeds=[0, 1], output=tmp_path / "out")
     for one in plan.runs:
         run(plan.study.recipe, list(one.overrides))
     result = collect(plan, jobs=1, device="cpu")
-    for arm in result.arms:
-        for one in arm.seeds:
-            record = json.loads((tmp_path / "out" / f"seed-{one.seed}" / arm.stage / "mixing.json").read_text())
+    for variant in result.variants:
+        for one in variant.seeds:
+            record = json.loads((tmp_path / "out" / f"seed-{one.seed}" / variant.stage / "mixing.json").read_text())
             losses = record["records"][-1]["losses"]
             assert one.values["mixing.mean_loss"] == pytest.approx(sum(losses) / 2)
             assert one.values["mixing.mean_perplexity"] == pytest.approx(sum(map(exp, losses)) / 2)
             assert one.values["mixing.perplexity.hardest"] == pytest.approx(exp(losses[1]))
             assert one.values["mixing.proportion.easy"] == record["proportions"][0]
-            assert one.values["mixing.probe_steps"] == (2 if arm.stage == "aioli" else 0)
+            assert one.values["mixing.probe_steps"] == (2 if variant.stage == "aioli" else 0)
             assert one.num_prompts == 16 and one.failed == 0
     shown = result.claims[0].decision.comparisons[0]
-    by_arm = {arm.stage: [one.values["mixing.mean_perplexity"] for one in arm.seeds] for arm in result.arms}
-    expected = sum(a - b for a, b in zip(by_arm["aioli"], by_arm["stratified"], strict=True)) / 2
+    by_variant = {
+        variant.stage: [one.values["mixing.mean_perplexity"] for one in variant.seeds] for variant in result.variants
+    }
+    expected = sum(a - b for a, b in zip(by_variant["aioli"], by_variant["stratified"], strict=True)) / 2
     assert shown.effect == pytest.approx(expected)
 
     page = write_report(plan, result).read_text()
-    assert "| arm | ppl easy | ppl hardest | p easy | p hardest | steps that measure |" in page
+    assert "| variant | ppl easy | ppl hardest | p easy | p hardest | steps that measure |" in page
     assert "2 of 4" in losses_table(result) and "percentage" not in page.partition("## How")[0]
 
 
@@ -93,7 +95,7 @@ def test_losses_of_every_arm_and_seed_decide_the_claims(tmp_path):
     [
         ({"metric": "mixing.mean_perplexities"}, r"a run records no such number \(got 'mixing.mean_perplexities'"),
         ({"metric": "mixing.perplexity"}, "a run records no such number"),
-        ({"metric": "accuracy"}, r"this arm is not evaluated.*Write data\.eval"),
+        ({"metric": "accuracy"}, r"this variant is not evaluated.*Write data\.eval"),
     ],
 )
 def test_metrics_that_no_run_has_are_refused(claims, message, tmp_path):
@@ -101,7 +103,7 @@ def test_metrics_that_no_run_has_are_refused(claims, message, tmp_path):
         make_plan("aioli", study(tmp_path, claims=claims), output=tmp_path / "out")
 
 
-def test_arms_must_be_measured_on_the_same_rows(tmp_path):
+def test_variants_must_be_measured_on_the_same_rows(tmp_path):
     method = BASES["aioli"]["method"]
     stages = [
         {"name": "stratified"},

@@ -64,34 +64,34 @@ def test_a_finished_stage_with_a_reference_is_finished(tmp_path):
         run.finished()
 
 
-def test_what_all_arms_share_is_no_arms_own(tmp_path):
+def test_what_all_variants_share_is_no_variants_own(tmp_path):
     found = plan(tmp_path)
     assert [stage.name for stage in found.preparation] == ["warm_up"]
-    assert [[stage.name for stage in arm.own] for arm in found.arms] == [["grpo"], ["hpt"]]
+    assert [[stage.name for stage in variant.own] for variant in found.variants] == [["grpo"], ["hpt"]]
     # 8 rows a step are 2 prompts of 4 rollouts.
-    assert {arm.amount for arm in found.arms} == {(2, 4.0, (2.0,))}
+    assert {variant.amount for variant in found.variants} == {(2, 4.0, (2.0,))}
     assert found.steps == {"warm_up": 1, "grpo": 2, "hpt": 2}
 
 
 def two_stages(steps: int) -> dict[str, Any]:
-    """An arm of SFT, then GRPO."""
+    """A variant of SFT, then GRPO."""
     half = {"name": "half", "start_from": "warm_up", "method": {"name": "sft"}}
     sft = {**half, "trainer": {**TRAINER, "max_steps": steps, "per_device_train_batch_size": 2}}
     rest = {"name": "sft_then_grpo", "start_from": "half", "method": {"name": "grpo"}}
     stages = [*RECIPE["stages"], sft, {**rest, "trainer": {**TRAINER, "max_steps": 1}}]
-    return {"recipe": {"stages": stages}, "claims": {"arms": ["grpo", "hpt", "sft_then_grpo"]}}
+    return {"recipe": {"stages": stages}, "claims": {"variants": ["grpo", "hpt", "sft_then_grpo"]}}
 
 
-def test_an_arm_of_two_stages_counts_both(tmp_path):
-    arm = plan(tmp_path, **two_stages(1)).arms[2]
-    assert [stage.name for stage in arm.own] == ["half", "sft_then_grpo"]
-    assert arm.amount == (2, 4.0, (2.0,))
+def test_an_variant_of_two_stages_counts_both(tmp_path):
+    variant = plan(tmp_path, **two_stages(1)).variants[2]
+    assert [stage.name for stage in variant.own] == ["half", "sft_then_grpo"]
+    assert variant.amount == (2, 4.0, (2.0,))
 
 
 def test_a_batch_used_twice_has_half_the_prompts(tmp_path):
     trainer = {**TRAINER, "num_iterations": 2, "per_device_train_batch_size": 16}
-    arm = plan(tmp_path, recipe={"stages.1.trainer": trainer}).arms[0]
-    assert arm.amount == (2, 4.0, (2.0,))
+    variant = plan(tmp_path, recipe={"stages.1.trainer": trainer}).variants[0]
+    assert variant.amount == (2, 4.0, (2.0,))
 
 
 @pytest.mark.parametrize(
@@ -99,35 +99,36 @@ def test_a_batch_used_twice_has_half_the_prompts(tmp_path):
     [
         (
             {"recipe": {"stages.2.trainer": {**TRAINER, "max_steps": 3}}},
-            "the arm hpt is not trained like grpo: 3 steps of 2 prompts, not 2 steps of 2 prompts. Make them equal in "
-            "reproduce.yaml, or say why not: unequal: {hpt: reason}.",
+            "the variant hpt is not trained like grpo: 3 steps of 2 prompts, not 2 steps of 2 prompts. "
+            "Make them equal in "
+            "reproduce.yaml, or say why: unequal: {hpt: reason}.",
         ),
         (
             {"recipe": {"stages.2.trainer": {**TRAINER, "per_device_train_batch_size": 16}}},
-            "the arm hpt is not trained like grpo: 2 steps of 4 prompts, not 2 steps of 2 prompts",
+            "the variant hpt is not trained like grpo: 2 steps of 4 prompts, not 2 steps of 2 prompts",
         ),
         (
             two_stages(2),
-            "the arm sft_then_grpo is not trained like grpo: 2 steps of 2 prompts + 1 steps of 2 prompts, not",
+            "the variant sft_then_grpo is not trained like grpo: 2 steps of 2 prompts + 1 steps of 2 prompts, not",
         ),
-        ({"claims": {"unequal": {"hpt": "it is"}}}, "unequal.hpt: this arm is trained like the others"),
+        ({"claims": {"unequal": {"hpt": "it is"}}}, "unequal.hpt: this variant is trained like the others"),
         (
             {"recipe": {"stages.2.eval": {**RECIPE["eval"], "num_prompts": 4, "seed": 3}}},
-            "the arm hpt is not evaluated like grpo: num_prompts, seed differ",
+            "the variant hpt is not evaluated like grpo: num_prompts, seed differ",
         ),
         (
             {"recipe": {"stages.2.data": changed(RECIPE["data"], {"eval.seed": 3})}},
-            "the arm hpt is not evaluated like grpo: data.eval differ",
+            "the variant hpt is not evaluated like grpo: data.eval differ",
         ),
-        ({"recipe": {"stages.2.eval": None}}, "this arm is not evaluated (got 'hpt')"),
+        ({"recipe": {"stages.2.eval": None}}, "this variant is not evaluated (got 'hpt')"),
         (
             {"recipe": {"trainer.max_steps": REMOVE}},
             "the steps of grpo are not known beforehand. Write trainer.max_steps",
         ),
         ({"recipe": {"stages": REMOVE, "method": {"name": "grpo"}}}, "a reproduction needs a recipe with stages"),
         (
-            {"claims": {"arms": ["gropo", "hpt"], "claims.0.baselines": ["gropo"]}},
-            "arms.0: not a stage of reproduce.yaml (got 'gropo'; allowed: warm_up, grpo, hpt). Perhaps you mean",
+            {"claims": {"variants": ["gropo", "hpt"], "claims.0.baselines": ["gropo"]}},
+            "variants.0: not a stage of reproduce.yaml (got 'gropo'; allowed: warm_up, grpo, hpt). Perhaps you mean",
         ),
         ({"claims": {"metric": "acuracy"}}, "an evaluation has no such number (got 'acuracy'"),
         ({"claims": {"claims.0.metric": "pergroup.x.accuracy"}}, "an evaluation has no such number"),
@@ -172,13 +173,13 @@ def test_a_stated_reason_allows_what_is_unequal(tmp_path):
     assert found.study.block.unequal == {"hpt": "It stops later."}
 
 
-def test_the_starting_point_may_be_an_arm(tmp_path):
-    """An arm without steps of its own, which says so."""
+def test_the_starting_point_may_be_an_variant(tmp_path):
+    """A variant without steps of its own, which says so."""
     recipe = {"stages": [{**RECIPE["stages"][0], "eval": RECIPE["eval"]}, *RECIPE["stages"][1:]]}
-    claims = {"arms": ["warm_up", "grpo", "hpt"], "unequal": {"warm_up": "It is where all arms begin."}}
+    claims = {"variants": ["warm_up", "grpo", "hpt"], "unequal": {"warm_up": "It is where all variants begin."}}
     found = plan(tmp_path, recipe=recipe, claims=claims)
-    assert found.arms[0].own == () and found.arms[0].amount_text() == "no steps of its own"
-    assert found.arms[1].amount == (2, 4.0, (2.0,))
+    assert found.variants[0].own == () and found.variants[0].amount_text() == "no steps of its own"
+    assert found.variants[1].amount == (2, 4.0, (2.0,))
 
 
 def test_a_study_is_found_by_name(tmp_path, monkeypatch):

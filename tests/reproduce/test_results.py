@@ -36,7 +36,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> list[str]:
 
 def test_numbers_follow_from_the_seeds(file):
     study = read_results(file).studies["main"]
-    spread = study.arms[1].spread
+    spread = study.variants[1].spread
     assert spread.mean == pytest.approx(0.61) and (spread.min, spread.max) == (0.50, 0.72)
     assert spread.stderr == pytest.approx(0.11 / 3**0.5)  # values 0.11 apart
     decision = study.claims[0].decision
@@ -62,9 +62,9 @@ def first_claim(study: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda s: s["arms"][0]["spread"].update(mean=0.55), "arms.0.spread.mean says 0.55, its per-seed values give"),
-        (lambda s: s["arms"][0]["seeds"][1]["values"].update(accuracy=0.2), "arms.0.spread.mean says 0.5"),
-        (lambda s: s["arms"][0].update(steps=7), "arms.0.steps says 7, its per-seed values give 2"),
+        (lambda s: s["variants"][0]["spread"].update(mean=0.55), "variants.0.spread.mean says 0.55, its per-seed"),
+        (lambda s: s["variants"][0]["seeds"][1]["values"].update(accuracy=0.2), "variants.0.spread.mean says 0.5"),
+        (lambda s: s["variants"][0].update(steps=7), "variants.0.steps says 7, its per-seed values give 2"),
         (lambda s: first_claim(s).update(held=False), "held says False, its per-seed values give True"),
         (lambda s: first_claim(s).update(held="undecided"), "claims.0.decision.held says 'undecided'"),
         (lambda s: first_claim(s).update(sentence="Held by far."), "claims.0.decision.sentence says 'Held by far.'"),
@@ -73,18 +73,18 @@ def first_claim(study: dict[str, Any]) -> dict[str, Any]:
         (lambda s: first_claim(s)["comparisons"][0].update(p_value=None), "p_value says None"),
         (lambda s: s["claims"][0]["definition"].update(margin=-1.0), "claims is not that of claims.yaml"),
         (lambda s: s["claims"].pop(), "claims is not that of claims.yaml"),
-        (lambda s: s["arms"][1].update(label="the best"), "arms is not that of claims.yaml"),
+        (lambda s: s["variants"][1].update(label="the best"), "variants is not that of claims.yaml"),
         (lambda s: s.update(paper_claim="Something else."), "paper_claim is not that of claims.yaml"),
         (lambda s: s.update(recipe="other.yaml"), "recipe is not that of claims.yaml"),
         (lambda s: s.update(study="small"), "study main: it calls itself 'small'"),
         (lambda s: s["minutes"].update(limit=900), "minutes.limit is not that of claims.yaml"),
-        (lambda s: s["arms"][0].update(unequal="It is."), "unequal is not that of claims.yaml"),
-        (lambda s: s["arms"][0].update(trainer="hpt"), "arms.grpo.trainer is not that of reproduce.yaml"),
-        (lambda s: s["arms"][0]["stages"][0].update(name="x"), "arms.grpo.stages is not that of reproduce.yaml"),
+        (lambda s: s["variants"][0].update(unequal="It is."), "unequal is not that of claims.yaml"),
+        (lambda s: s["variants"][0].update(trainer="hpt"), "variants.grpo.trainer is not that of reproduce.yaml"),
+        (lambda s: s["variants"][0]["stages"][0].update(name="x"), "variants.grpo.stages is not that of"),
         (lambda s: s["preparation"].clear(), "preparation is not that of reproduce.yaml"),
         (lambda s: s.update(seeds=[0, 1]), "seeds is not that of claims.yaml"),
-        (lambda s: s["arms"][1]["seeds"].pop(), "arm hpt lacks seeds"),
-        (lambda s: s["arms"][1]["seeds"][0].update(failed=1), "arm hpt: the verifier failed on completions"),
+        (lambda s: s["variants"][1]["seeds"].pop(), "variant hpt lacks seeds"),
+        (lambda s: s["variants"][1]["seeds"][0].update(failed=1), "variant hpt: the verifier failed on completions"),
         (lambda s: s.update(changed=["trainer.max_steps=9"]), "it was run with changes: trainer.max_steps=9"),
         (lambda s: s["minutes"].pop("wall"), "studies.main.minutes.wall: field required"),
         (lambda s: s.update(extra=1), "studies.main.extra: extra inputs are not permitted"),

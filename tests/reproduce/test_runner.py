@@ -117,20 +117,20 @@ def test_the_results_are_those_of_the_runs(study):
     assert problems(path) == []
     result = read_results(path).studies["main"]
     assert (result.command, result.changed, result.seeds) == ("posttrain reproduce hpt", [], [0, 1, 2])
-    for arm in result.arms:
-        for seed in arm.seeds:
-            folder = study["folder"] / f"seed-{seed.seed}" / arm.stage
+    for variant in result.variants:
+        for seed in variant.seeds:
+            folder = study["folder"] / f"seed-{seed.seed}" / variant.stage
             after = json.loads((folder / "eval.json").read_text())["after"]
             assert seed.values == {"accuracy": after["accuracy"]} and seed.num_prompts == 8
             assert seed.run_sha256 == hashlib.sha256((folder / "run.json").read_bytes()).hexdigest()
             logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
             last = [event["cost/generated_tokens"] for event in logged if "cost/generated_tokens" in event][-1]
             assert seed.generated_tokens == last and seed.trained_prompts == 4.0
-            if arm.stage == "hpt":
+            if variant.stage == "hpt":
                 curve = [event["gate/sft_fraction"] for event in logged if "gate/sft_fraction" in event]
                 assert (seed.changes["fewer"].first, seed.changes["fewer"].last) == (curve[0], curve[-1])
-    assert result.arms[0].seeds[0].demonstrations == 0.0
-    assert sum(item.num_runs for item in result.environments) == 9  # three seeds of the warm-up and two arms
+    assert result.variants[0].seeds[0].demonstrations == 0.0
+    assert sum(item.num_runs for item in result.environments) == 9  # three seeds of the warm-up and two variants
 
 
 def test_the_results_name_no_machine(study):
@@ -140,7 +140,7 @@ def test_the_results_name_no_machine(study):
         assert not re.search(r"/(?:home|root|tmp|work)/", text)
 
 
-def test_the_report_shows_every_arm_and_claim(study):
+def test_the_report_shows_every_variant_and_claim(study):
     text = (study["folder"] / "REPORT.md").read_text()
     for part in ("HPT solves more.", "HPT, gate 0", "It needs fewer demonstrations.", "Nothing can be concluded."):
         assert part in text
@@ -213,7 +213,7 @@ def test_a_dry_run_runs_nothing(tmp_path, monkeypatch):
     assert done and not (tmp_path / "runs").exists()
     for part in (
         "shared preparation: warm_up (sft, 1 steps)",
-        "arm HPT, gate 0: hpt, 2 steps of 2 prompts",
+        "variant HPT, gate 0: hpt, 2 steps of 2 prompts",
         "3 runs (seeds 0, 1, 2) of 3 stages, 15 optimizer steps",
         "its time is not measured yet; it should be at most 20 minutes",
     ):

@@ -36,9 +36,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     folder = tmp_path_factory.mktemp("continual")
     (folder / "rewards.py").write_text(RIGHT)
     tasks = [{**task(name, seed), "verifier": "rewards.py:right"} for seed, name in enumerate(("parity", "prime"), 1)]
-    arms = [{"name": "rif", "paradigm": "grpo", "rif": {"num_rollouts": 2, "max_new_tokens": 4}}, "multitask_sft"]
-    arms += ["single_sft"]
-    values = recipe(tasks=tasks, paradigms=arms)
+    variants = [{"name": "rif", "paradigm": "grpo", "rif": {"num_rollouts": 2, "max_new_tokens": 4}}, "multitask_sft"]
+    variants += ["single_sft"]
+    values = recipe(tasks=tasks, paradigms=variants)
     values["trainer"] |= {"max_steps": 1, "save_strategy": "no"}
     del values["trainer"]["save_steps"]
     path = write(folder, json.loads(json.dumps(values)))

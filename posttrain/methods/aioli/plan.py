@@ -1,17 +1,17 @@
 """Every way to choose the proportions of groups, as ordinary stages of the method aioli that are compared.
 
-    stages: {preset: mixing, groups: [a, b, c], draws: 6, arms: [stratified, dml, doremi, aioli]}
+    stages: {preset: mixing, groups: [a, b, c], draws: 6, variants: [stratified, dml, doremi, aioli]}
 
-All stages start from the recipe's model and have its steps; nothing but the proportions differs. What an arm needs
+All stages start from the recipe's model and have its steps; nothing but the proportions differs. What a variant needs
 beforehand comes with it, once: runs with static proportions (`only_<n>`, `draw_<nn>`) for grid, dml, regmix and
-skillit; `doremi_search` and `doge_search`, whose mean proportions the arms doremi and doge then keep.
+skillit; `doremi_search` and `doge_search`, whose mean proportions the variants doremi and doge then keep.
 
 `corners: false` leaves the runs on a group alone out of what grid, dml and regmix are found on: they are far from any
 mixture that could be best, and a law that has to fit them fits worse where it matters.
 
 The recipe's method block has the settings of the controller aioli. Further options: `seed` of the draws, `prior` with
 `prior_steps` for aioli_prior, and `doremi_step_size`, `doge_step_size`, `skillit_eta`.
-Source: arXiv 2411.05735, section 5 and table 2 (the methods compared); which variants are arms is our choice.
+Source: arXiv 2411.05735, section 5 and table 2 (the methods compared); which variants are variants is our choice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from posttrain.errors import ConfigError
 from posttrain.methods.aioli.readers import kept_for
 
 NAME = "mixing"
-# arm -> method.controller and what else it sets
+# variant -> method.controller and what else it sets
 _AIOLI: dict[str, dict[str, Any]] = {
     "aioli": {},
     "aioli_ema": {"ema": 0.5},
@@ -34,10 +34,10 @@ _AIOLI: dict[str, dict[str, Any]] = {
     "aioli_prior": {},
 }
 _ON_A_SWEEP = ("grid", "dml", "regmix")
-ARMS = ("stratified", "natural", *_ON_A_SWEEP, "skillit", "doremi", "doge", *_AIOLI)
-_OPTIONS = ("preset", "groups", "draws", "corners", "seed", "arms", "prior", "prior_steps")
+VARIANTS = ("stratified", "natural", *_ON_A_SWEEP, "skillit", "doremi", "doge", *_AIOLI)
+_OPTIONS = ("preset", "groups", "draws", "corners", "seed", "variants", "prior", "prior_steps")
 _SIZES = ("doremi_step_size", "doge_step_size", "skillit_eta")
-# What is not for all arms: other controllers would read the prior, too.
+# What is not for all variants: other controllers would read the prior, too.
 _OWN = ("controller", "prior", "prior_steps")
 Stage = dict[str, Any]
 
@@ -49,18 +49,18 @@ def mixing_stages(values: Mapping[str, Any]) -> list[Stage]:
         values: the recipe as plain dicts, of the method aioli.
 
     Raises:
-        ConfigError: another method, unknown options or arms, no groups, or a prior without its arm.
+        ConfigError: another method, unknown options or variants, no groups, or a prior without its variant.
     """
     block, method = dict(values["stages"]), values.get("method")
     _check(block, method)
     assert isinstance(method, Mapping)
-    return _Arms(block, method).stages()
+    return _Variants(block, method).stages()
 
 
-class _Arms:
+class _Variants:
     def __init__(self, block: Mapping[str, Any], method: Mapping[str, Any]):
         self.block = block
-        self.arms = list(block.get("arms", ARMS))
+        self.variants = list(block.get("variants", VARIANTS))
         self.base = {key: value for key, value in method.items() if key not in _OWN}
         self.own = {key: value for key, value in method.items() if key in _OWN and key != "controller"}
         self.base["groups"] = list(block["groups"])
@@ -69,8 +69,8 @@ class _Arms:
     def stages(self) -> list[Stage]:
         found = [self.stage("stratified", {"controller": "stratified"})]
         found += self.sweep()
-        for arm in self.arms:
-            found += self.arm(arm)
+        for variant in self.variants:
+            found += self.variant(variant)
         return found
 
     def stage(self, name: str, method: Mapping[str, Any], mix: Mapping[str, Any] | None = None) -> Stage:
@@ -82,8 +82,8 @@ class _Arms:
         return [f"only_{place}" for place in range(len(self.block["groups"]))]
 
     def sweep(self) -> list[Stage]:
-        """Runs with static proportions that some arm is found on."""
-        m, wanted = len(self.block["groups"]), set(self.arms)
+        """Runs with static proportions that some variant is found on."""
+        m, wanted = len(self.block["groups"]), set(self.variants)
         found = []
         if "skillit" in wanted or (wanted & set(_ON_A_SWEEP) and self.sweep_corners):
             for place, name in enumerate(self.corners):
@@ -102,7 +102,7 @@ class _Arms:
             found.append((f"draw_{place:02d}", (shares / shares.sum()).tolist()))
         return found
 
-    def arm(self, name: str) -> list[Stage]:
+    def variant(self, name: str) -> list[Stage]:
         if name == "stratified":
             return []  # it is the first stage of all
         if name == "natural":
@@ -139,11 +139,13 @@ def _check(block: Mapping[str, Any], method: Any) -> None:
     if not isinstance(groups, list) or len(groups) < 2 or len(set(map(str, groups))) < len(groups):
         allowed = "a list of two or more names"
         raise ConfigError("the groups must be known beforehand", where="stages.groups", got=groups, allowed=allowed)
-    arms = block.get("arms", list(ARMS))
-    unknown = [arm for arm in arms if arm not in ARMS] if isinstance(arms, list) else [arms]
-    if unknown or not arms or len(set(arms)) < len(arms):
-        got = unknown[0] if unknown else arms
-        raise ConfigError("not a list of arms", where="stages.arms", got=got, allowed=", ".join(ARMS))
+    variants = block.get("variants", list(VARIANTS))
+    unknown = (
+        [variant for variant in variants if variant not in VARIANTS] if isinstance(variants, list) else [variants]
+    )
+    if unknown or not variants or len(set(variants)) < len(variants):
+        got = unknown[0] if unknown else variants
+        raise ConfigError("not a list of variants", where="stages.variants", got=got, allowed=", ".join(VARIANTS))
     for key, least in (("draws", 0), ("seed", 0), ("prior_steps", 1)):
         value = block.get(key, least)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -154,13 +156,13 @@ def _check(block: Mapping[str, Any], method: Any) -> None:
     if not isinstance(prior, list) or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in prior):
         allowed = "a list of numbers, one for each group"
         raise ConfigError("these are no proportions", where="stages.prior", got=prior, allowed=allowed)
-    for key, arm in (("doremi_step_size", "doremi"), ("doge_step_size", "doge"), ("skillit_eta", "skillit")):
-        if key in block and arm not in arms:
-            raise ConfigError(f"the arm {arm} is not there to read it", where=f"stages.{key}", got=block[key])
+    for key, variant in (("doremi_step_size", "doremi"), ("doge_step_size", "doge"), ("skillit_eta", "skillit")):
+        if key in block and variant not in variants:
+            raise ConfigError(f"the variant {variant} is not there to read it", where=f"stages.{key}", got=block[key])
     has_prior = [key for key in ("prior", "prior_steps") if key in block]
-    if len(has_prior) != (2 if "aioli_prior" in arms else 0):
+    if len(has_prior) != (2 if "aioli_prior" in variants else 0):
         raise ConfigError(
-            "the arm aioli_prior and the options prior and prior_steps go together",
+            "the variant aioli_prior and the options prior and prior_steps go together",
             where="stages.prior",
             got=", ".join(has_prior) or None,
         )

@@ -1,4 +1,4 @@
-"""Reinforcement fine-tuning in continual post-training (arXiv 2507.05386): policy arms and rejection sampling."""
+"""Reinforcement fine-tuning in continual post-training (arXiv 2507.05386): policy variants and rejection sampling."""
 
 from __future__ import annotations
 

@@ -25,5 +25,5 @@ def sequence_metrics(run: RunConfig, folder: Path, lineage: Mapping[str, Any]) -
     try:
         found = all_metrics(matrix_of(folder.parent, lineage))
     except DataError as error:
-        raise DataError(f"no metrics of the sequence {lineage['arm']}: {error}") from None
+        raise DataError(f"no metrics of the sequence {lineage['variant']}: {error}") from None
     return {"continual": {name: metric.value for name, metric in found.items() if metric.value is not None}}

@@ -2,12 +2,12 @@
 
     stages:
       preset: continual
-      paradigms: [sft, {name: rif, paradigm: grpo, rif: {num_rollouts: 8}}]   # arms; each goes through all tasks
+      paradigms: [sft, {name: rif, paradigm: grpo, rif: {num_rollouts: 8}}]   # variants; each goes through all tasks
       tasks:                                      # in the order of training
         - {name: copy, train: {...}, eval: {...}, verifier: exact}
         - {name: sort, train: {...}, eval: {...}, verifier: exact, trainer: {max_steps: 200}}
       general: {language: {...}}                  # evaluated with the tasks and trained by no stage
-      before: [{name: base, method: ...}]         # stages that the arms share
+      before: [{name: base, method: ...}]         # stages that the variants share
       reference_model: initial                    # or previous_task, none
       kl_coefficient: 0.01
       replay_fraction: 0.1                        # replay_sft: part of every earlier task's rows
@@ -15,9 +15,10 @@
       supervised: {trainer: {...}}                # keys that supervised (policy) stages change in the recipe's blocks
       policy: {trainer: {...}}
 
-After every stage all tasks are evaluated, those to come too. The arm `multitask_sft` is one stage on all rows, and
-`single_sft` trains every task from where the arms start; they are what the other arms are compared with. Blocks are
-merged key by key: the recipe's, those under supervised or policy, the arm's, the task's; of a stage under before the
+After every stage all tasks are evaluated, those to come too. The variant `multitask_sft` is one stage on all rows, and
+`single_sft` trains every task from where the variants start; they are what the other variants are compared with.
+Blocks are merged key by key: the recipe's, those under supervised or policy, the variant's, the task's; of a stage
+under before the
 trainer block alone. A stage has its own optimizer and schedule.
 
 Source: arXiv 2507.05386, protocol. Deviation: with lora_sft an adapter is merged after each task and the next one is
@@ -43,9 +44,9 @@ _METHODS: dict[str, dict[str, Any]] = {
     "rejection_sft": {"name": "rft_cpt", "update": "rejection"},
 }
 _BLOCKS = ("method", "rollout", "trainer", "eval")
-_ARM = ("name", "paradigm", "reference_model", "kl_coefficient", "replay_fraction", "lora", "rif", *_BLOCKS)
+_VARIANT = ("name", "paradigm", "reference_model", "kl_coefficient", "replay_fraction", "lora", "rif", *_BLOCKS)
 _TASK = ("name", "train", "eval", "verifier", "paradigm", "rif", "method", "rollout", "trainer")
-_OPTIONS = ("preset", "paradigms", "tasks", "general", "before", "supervised", "policy", *_ARM[2:-4])
+_OPTIONS = ("preset", "paradigms", "tasks", "general", "before", "supervised", "policy", *_VARIANT[2:-4])
 
 
 def continual_stages(values: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -55,8 +56,8 @@ def continual_stages(values: Mapping[str, Any]) -> list[dict[str, Any]]:
         values: the recipe as plain dicts.
 
     Returns:
-        The stages of `before`, then for every arm one stage a task, named "<arm>-<number>-<task>"; one stage for
-        multitask_sft. Each says in `lineage` which arm, task, place and order it belongs to.
+        The stages of `before`, then for every variant one stage a task, named "<variant>-<number>-<task>"; one stage
+        for multitask_sft. Each says in `lineage` which variant, task, place and order it belongs to.
 
     Raises:
         ConfigError: unknown keys or words, fewer than two tasks, two of one name, a task without rows to evaluate on,
@@ -71,7 +72,7 @@ def continual_stages(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     for name, source in (block.get("general") or {}).items():
         _mappings({name: source}, (name,), "stages.general")
     if "method" in values:
-        fix = "Write what you want to change in an arm of stages.paradigms"
+        fix = "Write what you want to change in a variant of stages.paradigms"
         raise ConfigError("the method comes from the paradigm", where="method", fix=fix)
     for key in ("train", "eval", "eval_tasks"):
         if key in (values.get("data") or {}):
@@ -85,26 +86,26 @@ def continual_stages(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     stages = [
         {"rollout": None, **stage, "trainer": _trainer(values) | (stage.get("trainer") or {})} for stage in before
     ]
-    for place, arm in enumerate(_arms(block)):
-        stages += _Arm(values, tasks, arm, start=start, where=f"stages.paradigms.{place}").stages()
+    for place, variant in enumerate(_variants(block)):
+        stages += _Variant(values, tasks, variant, start=start, where=f"stages.paradigms.{place}").stages()
     return stages
 
 
-class _Arm:
+class _Variant:
     """One paradigm going through the tasks."""
 
     def __init__(
         self,
         values: Mapping[str, Any],
         tasks: list[dict[str, Any]],
-        arm: Mapping[str, Any],
+        variant: Mapping[str, Any],
         *,
         start: str | None,
         where: str,
     ):
-        self.values, self.tasks, self.arm, self.start, self.where = values, tasks, arm, start, where
+        self.values, self.tasks, self.variant, self.start, self.where = values, tasks, variant, start, where
         self.block = values["stages"]
-        self.name = str(arm["name"])
+        self.name = str(variant["name"])
         self.order = [task["name"] for task in tasks]
         self.reference = self.option("reference_model", "initial")
         if self.reference not in REFERENCES:
@@ -112,23 +113,23 @@ class _Arm:
             raise ConfigError("unknown reference", where="stages.reference_model", got=self.reference, allowed=allowed)
 
     def option(self, key: str, default: Any = None) -> Any:
-        """The arm's value, else that of the plan."""
-        return self.arm.get(key, self.block.get(key, default))
+        """The variant's value, else that of the plan."""
+        return self.variant.get(key, self.block.get(key, default))
 
     def stages(self) -> Iterator[dict[str, Any]]:
         """One stage a task, or one of all tasks."""
-        if self.arm["paradigm"] == "multitask_sft":
+        if self.variant["paradigm"] == "multitask_sft":
             yield self.together()
             return
         parent = self.start
         for position, task in enumerate(self.tasks, start=1):
             stage = self.stage(task, position, parent)
-            parent = self.start if self.arm["paradigm"] == "single_sft" else stage["name"]
+            parent = self.start if self.variant["paradigm"] == "single_sft" else stage["name"]
             yield stage
 
     def stage(self, task: Mapping[str, Any], position: int, parent: str | None) -> dict[str, Any]:
         """The stage that trains one task."""
-        paradigm = str(task.get("paradigm", self.arm["paradigm"]))
+        paradigm = str(task.get("paradigm", self.variant["paradigm"]))
         train = task["train"]
         if paradigm == "replay_sft" and position > 1:
             train = self.with_replay(position)
@@ -207,11 +208,11 @@ class _Arm:
         return float(value)
 
     def merged(self, key: str, paradigm: str, task: Mapping[str, Any]) -> dict[str, Any]:
-        """A block: the recipe's, changed by its kind of paradigm, the arm and the task."""
+        """A block: the recipe's, changed by its kind of paradigm, the variant and the task."""
         kind = "supervised" if paradigm in SUPERVISED else "policy"
         shared = _trainer(self.values) if key == "trainer" else dict(self.values.get(key) or {})
         own = None if key == "eval" else task.get(key)  # a task's `eval` are its rows
-        for changes in ((self.block.get(kind) or {}).get(key), self.arm.get(key), own):
+        for changes in ((self.block.get(kind) or {}).get(key), self.variant.get(key), own):
             shared |= dict(changes or {})
         return shared
 
@@ -228,10 +229,10 @@ class _Arm:
 
     def lineage(self, paradigm: str, task: Mapping[str, Any], position: int) -> dict[str, Any]:
         """What the record of the run says about its place."""
-        found = {"arm": self.name, "paradigm": paradigm, "task": task["name"], "position": position}
+        found = {"variant": self.name, "paradigm": paradigm, "task": task["name"], "position": position}
         found |= {"order": list(self.order), "general": list(self.block.get("general") or {})}
-        if self.arm["paradigm"] in _APART:
-            found["apart"] = self.arm["paradigm"]
+        if self.variant["paradigm"] in _APART:
+            found["apart"] = self.variant["paradigm"]
         if paradigm in POLICY:
             found["reference_model"] = self.reference
         if paradigm == "replay_sft":
@@ -279,27 +280,29 @@ def _tasks(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     return tasks
 
 
-def _arms(block: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _variants(block: Mapping[str, Any]) -> list[dict[str, Any]]:
     written = block.get("paradigms", ["grpo"])
     if not isinstance(written, list) or not written:
         allowed = "a list of names, or of {name, paradigm, ...}"
         raise ConfigError("the paradigms to train by", where="stages.paradigms", got=written, allowed=allowed)
-    arms: list[dict[str, Any]] = []
+    variants: list[dict[str, Any]] = []
     for index, item in enumerate(written):
         where = f"stages.paradigms.{index}"
-        arm = dict(item) if isinstance(item, dict) else {"name": item, "paradigm": item}
-        arm.setdefault("name", arm.get("paradigm"))
-        arm.setdefault("paradigm", arm["name"])
-        _known(arm, _ARM, where)
-        _mappings(arm, (*_BLOCKS, "lora", "rif"), where)
-        if not isinstance(arm["paradigm"], str) or arm["paradigm"] not in _METHODS:
-            fix = nearest(arm["paradigm"], _METHODS)
+        variant = dict(item) if isinstance(item, dict) else {"name": item, "paradigm": item}
+        variant.setdefault("name", variant.get("paradigm"))
+        variant.setdefault("paradigm", variant["name"])
+        _known(variant, _VARIANT, where)
+        _mappings(variant, (*_BLOCKS, "lora", "rif"), where)
+        if not isinstance(variant["paradigm"], str) or variant["paradigm"] not in _METHODS:
+            fix = nearest(variant["paradigm"], _METHODS)
             allowed = f"one of: {', '.join(_METHODS)}"
-            raise ConfigError("unknown paradigm", where=where, got=arm["paradigm"], allowed=allowed, fix=fix)
-        if arm["name"] in [other["name"] for other in arms]:
-            raise ConfigError("two arms have this name", where=where, got=arm["name"], fix="Write another name")
-        arms.append(arm)
-    return arms
+            raise ConfigError("unknown paradigm", where=where, got=variant["paradigm"], allowed=allowed, fix=fix)
+        if variant["name"] in [other["name"] for other in variants]:
+            raise ConfigError(
+                "two variants have this name", where=where, got=variant["name"], fix="Write another name"
+            )
+        variants.append(variant)
+    return variants
 
 
 def _mappings(block: Mapping[str, Any], keys: Sequence[str], where: str) -> None:

@@ -1,4 +1,4 @@
-"""`posttrain study continual R`: the score matrix of every arm as table and heat map, and its metrics."""
+"""`posttrain study continual R`: the score matrix of every variant as table and heat map, and its metrics."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ REPORT, NUMBERS = "CONTINUAL.md", "continual_report.json"
 
 
 @dataclass(frozen=True)
-class ArmReport:
-    """One arm of the preset `continual`."""
+class VariantReport:
+    """One variant of the preset `continual`."""
 
     name: str
     paradigm: str
@@ -38,7 +38,7 @@ class ArmReport:
 
 def study_continual(
     recipe: str | Path, overrides: list[str] | None = None, *, train: bool = True, known: float = 0.5
-) -> tuple[list[ArmReport], Path]:
+) -> tuple[list[VariantReport], Path]:
     """Train what is not finished yet, then report.
 
     Args:
@@ -49,15 +49,15 @@ def study_continual(
             forgetting of what training taught.
 
     Returns:
-        The arms in order, and the path of the report beside the stages' folders.
+        The variants in order, and the path of the report beside the stages' folders.
 
     Raises:
-        ConfigError: the recipe has no such arm. DataError: a stage, or a score, is missing.
+        ConfigError: the recipe has no such variant. DataError: a stage, or a score, is missing.
     """
     config = load(recipe, overrides or [])
     stages = {name: stage for name, _, stage in resolve_stages(config)}
     placed = {n: s.stage.lineage for n, s in stages.items() if s.stage is not None and s.stage.lineage}
-    arms: dict[str, Mapping[str, Any]] = {}
+    variants: dict[str, Mapping[str, Any]] = {}
     joints: list[str] = []
     alone: dict[str, Path] = {}
     root = Path(str(config.trainer.output_dir))
@@ -67,18 +67,18 @@ def study_continual(
         elif place.get("apart") == "single_sft":
             alone.setdefault(place["task"], root / name)
         elif "order" in place:
-            arms.setdefault(place["arm"], place)
-    if not arms:
+            variants.setdefault(place["variant"], place)
+    if not variants:
         fix = "Write stages: {preset: continual, ...}"
         raise ConfigError("the recipe trains no sequence of tasks", where=str(recipe), fix=fix)
     if train:
         run(recipe, overrides)
     reports = []
-    for name, lineage in arms.items():
+    for name, lineage in variants.items():
         matrix = matrix_of(root, lineage, joint=root / joints[0] if joints else None, alone=alone)
-        folders = [root / stage for stage, found in placed.items() if found.get("arm") == name]
+        folders = [root / stage for stage, found in placed.items() if found.get("variant") == name]
         numbers = all_metrics(matrix), drops(matrix, known=known, tolerance=0.02)
-        reports.append(ArmReport(name, str(lineage["paradigm"]), matrix, *numbers, _cost(folders)))
+        reports.append(VariantReport(name, str(lineage["paradigm"]), matrix, *numbers, _cost(folders)))
     return reports, _write(root, reports, known, joints)
 
 
@@ -107,10 +107,10 @@ def _together(root: Path, joint: str) -> list[str]:
     return [*parts, *(f"- {name}: {value:,.0f}" for name, value in _cost([root / joint]).items()), ""]
 
 
-def _write(root: Path, reports: list[ArmReport], known: float, joints: Sequence[str]) -> Path:
+def _write(root: Path, reports: list[VariantReport], known: float, joints: Sequence[str]) -> Path:
     """Report, plot and numbers."""
     parts = ["# Continual training", "", f"Order of the tasks: {', '.join(map(escape, reports[0].matrix.tasks))}.", ""]
-    parts += ["![Score matrix of every arm](plots/continual.png)", ""]
+    parts += ["![Score matrix of every variant](plots/continual.png)", ""]
     write_atomic(root / "plots" / "continual.png", heat_maps(reports))
     heads = ["metric", *[escape(report.name) for report in reports]]
     rows = [[name.replace("_", " "), *[_shown(r.metrics[name]) for r in reports]] for name in reports[0].metrics]
@@ -154,10 +154,10 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def _numbers(report: ArmReport) -> dict[str, Any]:
+def _numbers(report: VariantReport) -> dict[str, Any]:
     m = report.matrix
     return {
-        "arm": report.name,
+        "variant": report.name,
         "paradigm": report.paradigm,
         "order": m.tasks,
         "base": m.base,
@@ -171,8 +171,8 @@ def _numbers(report: ArmReport) -> dict[str, Any]:
     }
 
 
-def heat_maps(reports: list[ArmReport]) -> bytes:
-    """PNG: one heat map an arm, the base row on top, every cell with its number in per cent."""
+def heat_maps(reports: list[VariantReport]) -> bytes:
+    """PNG: one heat map a variant, the base row on top, every cell with its number in per cent."""
     count, size = len(reports), len(reports[0].matrix.tasks)
     columns = min(count, 3)
     rows = -(-count // columns)

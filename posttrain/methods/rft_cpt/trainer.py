@@ -1,4 +1,5 @@
-"""Reinforcement fine-tuning as in continual post-training (arXiv 2507.05386): the policy arms and rejection sampling.
+"""Reinforcement fine-tuning as in continual post-training (arXiv 2507.05386): the policy variants and rejection
+sampling.
 
 The sequence of tasks is no part of a trainer: `stages: {preset: continual}` makes one stage of each task.
 """

@@ -42,7 +42,7 @@ _COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """One algorithm at one learning rate, with what was measured of each path."""
 
     algorithm: str
@@ -66,7 +66,7 @@ class Study:
 
     plan: PathPlan
     seeds: tuple[int, ...]
-    arms: tuple[Arm, ...]
+    variants: tuple[Variant, ...]
     num_rows: int  # of the forget set
     probe_every: tuple[int, int]  # steps between two measurements: of unlearning, of relearning
     tolerance: float
@@ -82,12 +82,12 @@ class Study:
         return [path.name for path in self.placed if path.position == len(path.order)]
 
 
-def verdicts(study: Study, arm: Arm, path: Path) -> list[Verdict]:
+def verdicts(study: Study, variant: Variant, path: Path) -> list[Verdict]:
     """Metric by metric, whether the unlearned model behaves like the retrained one."""
-    outcome, found = arm.outcomes[path.name], []
+    outcome, found = variant.outcomes[path.name], []
     probes = list(study.plan.values["data"]["probes"])
     for kind in [FORGET, f"{FORGET}_paraphrases", *(name for name in probes if name != FORGET)]:
-        own = _final(arm, study, path, kind)
+        own = _final(variant, study, path, kind)
         other = {seed: ends[kind] for seed, ends in outcome.retrained.items() if kind in ends}
         if own and other:
             told = kind.replace("_", " ")
@@ -108,9 +108,9 @@ def _known(part: Mapping[int, Mapping[str, float | None]], metric: str) -> dict[
     return {seed: value for seed, found in part.items() if (value := found.get(metric)) is not None}
 
 
-def _final(arm: Arm, study: Study, path: Path, kind: str) -> dict[int, float]:
+def _final(variant: Variant, study: Study, path: Path, kind: str) -> dict[int, float]:
     """Seed -> last measurement of a set while unlearning."""
-    logs = zip(study.seeds, arm.events[path.name], strict=True)
+    logs = zip(study.seeds, variant.events[path.name], strict=True)
     ends = {seed: curve(events, f"answers/{kind}_logp") for seed, events in logs}
     return {seed: points[-1][1] for seed, points in ends.items() if points}
 
@@ -124,49 +124,49 @@ def numbers(study: Study) -> dict[str, Any]:
         "seeds": list(study.seeds),
         "paths": {path.name: list(path.order) for path in study.plan.paths},
         "tolerance": study.tolerance,
-        "arms": [
+        "variants": [
             {
-                "algorithm": arm.algorithm,
-                "learning_rate": arm.learning_rate,
-                "paths": {path.name: _numbers_of(study, arm, path) for path in study.plan.paths},
-                "spread": _spread(study, arm),
-                "recency": _recency(study, arm),
+                "algorithm": variant.algorithm,
+                "learning_rate": variant.learning_rate,
+                "paths": {path.name: _numbers_of(study, variant, path) for path in study.plan.paths},
+                "spread": _spread(study, variant),
+                "recency": _recency(study, variant),
             }
-            for arm in study.arms
+            for variant in study.variants
         ],
     }
 
 
-def _numbers_of(study: Study, arm: Arm, path: Path) -> dict[str, Any]:
-    outcome = arm.outcomes[path.name]
+def _numbers_of(study: Study, variant: Variant, path: Path) -> dict[str, Any]:
+    outcome = variant.outcomes[path.name]
     return {
         "seeds": {str(seed): found for seed, found in outcome.numbers.items()},
         "retrained": {str(seed): found for seed, found in outcome.retrained.items()},
         "steps_to_relearn": {str(seed): steps for seed, steps in outcome.steps.items()},
         "steps_of_the_retrained": {str(seed): steps for seed, steps in outcome.retrained_steps.items()},
         "suite": {str(seed): found for seed, found in outcome.suite.items()},
-        "behaves_like_retrained": {item.metric: [item.word, item.why] for item in verdicts(study, arm, path)},
+        "behaves_like_retrained": {item.metric: [item.word, item.why] for item in verdicts(study, variant, path)},
     }
 
 
-def _spread(study: Study, arm: Arm) -> dict[str, Any] | None:
+def _spread(study: Study, variant: Variant) -> dict[str, Any] | None:
     if len(study.placed) < 2:
         return None
-    found = divergence(arm.table("forget_score", study.placed))
+    found = divergence(variant.table("forget_score", study.placed))
     interval = vars(found.spread)
     return {"over_paths": interval, "over_seeds": found.seed_spread, "p_value": found.p_value, "told": found.told}
 
 
-def _recency(study: Study, arm: Arm) -> dict[str, Any] | None:
+def _recency(study: Study, variant: Variant) -> dict[str, Any] | None:
     if not 0 < len(study.last) < len(study.placed):
         return None
-    interval, least, count = recency(arm.table("forget_score", study.placed), study.last)
+    interval, least, count = recency(variant.table("forget_score", study.placed), study.last)
     return {"effect": vars(interval), "seeds_in_which_last_is_least": least, "seeds": count}
 
 
 def page(study: Study) -> Document:
     """The report."""
-    sections = [section for arm in study.arms for section in _arm_sections(study, arm)]
+    sections = [section for variant in study.variants for section in _variant_sections(study, variant)]
     paths = [[path.name, " → ".join(path.order) if path.position else f"{', '.join(path.order)} together"]
              for path in study.plan.paths]  # fmt: skip
     lead = [
@@ -180,45 +180,45 @@ def page(study: Study) -> Document:
 
 def _answer(study: Study) -> str:
     told = []
-    for arm in study.arms:
+    for variant in study.variants:
         parts = []
-        if (spread := _spread(study, arm)) is not None:
+        if (spread := _spread(study, variant)) is not None:
             parts.append(f"forget scores of the paths {spread['over_paths']['mean']:.3g} apart ({spread['told']})")
-        if (found := _recency(study, arm)) is not None:
+        if (found := _recency(study, variant)) is not None:
             count = f"{found['seeds_in_which_last_is_least']} of {found['seeds']} seeds"
             parts.append(f"learnt last forgets least in {count}")
-        told.append(f"{arm.name}: {', '.join(parts) or 'one path'}")
+        told.append(f"{variant.name}: {', '.join(parts) or 'one path'}")
     return ". ".join(told) + "."
 
 
-def _arm_sections(study: Study, arm: Arm) -> list[Section]:
-    columns = _columns(study, arm)
+def _variant_sections(study: Study, variant: Variant) -> list[Section]:
+    columns = _columns(study, variant)
     header = ["path", *columns.values()]
-    rows = [[path.name, *(_cell(arm.outcomes[path.name].column(name)) for name in columns)]
+    rows = [[path.name, *(_cell(variant.outcomes[path.name].column(name)) for name in columns)]
             for path in study.plan.paths]  # fmt: skip
     for row, path in zip(rows, study.plan.paths, strict=True):
-        short = sum(arm.outcomes[path.name].column(NOT_THERE).values())
+        short = sum(variant.outcomes[path.name].column(NOT_THERE).values())
         if short:
             row[1 + list(columns).index("steps_to_retrained")] += f"; at least, not there in {short:g}"
     if study.plan.relearn is not None:
         header += ["steps to relearn", "the retrained model's"]
         for row, path in zip(rows, study.plan.paths, strict=True):
-            outcome = arm.outcomes[path.name]
+            outcome = variant.outcomes[path.name]
             row += [_steps(outcome.steps), _steps(outcome.retrained_steps)]
     return [
-        Section(f"Result: {arm.name}", table=Table(header, rows), points=_points(study, arm)),
-        Section(f"On the way: {arm.name}", [_ON_THE_WAY], _way_table(study, arm)),
-        Section(f"Squeeze: {arm.name}", [_SQUEEZE], _squeeze_table(study, arm)),
-        _claims(study, arm),
-        Section(f"Curves: {arm.name}", images=_images(study, arm)),
+        Section(f"Result: {variant.name}", table=Table(header, rows), points=_points(study, variant)),
+        Section(f"On the way: {variant.name}", [_ON_THE_WAY], _way_table(study, variant)),
+        Section(f"Squeeze: {variant.name}", [_SQUEEZE], _squeeze_table(study, variant)),
+        _claims(study, variant),
+        Section(f"Curves: {variant.name}", images=_images(study, variant)),
     ]
 
 
-def _columns(study: Study, arm: Arm) -> dict[str, str]:
+def _columns(study: Study, variant: Variant) -> dict[str, str]:
     """The columns in which some path has a number; of further tasks, too."""
     tasks = list(study.plan.values["data"].get("eval_tasks") or {})
     further = {f"accuracy_change_{name}": f"change on {name}" for name in tasks}
-    outcomes = arm.outcomes.values()
+    outcomes = variant.outcomes.values()
     return {
         name: title
         for name, title in {**_COLUMNS, **further}.items()
@@ -236,8 +236,8 @@ _ON_THE_WAY = "Forget score after so many steps, mean over seeds. Which path is 
 _MOST_STEPS = 8  # columns of that table
 
 
-def _way_table(study: Study, arm: Arm) -> Table:
-    scores = {path.name: [forget_scores(events, forget=FORGET) for events in arm.events[path.name]]
+def _way_table(study: Study, variant: Variant) -> Table:
+    scores = {path.name: [forget_scores(events, forget=FORGET) for events in variant.events[path.name]]
               for path in study.plan.paths}  # fmt: skip
     steps = sorted(set.intersection(*(set(found) for runs in scores.values() for found in runs)))[1:]
     shown = steps if len(steps) <= _MOST_STEPS else [steps[round(place * (len(steps) - 1) / (_MOST_STEPS - 1))]
@@ -249,19 +249,19 @@ def _way_table(study: Study, arm: Arm) -> Table:
     return Table(["path", *(f"step {step}" for step in shown)], rows)
 
 
-def _squeeze_table(study: Study, arm: Arm) -> Table:
+def _squeeze_table(study: Study, variant: Variant) -> Table:
     kinds = ["paraphrases", *(name for name in study.plan.values["data"]["probes"] if name != FORGET)]
     rows = [
-        [path.name, *(_cell(arm.outcomes[path.name].column(f"squeeze_{kind}")) for kind in kinds)]
+        [path.name, *(_cell(variant.outcomes[path.name].column(f"squeeze_{kind}")) for kind in kinds)]
         for path in study.plan.paths
     ]
     return Table(["path", *(kind.replace("_", " ") for kind in kinds)], rows)
 
 
-def _points(study: Study, arm: Arm) -> list[str]:
+def _points(study: Study, variant: Variant) -> list[str]:
     found = ["before: mean log-probability of the forget set's answers before unlearning; a path that starts high may "
              "forget slowly for that alone, since its gradients are small."]  # fmt: skip
-    if (spread := _spread(study, arm)) is not None:
+    if (spread := _spread(study, variant)) is not None:
         p_value = spread["p_value"]
         test = (
             "no test (three seeds and paths are needed)" if p_value is None else f"Friedman's test p = {p_value:.2g}"
@@ -271,7 +271,7 @@ def _points(study: Study, arm: Arm) -> list[str]:
             f"Forget scores: max - min over paths {_shown(over)}, max - min over seeds {spread['over_seeds']:.3g}: "
             f"{spread['told']} ({test})."
         )
-    if (last := _recency(study, arm)) is not None:
+    if (last := _recency(study, variant)) is not None:
         effect = Interval(**last["effect"])
         least = f"{last['seeds_in_which_last_is_least']} of {last['seeds']} seeds"
         which = "the one that learnt it last, which forgets" if len(study.last) == 1 else (
@@ -281,29 +281,29 @@ def _points(study: Study, arm: Arm) -> list[str]:
     return found
 
 
-def _claims(study: Study, arm: Arm) -> Section:
+def _claims(study: Study, variant: Variant) -> Section:
     rows, words = [], {SUPPORTS: 0, DENIES: 0, UNKNOWN: 0}
     for path in study.plan.paths:
-        for item in verdicts(study, arm, path):
+        for item in verdicts(study, variant, path):
             words[item.word] += 1
             difference = "–" if item.difference is None else _shown(item.difference)
             rows.append([path.name, item.metric, difference, item.word, item.why])
     counted = ", ".join(f"{word}: {count}" for word, count in words.items())
     text = f'The claim "behaves like the retrained model", metric by metric. {counted}.'
     header = ["path", "metric", "unlearned - retrained", "this run", "because"]
-    return Section(f"Like retrained? {arm.name}", [text], Table(header, rows, is_text=True))
+    return Section(f"Like retrained? {variant.name}", [text], Table(header, rows, is_text=True))
 
 
-def _images(study: Study, arm: Arm) -> list[Image]:
+def _images(study: Study, variant: Variant) -> list[Image]:
     probes = list(study.plan.values["data"]["probes"])
     kinds = [FORGET, f"{FORGET}_paraphrases", *(name for name in probes if name != FORGET)]
     panels = [
-        Panel(kind, f"{kind.replace('_', ' ')}: {arm.name}", "log-probability of the answers, nats a token",
+        Panel(kind, f"{kind.replace('_', ' ')}: {variant.name}", "log-probability of the answers, nats a token",
               ((f"answers/{kind}_logp", "log-probability"),))
         for kind in kinds
     ]  # fmt: skip
-    drawn = curves(arm.events, panels)
-    stem = f"{arm.algorithm}-{arm.learning_rate:g}"
+    drawn = curves(variant.events, panels)
+    stem = f"{variant.algorithm}-{variant.learning_rate:g}"
     return [Image(f"{stem}-{name}", plot.png, plot.alt) for name, plot in drawn.items()]
 
 

@@ -18,7 +18,7 @@ from posttrain.config.loader import load
 from posttrain.config.source import read_recipe
 from posttrain.errors import ConfigError, DataError
 from posttrain.methods.unlearning_paths.findings import Outcome, curve, level_steps, stage_numbers, steps_to_return
-from posttrain.methods.unlearning_paths.page import Arm, Study, numbers, page
+from posttrain.methods.unlearning_paths.page import Study, Variant, numbers, page
 from posttrain.methods.unlearning_paths.plan import FORGET, FRACTION, PathPlan, relearn_name, unlearn_name
 from posttrain.methods.unlearning_paths.suite import evaluate_unlearning
 from posttrain.reports.records import read_metrics, write_json
@@ -113,17 +113,17 @@ def _measure_all(plan: PathPlan, recipe: str | File, overrides: Sequence[str], r
 
 
 def _read(plan: PathPlan, seeds: Sequence[int], root: File, tolerance: float) -> Study:
-    arms: dict[tuple[str, float], Arm] = {}
+    variants: dict[tuple[str, float], Variant] = {}
     sets = list(plan.values["data"]["probes"])
     fraction = float((plan.relearn or {}).get("fraction", FRACTION))
     for algorithm, rate, path in plan.runs():
-        arm = arms.setdefault((algorithm, rate), Arm(algorithm, rate, {}, {}))
-        outcome = arm.outcomes.setdefault(path.name, Outcome())
+        variant = variants.setdefault((algorithm, rate), Variant(algorithm, rate, {}, {}))
+        outcome = variant.outcomes.setdefault(path.name, Outcome())
         for seed in seeds:
             folder = _folder(root, seed)
             events = _events(folder / unlearn_name(algorithm, rate, path.name))
             measured = stage_numbers(events, forget=FORGET, sets=sets)
-            arm.events.setdefault(path.name, []).append(events)
+            variant.events.setdefault(path.name, []).append(events)
             outcome.numbers[seed] = measured
             retrained_events = _events(folder / path.retrained)
             retrained = folder / path.retrained
@@ -141,11 +141,13 @@ def _read(plan: PathPlan, seeds: Sequence[int], root: File, tolerance: float) ->
                 ):
                     steps[seed] = steps_to_return(curve(_events(folder / stage), name), **lost)
     every = int(plan.unlearn.get("probe_every_steps", 1)), int((plan.relearn or {}).get("probe_every_steps", 1))
-    return Study(plan, tuple(seeds), tuple(arms.values()), _num_rows(root, seeds[0], arms, plan), every, tolerance)
+    return Study(
+        plan, tuple(seeds), tuple(variants.values()), _num_rows(root, seeds[0], variants, plan), every, tolerance
+    )
 
 
-def _num_rows(root: File, seed: int, arms: Mapping[tuple[str, float], Arm], plan: PathPlan) -> int:
-    algorithm, rate = next(iter(arms))
+def _num_rows(root: File, seed: int, variants: Mapping[tuple[str, float], Variant], plan: PathPlan) -> int:
+    algorithm, rate = next(iter(variants))
     run = RunFolder(_folder(root, seed) / unlearn_name(algorithm, rate, plan.paths[0].name)).read_run()
     return int(run["data"][f"probe {FORGET}"]["rows"])
 

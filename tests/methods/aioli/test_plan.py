@@ -1,4 +1,4 @@
-"""The preset `mixing` and the stage block `mix`: which runs an arm needs, what is shared, and every refusal."""
+"""The preset `mixing` and the stage block `mix`: which runs a variant needs, what is shared, and every refusal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from posttrain.config.presets import expand
 from posttrain.config.stages import resolve_stages
 from posttrain.errors import ConfigError, DataError, PosttrainError
 from posttrain.methods.aioli.fits import skill_graph
-from posttrain.methods.aioli.plan import ARMS
+from posttrain.methods.aioli.plan import VARIANTS
 from posttrain.methods.aioli.stage_step import StaticRun, found_by
 from posttrain.run import run
 from tests.config.recipes import BASES, changed, write
@@ -23,7 +23,7 @@ GROUPS = ["easy", "hardest"]
 
 
 def recipe(stages, **changes) -> dict:
-    values = changed(BASES["aioli"], {"trainer.output_dir": "runs/arms", "stages": stages, **changes})
+    values = changed(BASES["aioli"], {"trainer.output_dir": "runs/variants", "stages": stages, **changes})
     values["data"].pop("eval"), values.pop("eval")
     options = {"groups": list(GROUPS), "length": 16}
     values["data"]["train"]["options"] = options
@@ -39,25 +39,25 @@ def names(**options) -> list[str]:
     return [stage["name"] for stage in expand(recipe(preset(**options)))]
 
 
-def test_an_arm_brings_the_runs_it_needs_once():
-    assert names(arms=["stratified"]) == ["stratified"]
-    assert names(arms=["skillit"]) == ["stratified", "only_0", "only_1", "skillit"]
+def test_an_variant_brings_the_runs_it_needs_once():
+    assert names(variants=["stratified"]) == ["stratified"]
+    assert names(variants=["skillit"]) == ["stratified", "only_0", "only_1", "skillit"]
     swept = ["stratified", "only_0", "only_1", "draw_00", "draw_01"]
-    assert names(arms=["dml"]) == [*swept, "dml"]
-    assert names(arms=["dml"], corners=False) == ["stratified", "draw_00", "draw_01", "dml"]
-    inner = expand(recipe(preset(arms=["dml", "skillit"], corners=False)))
+    assert names(variants=["dml"]) == [*swept, "dml"]
+    assert names(variants=["dml"], corners=False) == ["stratified", "draw_00", "draw_01", "dml"]
+    inner = expand(recipe(preset(variants=["dml", "skillit"], corners=False)))
     assert [s["mix"]["runs"] for s in inner if "mix" in s] == [
         ["stratified", "draw_00", "draw_01"],
         ["stratified", "only_0", "only_1"],
     ]
-    assert names(arms=["grid", "dml", "regmix", "skillit"]) == [*swept, "grid", "dml", "regmix", "skillit"]
-    assert names(arms=["doremi", "doge"]) == ["stratified", "doremi_search", "doremi", "doge_search", "doge"]
+    assert names(variants=["grid", "dml", "regmix", "skillit"]) == [*swept, "grid", "dml", "regmix", "skillit"]
+    assert names(variants=["doremi", "doge"]) == ["stratified", "doremi_search", "doremi", "doge_search", "doge"]
     every = names(prior=[0.5, 0.5], prior_steps=1)
-    assert set(ARMS) <= set(every) and len(every) == len(set(every))
+    assert set(VARIANTS) <= set(every) and len(every) == len(set(every))
 
 
 def test_stages_differ_in_what_decides_the_proportions_alone():
-    options = {"arms": ["natural", "dml", "doremi", "aioli_ema", "aioli_prior"], "doremi_step_size": 0.3}
+    options = {"variants": ["natural", "dml", "doremi", "aioli_ema", "aioli_prior"], "doremi_step_size": 0.3}
     own = {"method.eta": 0.7, "method.ema": 0.1, "method.controller": "aioli"}
     values = recipe(preset(**options, prior=[0.2, 0.8], prior_steps=2), **own)
     found = {name: config for name, _, config in resolve_stages(parse(values))}
@@ -67,17 +67,17 @@ def test_stages_differ_in_what_decides_the_proportions_alone():
     assert found["only_1"].method.proportions == [0.0, 1.0]
     assert found["natural"].method.controller == "natural" and found["natural"].method.ema is None
     assert found["doremi_search"].method.step_size == 0.3
-    assert found["doremi_search"].method.reference_model == "runs/arms/stratified/model"
-    assert found["doremi"].method.proportions_from == "runs/arms/doremi_search/mixing.json"
+    assert found["doremi_search"].method.reference_model == "runs/variants/stratified/model"
+    assert found["doremi"].method.proportions_from == "runs/variants/doremi_search/mixing.json"
     assert found["aioli_ema"].method.ema == 0.5 and found["aioli_prior"].method.ema == 0.1
     assert found["aioli_prior"].method.prior == [0.2, 0.8] and found["aioli_prior"].method.prior_steps == 2
     path = Path(found["dml"].method.proportions_from)
-    assert path.parent == Path("runs/arms/dml") and re.fullmatch(r"dml_[0-9a-f]{8}\.json", path.name)
+    assert path.parent == Path("runs/variants/dml") and re.fullmatch(r"dml_[0-9a-f]{8}\.json", path.name)
 
 
 def test_another_sweep_is_another_setting():
     def path(draws: int) -> str:
-        runs = resolve_stages(parse(recipe({**preset(arms=["dml"]), "draws": draws})))
+        runs = resolve_stages(parse(recipe({**preset(variants=["dml"]), "draws": draws})))
         return runs[-1][2].method.proportions_from
 
     assert path(2) != path(3) and path(2) == path(2)
@@ -85,7 +85,9 @@ def test_another_sweep_is_another_setting():
 
 def test_the_plan_runs_and_what_is_found_is_used(tmp_path):
     steps = {"trainer.max_steps": 4, "trainer.save_strategy": "no", "trainer.learning_rate": 5e-3}
-    values = recipe(preset(arms=["dml", "skillit", "doge"]), **{**steps, "trainer.output_dir": str(tmp_path / "out")})
+    values = recipe(
+        preset(variants=["dml", "skillit", "doge"]), **{**steps, "trainer.output_dir": str(tmp_path / "out")}
+    )
     done = {outcome.name: outcome.folder for outcome in run(write(tmp_path, values))}
     record = {name: json.loads((folder / "mixing.json").read_text()) for name, folder in done.items()}
     found = json.loads(next(done["dml"].glob("dml_*.json")).read_text())
@@ -120,14 +122,14 @@ def test_grid_is_the_best_run_and_a_graph_needs_its_groups_in_order():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"arm": ["dml"]}, "stages.arm: unknown option of the preset mixing"),
-        ({"arms": ["dml", "olmix"]}, "stages.arms: not a list of arms (got 'olmix'"),
-        ({"arms": ["dml", "dml"]}, "stages.arms: not a list of arms"),
+        ({"variant": ["dml"]}, "stages.variant: unknown option of the preset mixing"),
+        ({"variants": ["dml", "olmix"]}, "stages.variants: not a list of variants (got 'olmix'"),
+        ({"variants": ["dml", "dml"]}, "stages.variants: not a list of variants"),
         ({"groups": ["easy"]}, "stages.groups: the groups must be known beforehand"),
         ({"corners": 1}, "stages.corners: out of range (got 1; allowed: true or false)"),
         ({"draws": -1}, "stages.draws: out of range (got -1; allowed: integer >= 0)"),
-        ({"arms": ["aioli_prior"]}, "stages.prior: the arm aioli_prior and the options prior and prior_steps"),
-        ({"arms": ["aioli"], "prior": [0.5, 0.5]}, "stages.prior: the arm aioli_prior"),
+        ({"variants": ["aioli_prior"]}, "stages.prior: the variant aioli_prior and the options prior and prior_steps"),
+        ({"variants": ["aioli"], "prior": [0.5, 0.5]}, "stages.prior: the variant aioli_prior"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(options, message):

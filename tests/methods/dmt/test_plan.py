@@ -225,7 +225,7 @@ def test_the_study_of_dmt_compares_what_its_notes_say(tmp_path: Path):
     from posttrain.reproduce.plan import make_plan
 
     plan = make_plan("dmt", ROOT / "recipes" / "dmt" / "claims.yaml", seeds=[0, 1, 2], output=tmp_path)
-    steps = {arm.stage: arm.steps for arm in plan.arms}
+    steps = {variant.stage: variant.steps for variant in plan.variants}
     whole = 6 * math.ceil((2048 + 1024 + 2048) / 64)
     assert steps["multitask"] == steps["sequential"] == steps["mixed_sequential"] == whole
     assert steps["dmt-0.25"] == 6 * math.ceil(3072 / 64) + 6 * math.ceil((2048 + 512 + 256) / 64)

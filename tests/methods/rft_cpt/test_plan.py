@@ -35,7 +35,7 @@ def by_name(**changes: Any) -> dict[str, dict[str, Any]]:
     return {stage["name"]: stage for stage in expand(recipe(**changes))}
 
 
-def test_each_arm_goes_through_the_tasks_in_order_and_every_stage_is_evaluated_on_all():
+def test_each_variant_goes_through_the_tasks_in_order_and_every_stage_is_evaluated_on_all():
     base = {"name": "base", "method": {"name": "sft"}}
     stages = by_name(paradigms=["sft", "grpo"], before=[base], general={"digit": task("same", 4)["eval"]})
     assert list(stages) == [
@@ -50,7 +50,7 @@ def test_each_arm_goes_through_the_tasks_in_order_and_every_stage_is_evaluated_o
     assert second["data"]["eval_tasks"]["half"] == {**task("half", 3)["eval"], "verifier": "one_of"}
     assert second["lineage"] == {
         "preset": "continual",
-        "arm": "grpo",
+        "variant": "grpo",
         "paradigm": "grpo",
         "task": "prime",
         "position": 2,
@@ -86,7 +86,7 @@ def test_all_tasks_together_take_nothing_of_one_task():
         expand(values)
 
 
-def test_each_task_alone_starts_where_the_arms_start():
+def test_each_task_alone_starts_where_the_variants_start():
     stages = by_name(paradigms=["sft", "single_sft"], before=[{"name": "base"}])
     alone = [stage for name, stage in stages.items() if name.startswith("single_sft")]
     assert [stage["start_from"] for stage in alone] == ["base"] * 3
@@ -126,10 +126,12 @@ def test_paradigms_are_methods_and_data():
     assert together["trainer"]["max_steps"] == 3 * stages["grpo-1-parity"]["trainer"]["max_steps"]
 
 
-def test_blocks_are_merged_from_recipe_kind_arm_and_task():
+def test_blocks_are_merged_from_recipe_kind_variant_and_task():
     tasks = [task("parity", 1), {**task("prime", 2), "trainer": {"max_steps": 9}}]
-    arm = {"name": "slow", "paradigm": "sft", "trainer": {"learning_rate": 1e-5}}
-    stages = by_name(tasks=tasks, paradigms=["grpo", arm], supervised={"trainer": {"per_device_train_batch_size": 2}})
+    variant = {"name": "slow", "paradigm": "sft", "trainer": {"learning_rate": 1e-5}}
+    stages = by_name(
+        tasks=tasks, paradigms=["grpo", variant], supervised={"trainer": {"per_device_train_batch_size": 2}}
+    )
     slow = stages["slow-2-prime"]["trainer"]
     assert (slow["max_steps"], slow["learning_rate"], slow["per_device_train_batch_size"]) == (9, 1e-5, 2)
     assert stages["grpo-1-parity"]["trainer"]["per_device_train_batch_size"] == 8
@@ -153,7 +155,7 @@ def test_the_stages_are_a_recipe(tmp_path: Path):
         ({"tasks": [task("parity", 1), {**task("prime", 2), "eval": None}]}, "evaluated on rows of its own"),
         ({"tasks": [task("parity", 1), {**task("prime", 2), "tain": 1}]}, "unknown key"),
         ({"paradigms": ["grop"]}, "Perhaps you mean 'grpo'"),
-        ({"paradigms": ["grpo", "grpo"]}, "two arms have this name"),
+        ({"paradigms": ["grpo", "grpo"]}, "two variants have this name"),
         ({"paradigms": ["replay_sft"], "replay_fraction": 1.5}, "the replayed part of earlier rows"),
         ({"reference_model": "first"}, "unknown reference"),
         ({"kl_coefficient": "abc"}, "stages.kl_coefficient: the weight of the divergence from the reference"),

@@ -37,8 +37,8 @@ def weights(folder: Path) -> bytes:
 
 
 def test_a_sequence_stopped_inside_a_stage_with_a_filter_ends_with_the_same_weights(tmp_path: Path):
-    arm = {"name": "rif", "paradigm": "grpo", "rif": {"num_rollouts": 2, "max_new_tokens": 4}}
-    path = prepared(tmp_path, paradigms=[arm])
+    variant = {"name": "rif", "paradigm": "grpo", "rif": {"num_rollouts": 2, "max_new_tokens": 4}}
+    path = prepared(tmp_path, paradigms=[variant])
     run(path)
     first, second = (tmp_path / "run" / f"rif-{place}" for place in ("1-parity", "2-prime"))
     ended, matrix = weights(second), json.loads((second / "eval.json").read_text())["after"]["continual"]

@@ -81,13 +81,13 @@ def test_every_path_is_trained_once_and_unlearned_from_its_end(trained):
 
 def test_numbers_are_those_of_the_logs(trained):
     _, root, (found, page) = trained
-    folder, (arm,) = root / "seed-0", numbers(found)["arms"]
+    folder, (variant,) = root / "seed-0", numbers(found)["variants"]
     for place in ("p1", "p3"):
         stage = folder / f"unlearn-idk-0.003-{place}"
         label, forms = curve(stage, "answers/forget_logp"), curve(stage, "answers/forget_forms_logp")
         others = curve(stage, "answers/forget_paraphrases_logp")
         assert list(label) == [0, 2, 4] and forms[4] == pytest.approx((label[4] + 2 * others[4]) / 3)
-        own = arm["paths"][place]["seeds"]["0"]
+        own = variant["paths"][place]["seeds"]["0"]
         assert own["forget_score"] == pytest.approx(forms[0] - forms[4])
         assert own["squeeze_paraphrases"] == pytest.approx((others[4] - others[0]) / (label[4] - label[0]))
         # The first measurement of unlearning is of the model that the path ended with.
@@ -103,11 +103,11 @@ def test_numbers_are_those_of_the_logs(trained):
         target = label[4] + 0.5 * (label[0] - label[4])
         again = curve(folder / f"relearn-idk-0.003-{place}", "answers/forget_logp")
         expected = 0 if label[0] <= label[4] else next((step for step, v in again.items() if v >= target), None)
-        assert arm["paths"][place]["steps_to_relearn"]["0"] == expected
+        assert variant["paths"][place]["steps_to_relearn"]["0"] == expected
     assert "On the way" in page.with_name("REPORT.md").read_text()
-    scores = [arm["paths"][place]["seeds"]["0"]["forget_score"] for place in ("p1", "p3")]
-    assert arm["spread"]["over_paths"]["mean"] == pytest.approx(max(scores) - min(scores))
-    assert arm["recency"]["effect"]["mean"] == pytest.approx(scores[0] - scores[1])
+    scores = [variant["paths"][place]["seeds"]["0"]["forget_score"] for place in ("p1", "p3")]
+    assert variant["spread"]["over_paths"]["mean"] == pytest.approx(max(scores) - min(scores))
+    assert variant["recency"]["effect"]["mean"] == pytest.approx(scores[0] - scores[1])
     text = page.with_name("REPORT.md").read_text()
     assert "Like retrained?" in text and "cannot tell" in text and "1 seed: no interval" in text
     assert (root / "plots" / "idk-0.003-forget.png").read_bytes().startswith(b"\x89PNG")
@@ -115,7 +115,7 @@ def test_numbers_are_those_of_the_logs(trained):
 
 def test_the_change_of_the_accuracy_stands_beside_the_forgetting(trained):
     _, root, (found, page) = trained
-    own = numbers(found)["arms"][0]["paths"]["p1"]["seeds"]["0"]
+    own = numbers(found)["variants"][0]["paths"]["p1"]["seeds"]["0"]
     stages = ("learn-forget-inst-math", "unlearn-idk-0.003-p1")
     before, after = (json.loads((root / "seed-0" / name / "eval.json").read_text())["after"] for name in stages)
     assert own["accuracy"] == after["accuracy"]
@@ -130,9 +130,9 @@ def test_the_suite_has_measured_every_model_against_the_retrained_one(trained):
         metrics = json.loads((root / f"seed-0/unlearn-idk-0.003-{place}/unlearning/unlearning.json").read_text())
         assert 0 <= metrics["metrics"]["forget_quality"]["value"] <= 1
         assert metrics["metrics"]["forget_score"]["value"] == pytest.approx(
-            found.arms[0].outcomes[place].numbers[0]["forget_score"], abs=1e-4
+            found.variants[0].outcomes[place].numbers[0]["forget_score"], abs=1e-4
         )
-    words = {item[0] for item in numbers(found)["arms"][0]["paths"]["p1"]["behaves_like_retrained"].values()}
+    words = {item[0] for item in numbers(found)["variants"][0]["paths"]["p1"]["behaves_like_retrained"].values()}
     assert words == {"cannot tell"}  # one seed never supports a claim
 
 
@@ -149,8 +149,8 @@ def test_a_further_seed_goes_on_and_nothing_is_trained_twice(trained, tmp_path, 
     assert "Result: idk, learning rate 0.003" in shown and "report: " in shown
     assert all(file.stat().st_mtime_ns == stamp for file, stamp in (stamps | measured).items())
     found = json.loads((root / "paths.json").read_text())
-    assert found["seeds"] == [0, 1] and set(found["arms"][0]["paths"]["p3"]["seeds"]) == {"0", "1"}
-    values = [found["arms"][0]["paths"]["p3"]["seeds"][seed]["initial_logp"] for seed in "01"]
+    assert found["seeds"] == [0, 1] and set(found["variants"][0]["paths"]["p3"]["seeds"]) == {"0", "1"}
+    values = [found["variants"][0]["paths"]["p3"]["seeds"][seed]["initial_logp"] for seed in "01"]
     assert values[0] != values[1]
     with pytest.raises(DataError, match="the stage has not been trained"):
         study_unlearning_paths(path, seeds=[0, 2], train=False)

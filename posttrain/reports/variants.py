@@ -1,4 +1,4 @@
-"""Finding recorded runs and sorting them into arms: runs of one recipe that differ in nothing but their seeds."""
+"""Finding recorded runs and sorting them into variants: runs of one recipe that differ in nothing but their seeds."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Run:
 
     Args:
         folder: of the run.
-        given_name: name of the arm it belongs to, if the caller gave one.
+        given_name: name of the variant it belongs to, if the caller gave one.
     """
 
     folder: RunFolder
@@ -128,7 +128,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """What is compared: the runs of one recipe, one for each seed.
 
     Args:
@@ -140,8 +140,8 @@ class Arm:
     runs: tuple[Run, ...]
 
     @classmethod
-    def of(cls, name: str, *folders: RunFolder | str | Path) -> Arm:
-        """An arm from folders."""
+    def of(cls, name: str, *folders: RunFolder | str | Path) -> Variant:
+        """A variant from folders."""
         found = [item if isinstance(item, RunFolder) else RunFolder(item) for item in folders]
         return cls(name, tuple(Run(item, name) for item in found))
 
@@ -200,13 +200,13 @@ def find_runs(arguments: Sequence[str]) -> list[Run]:
     return list(found.values())
 
 
-def sort_into_arms(runs: Sequence[Run], *, group: bool = True) -> list[Arm]:
+def sort_into_variants(runs: Sequence[Run], *, group: bool = True) -> list[Variant]:
     """Runs of one recipe together, in the order in which their first run was given.
 
     Args:
-        runs: at least one. Those with a given name belong to the arm of that name; different recipes under one name
-            that covers a whole folder become arms of their own, with the name in front.
-        group: False makes an arm of every run without a given name.
+        runs: at least one. Those with a given name belong to the variant of that name; different recipes under one
+            name that covers a whole folder become variants of their own, with the name in front.
+        group: False makes a variant of every run without a given name.
     """
     groups: dict[Hashable, list[Run]] = {}
     for run in runs:
@@ -222,7 +222,7 @@ def sort_into_arms(runs: Sequence[Run], *, group: bool = True) -> list[Arm]:
             for name, members in zip(wanted, groups.values(), strict=True)
         ]
     names = _told_apart(wanted, list(groups.values()))
-    return [Arm(name, tuple(members)) for name, members in zip(names, groups.values(), strict=True)]
+    return [Variant(name, tuple(members)) for name, members in zip(names, groups.values(), strict=True)]
 
 
 def flat(values: Any, path: str = "") -> dict[str, Any]:

@@ -7,56 +7,56 @@ import shutil
 import pytest
 
 from posttrain.errors import ConfigError, DataError
-from posttrain.reports.arms import find_runs, flat, sort_into_arms
+from posttrain.reports.variants import find_runs, flat, sort_into_variants
 from tests.reports.recorded import record
 
 
-def arms_of(*arguments, group=True):
-    """Names of the arms, with the folder names of their runs."""
-    arms = sort_into_arms(find_runs([str(argument) for argument in arguments]), group=group)
-    return {arm.name: [run.folder.path.name for run in arm.runs] for arm in arms}
+def variants_of(*arguments, group=True):
+    """Names of the variants, with the folder names of their runs."""
+    variants = sort_into_variants(find_runs([str(argument) for argument in arguments]), group=group)
+    return {variant.name: [run.folder.path.name for run in variant.runs] for variant in variants}
 
 
-def test_runs_that_differ_only_in_their_seeds_are_one_arm(tmp_path):
+def test_runs_that_differ_only_in_their_seeds_are_one_variant(tmp_path):
     for seed in (0, 1, 2):
         record(tmp_path / f"grpo-{seed}", seed=seed)
     record(tmp_path / "hpt-0", config={"method.name": "hpt"})
-    assert arms_of(tmp_path) == {"grpo": ["grpo-0", "grpo-1", "grpo-2"], "hpt": ["hpt-0"]}
-    (arm, _) = sort_into_arms(find_runs([str(tmp_path)]))
-    assert [arm.label(run) for run in arm.runs] == ["seed 0", "seed 1", "seed 2"]
+    assert variants_of(tmp_path) == {"grpo": ["grpo-0", "grpo-1", "grpo-2"], "hpt": ["hpt-0"]}
+    (variant, _) = sort_into_variants(find_runs([str(tmp_path)]))
+    assert [variant.label(run) for run in variant.runs] == ["seed 0", "seed 1", "seed 2"]
 
 
 def test_where_a_run_lives_and_how_it_is_watched_is_not_its_recipe(tmp_path):
     record(tmp_path / "a", seed=0, config={"trainer.logging_steps": 1})
     record(tmp_path / "b", seed=1, config={"trainer.save_strategy": "no", "hub": {"push": False}})
-    assert arms_of(tmp_path) == {"grpo": ["a", "b"]}
+    assert variants_of(tmp_path) == {"grpo": ["a", "b"]}
 
 
-def test_any_other_setting_makes_another_arm_and_gives_it_its_name(tmp_path):
+def test_any_other_setting_makes_another_variant_and_gives_it_its_name(tmp_path):
     record(tmp_path / "a", config={"trainer.learning_rate": 0.001})
     record(tmp_path / "b", config={"trainer.learning_rate": 0.01})
-    assert arms_of(tmp_path) == {"grpo (learning_rate 0.001)": ["a"], "grpo (learning_rate 0.01)": ["b"]}
+    assert variants_of(tmp_path) == {"grpo (learning_rate 0.001)": ["a"], "grpo (learning_rate 0.01)": ["b"]}
     record(tmp_path / "c", config={"trainer.learning_rate": 0.01, "rollout.num_generations": 8})
-    assert arms_of(tmp_path)["grpo (num_generations 8, learning_rate 0.01)"] == ["c"]
+    assert variants_of(tmp_path)["grpo (num_generations 8, learning_rate 0.01)"] == ["c"]
     record(tmp_path / "d", config={"trainer.beta": 0.5})  # three settings differ now: the folders tell more
-    assert arms_of(tmp_path) == {f"grpo ({name})": [name] for name in "abcd"}
+    assert variants_of(tmp_path) == {f"grpo ({name})": [name] for name in "abcd"}
 
 
 def test_grouping_can_be_turned_off(tmp_path):
     for seed in (0, 1):
         record(tmp_path / f"s{seed}" / "run", seed=seed)
-    assert arms_of(tmp_path, group=False) == {"s0/run": ["run"], "s1/run": ["run"]}
+    assert variants_of(tmp_path, group=False) == {"s0/run": ["run"], "s1/run": ["run"]}
 
 
 def test_names_are_given_as_name_equals_folder(tmp_path):
     record(tmp_path / "a", seed=0)
     record(tmp_path / "b", seed=1)
-    assert arms_of(f"ours={tmp_path / 'a'}", f"theirs={tmp_path / 'b'}") == {"ours": ["a"], "theirs": ["b"]}
+    assert variants_of(f"ours={tmp_path / 'a'}", f"theirs={tmp_path / 'b'}") == {"ours": ["a"], "theirs": ["b"]}
     named = {"x": ["a", "b"]}
-    assert arms_of(f"x={tmp_path / 'a'}", f"x={tmp_path / 'b'}") == named
-    assert arms_of(f"x={tmp_path / 'a'}", f"x={tmp_path / 'b'}", group=False) == named
+    assert variants_of(f"x={tmp_path / 'a'}", f"x={tmp_path / 'b'}") == named
+    assert variants_of(f"x={tmp_path / 'a'}", f"x={tmp_path / 'b'}", group=False) == named
     odd = record(tmp_path / "c=d")
-    assert arms_of(odd) == {"grpo": ["c=d"]}
+    assert variants_of(odd) == {"grpo": ["c=d"]}
 
 
 def test_a_folder_of_stages_gives_those_that_are_evaluated(tmp_path):
@@ -68,19 +68,19 @@ def test_a_folder_of_stages_gives_those_that_are_evaluated(tmp_path):
         parent = {"model": str(root / "warm_up" / "model"), "run": f"id{seed}"}
         for stage in ("grpo", "hpt"):
             record(root / stage, seed=seed, config={"stage": stage, "method.name": stage, "start_from": parent})
-    assert arms_of(tmp_path) == {"grpo": ["grpo", "grpo"], "hpt": ["hpt", "hpt"]}
-    assert arms_of(tmp_path / "seed0") == {"grpo": ["grpo"], "hpt": ["hpt"]}
-    assert arms_of(f"mine={tmp_path / 'seed0'}") == {"mine grpo": ["grpo"], "mine hpt": ["hpt"]}
-    assert arms_of(tmp_path / "seed0" / "warm_up") == {"warm_up": ["warm_up"]}
+    assert variants_of(tmp_path) == {"grpo": ["grpo", "grpo"], "hpt": ["hpt", "hpt"]}
+    assert variants_of(tmp_path / "seed0") == {"grpo": ["grpo"], "hpt": ["hpt"]}
+    assert variants_of(f"mine={tmp_path / 'seed0'}") == {"mine grpo": ["grpo"], "mine hpt": ["hpt"]}
+    assert variants_of(tmp_path / "seed0" / "warm_up") == {"warm_up": ["warm_up"]}
 
 
-def test_a_run_that_started_from_another_recipe_is_another_arm(tmp_path):
+def test_a_run_that_started_from_another_recipe_is_another_variant(tmp_path):
     for name, rate in (("short", 0.1), ("long", 0.2)):
         record(tmp_path / name / "warm", config={"trainer.learning_rate": rate, "eval": None, "rollout": None})
         parent = {"model": str(tmp_path / name / "warm" / "model"), "run": name}
         record(tmp_path / name / "rl", config={"stage": "rl", "start_from": parent})
     runs = [str(tmp_path / name / "rl") for name in ("short", "long")]
-    assert arms_of(*runs) == {"rl (earlier learning_rate 0.1)": ["rl"], "rl (earlier learning_rate 0.2)": ["rl"]}
+    assert variants_of(*runs) == {"rl (earlier learning_rate 0.1)": ["rl"], "rl (earlier learning_rate 0.2)": ["rl"]}
 
 
 def test_unfinished_runs_are_found_and_what_is_put_aside_is_not(tmp_path):
@@ -98,8 +98,8 @@ def test_the_same_run_named_twice_counts_once(tmp_path):
 def test_a_copy_with_the_same_seeds_is_no_further_evidence(tmp_path):
     record(tmp_path / "a", seed=1)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    (arm,) = sort_into_arms(find_runs([str(tmp_path)]))
-    assert len(arm.runs) == 2 and len(arm.distinct) == 1
+    (variant,) = sort_into_variants(find_runs([str(tmp_path)]))
+    assert len(variant.runs) == 2 and len(variant.distinct) == 1
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_damaged_file_is_named(tmp_path, file):
     record(tmp_path / "a")
     (tmp_path / "a" / file).write_text('{"half": ')
     with pytest.raises(DataError, match=rf"{file}: not readable"):
-        _ = sort_into_arms(find_runs([str(tmp_path)]))
+        _ = sort_into_variants(find_runs([str(tmp_path)]))
 
 
 def test_nested_values_become_dotted_paths():
