@@ -91,7 +91,7 @@ def exit_status(command: Callable[[], object]) -> int:
     except PosttrainError as error:
         if is_main_process():
             show_error(error)
-        elif not error.is_told:
+        elif not error.is_reported:
             # Rank 0 tells it and leaves, and the launcher then ends this process. To leave first would end rank 0.
             is_request = error.exit_status != PosttrainError.exit_status  # a stop that was asked for: told by rank 0
             time.sleep(_GRACE if is_request else _PATIENCE)
@@ -109,7 +109,7 @@ def exit_status(command: Callable[[], object]) -> int:
 
 def tell_with_rank(error: PosttrainError) -> None:
     """Tell a mistake in a process other than the main one."""
-    error.is_told = True
+    error.is_reported = True
     sys.stderr.write(f"rank {os.environ['RANK']}: error: {error}\n")
 
 
@@ -160,7 +160,7 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
-def mark_told(sentence: str) -> None:
+def mark_reported(sentence: str) -> None:
     """Note that the user has been shown this."""
     _TOLD.add(sentence)
 

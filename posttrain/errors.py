@@ -44,7 +44,7 @@ class PosttrainError(Exception):
     """
 
     exit_status = 2  # of a command that ends with it
-    is_told = False  # set once the user has seen it
+    is_reported = False  # set once the user has seen it
     is_shared = False  # set where every rank raises the same, so that one of them tells it
 
     def __init__(

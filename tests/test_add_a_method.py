@@ -45,7 +45,7 @@ def hooks_of(kind: type, title: str) -> set[str]:
     [
         (ResumableTrainer, "for methods", "Hooks of every trainer", {"describe_window"}),
         (PolicyTrainer, "hooks for methods", "Hooks of `PolicyTrainer`", {"count_window"}),
-        (SupervisedTrainer, "hooks for methods", "Hooks of `SupervisedTrainer`", {"group_log", "data_epoch"}),
+        (SupervisedTrainer, "hooks for methods", "Hooks of `SupervisedTrainer`", {"group_stats", "data_epoch"}),
     ],
 )
 def test_the_page_has_the_hooks_of_a_base(kind, title, heading, not_hooks):

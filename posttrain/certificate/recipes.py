@@ -85,7 +85,7 @@ def _replayed(rollout: dict[str, Any]) -> dict[str, Any]:
     kept = {
         key: value
         for key, value in rollout.items()
-        if not key.startswith(("vllm_", "engine", "reward", "generate_ahead", "mode", "verifier"))
+        if not key.startswith(("vllm_", "engine", "reward", "one_step_off", "mode", "verifier"))
     }
     reward = f"{verdict.__file__}:{verdict.marked_right.__name__}"
     return {**kept, "num_generations": NUM_GENERATIONS, "rewards": [reward], "reward_workers": 0}

@@ -24,7 +24,7 @@ from posttrain.certificate.recipes import STEPS, battery_recipe, micro_rows, rep
 from posttrain.config.loader import load
 from posttrain.console import quiet_libraries
 from posttrain.errors import PosttrainError
-from posttrain.seam.sharding import spread_small_parameters, whole_tensors
+from posttrain.seam.running_engine import spread_small_parameters, whole_tensors
 from posttrain.training.stage import Stage
 
 Change = Callable[[Any], None]

@@ -19,7 +19,7 @@ from posttrain.models.loading import apply_overrides, default_dtype, refuse_code
 from posttrain.models.positions import position_limit
 from posttrain.models.tiny import CHARACTERS, SPECIAL_TOKENS
 from posttrain.seam.known_tokens import token_rows
-from posttrain.seam.sharding import whole_models
+from posttrain.seam.sharding import zero3_disabled
 
 if TYPE_CHECKING:
     from posttrain.models.headers import Stored
@@ -88,7 +88,7 @@ def describe(cfg: RunConfig) -> ModelFacts:
         config = _tiny_config(cfg) if cfg.model.tiny is not None else _config_of_path(cfg)
     apply_overrides(config, cfg.model.config_overrides)
     try:
-        with whole_models(), torch.device("meta"):
+        with zero3_disabled(), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=cfg.model.trust_remote_code)
     except Exception as problem:  # noqa: BLE001 - a model's own code may raise anything on sizes that do not fit
         raise ConfigError(

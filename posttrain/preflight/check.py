@@ -194,9 +194,11 @@ class _Check:
             return
         found: Iterable[PosttrainError] = ()
         if self.entry.learns_rows:
-            is_decided = not any(step.decides_later for step in self.steps.values())
+            settings_complete = not any(step.decides_later for step in self.steps.values())
             tokenizer = self.tokenizer()
-            found = args.data_findings(rows, world_size=self.world_size, tokenizer=tokenizer, is_decided=is_decided)
+            found = args.data_findings(
+                rows, world_size=self.world_size, tokenizer=tokenizer, settings_complete=settings_complete
+            )
         elif args.prompt_groups is not None:
             found = checks_data.share_findings(args, rows["train"])
         added = (finding for step in self.steps.values() for finding in step.findings(self.cfg, args, rows))

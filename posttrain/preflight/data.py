@@ -13,7 +13,7 @@ from posttrain.config.run_config import RunConfig
 from posttrain.data.names import name_findings
 from posttrain.errors import DataError, PosttrainError
 from posttrain.registry import Method
-from posttrain.seam.groups.log import MixtureLog, group_column
+from posttrain.seam.groups.log import GroupStats, group_column
 from posttrain.seam.groups.sampler import prompt_groups, prompt_shares
 
 _SHOWN = 5
@@ -338,7 +338,7 @@ def share_findings(args: Any, rows: Any) -> Iterator[PosttrainError]:
     Args:
         args: a `PolicyConfig` with `prompt_groups`. rows: the training rows.
     """
-    log = MixtureLog.of(rows, group_column(rows, args.prompt_groups))
+    log = GroupStats.of(rows, group_column(rows, args.prompt_groups))
     try:
         groups = prompt_groups(log, args)
         if not args.changing_shares:

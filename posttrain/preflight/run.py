@@ -15,7 +15,7 @@ from huggingface_hub import get_token
 from posttrain import registry
 from posttrain.config.rules_engine import uses_vllm
 from posttrain.config.run_config import RunConfig
-from posttrain.console import mark_told
+from posttrain.console import mark_reported
 from posttrain.errors import ConfigError, PosttrainError, SupportError, is_installed, missing
 from posttrain.preflight import engine as checks_engine
 from posttrain.registry import Method
@@ -115,7 +115,7 @@ def run_length(cfg: RunConfig, entry: Method, *, num_rows: int | None, world_siz
     sentence = _row_use(cfg, entry, num_rows=num_rows, world_size=world_size).sentence
     is_read = not entry.generates or "documents" not in entry.inputs  # else it asks about tokens of the rows
     if sentence is not None and is_read and not _draws_by_shares(cfg):
-        mark_told(sentence)
+        mark_reported(sentence)
         lines.append(sentence)
     if _draws_by_shares(cfg):
         lines.append("rows are drawn by the shares of their groups: in a pass a row may come several times, or never")

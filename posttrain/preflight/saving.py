@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from posttrain import registry
 from posttrain.config.run_config import RunConfig
-from posttrain.console import mark_told
+from posttrain.console import mark_reported
 from posttrain.errors import ConfigError, PosttrainError, SupportError
 from posttrain.models.config_files import load_config
 from posttrain.models.generation_settings import open_settings, read_generation_config, told
@@ -61,7 +61,7 @@ def generation_config(cfg: RunConfig) -> tuple[list[Finding], list[str]]:
     generates = cfg.rollout is not None or cfg.eval is not None
     sentence = told(open_settings(config)) if generates else None
     if sentence is not None:
-        mark_told(sentence)
+        mark_reported(sentence)
     facts = [sentence] if sentence is not None else []
     ends = config.eos_token_id if config is not None else None
     if generates and isinstance(ends, list) and len(ends) > 1:

@@ -15,11 +15,11 @@ from torch.utils.checkpoint import checkpoint
 from posttrain.errors import SupportError
 from posttrain.losses.kl import exact_forward_kl
 from posttrain.models.positions import with_positions
-from posttrain.seam.sharding import is_spread, whole_models, whole_weights
+from posttrain.seam.sharding import gathered_weights, is_sharded, zero3_disabled
 
 
 @contextmanager
-def at_rest(model: nn.Module) -> Iterator[None]:
+def eval_mode_no_grad(model: nn.Module) -> Iterator[None]:
     """Without dropout and without gradient; the model's mode is restored."""
     was_training = model.training
     model.eval()
@@ -30,13 +30,13 @@ def at_rest(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def whole_copy(model: Any) -> Any:
+def gathered_copy(model: Any) -> Any:
     """A frozen copy of a model on every process, whole also where ZeRO-3 has spread the model; collective there."""
-    if not is_spread(model):
+    if not is_sharded(model):
         return copy.deepcopy(model).eval().requires_grad_(False)
-    with whole_weights(model):
+    with gathered_weights(model):
         state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    with whole_models():
+    with zero3_disabled():
         twin = type(model)._from_config(
             model.config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
         )
@@ -55,7 +55,7 @@ def model_inputs(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
 def next_token_logps(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     """(B, S-1) log-probs of the labels, float32, 0 where there is none; position t is of token t+1.
 
-    A row's (S, V) logits at a time are held in float32. With gradient unless called under `at_rest`.
+    A row's (S, V) logits at a time are held in float32. With gradient unless called under `eval_mode_no_grad`.
     """
     logits = model(**model_inputs(model, batch), use_cache=False).logits
     rows = [
@@ -87,7 +87,7 @@ def whole_base(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def plain_head(model: Any, *, where: str) -> nn.Module:
+def linear_head(model: Any, *, where: str) -> nn.Module:
     """The head of a model whose logits are its output and nothing more.
 
     Raises:

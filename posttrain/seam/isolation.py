@@ -24,7 +24,7 @@ from posttrain.errors import PosttrainError, SupportError
 from posttrain.models.copies import NoCopy, small_copy
 from posttrain.models.positions import with_positions
 from posttrain.seam.head import add_selective_scoring
-from posttrain.seam.sharding import whole_models
+from posttrain.seam.sharding import zero3_disabled
 
 Form = Literal["alone", "causal", "left", "right", "packed", "generated"]
 # Largest difference of a token's log-probability, in nats (of one that is below -10: for each ten of them), and of the
@@ -214,7 +214,7 @@ def _measured(
     key: str, forms: tuple[Form, ...], attention: str | None, given: _Unhashed
 ) -> tuple[dict[Form, Difference] | str, bool]:
     """(differences, or why there are none; whether the copy has the model's own sizes)."""
-    with whole_models(), torch.device("cpu"):
+    with zero3_disabled(), torch.device("cpu"):
         try:
             small = small_copy(given.config, make=given.make, attention=attention)
         except NoCopy as problem:

@@ -44,7 +44,7 @@ class OutOfMemory(PosttrainError):
 
 
 @contextmanager
-def memory_told(trainer: Any) -> Iterator[None]:
+def explain_out_of_memory(trainer: Any) -> Iterator[None]:
     """Turn an allocation that failed inside the block into `OutOfMemory`.
 
     Args:

@@ -12,8 +12,8 @@ from trl.trainer.utils import create_model_from_path
 
 from posttrain.errors import ConfigError, ResumeError, SupportError
 from posttrain.rollouts.digests import digest
-from posttrain.seam.frozen import at_rest, next_token_logps, whole_base, whole_copy
-from posttrain.seam.sharding import whole_models, whole_weights
+from posttrain.seam.frozen import eval_mode_no_grad, gathered_copy, next_token_logps, whole_base
+from posttrain.seam.sharding import gathered_weights, zero3_disabled
 
 
 def frozen_copy(model: Any, args: Any) -> nn.Module:
@@ -23,7 +23,7 @@ def frozen_copy(model: Any, args: Any) -> nn.Module:
         ConfigError: a model with adapters.
     """
     if isinstance(model, str):
-        with whole_models():
+        with zero3_disabled():
             found = create_model_from_path(model, **(args.model_init_kwargs or {}))
         return found.eval().requires_grad_(False)
     if isinstance(model, PeftModel):
@@ -33,14 +33,14 @@ def frozen_copy(model: Any, args: Any) -> nn.Module:
             got="copy",
             allowed="adapter_off, precomputed",
         )
-    return whole_copy(model)
+    return gathered_copy(model)
 
 
 def start_digest(model: Any) -> str:
     """16 hexadecimal digits that tell the weights, an adapter only if it is not zero; equal however the model is
     wrapped. Before training, and collective where ZeRO-3 has spread it."""
     total, with_adapter = 0, bool(learnt_adapter(model))
-    with whole_weights(model):
+    with gathered_weights(model):
         for name, value in sorted(whole_base(model).state_dict().items()):
             if with_adapter or (".lora_" not in name and "lora_embedding" not in name):
                 total = (total * 1_000_003 + digest(value)) % 2**64
@@ -49,7 +49,7 @@ def start_digest(model: Any) -> str:
 
 def learnt_adapter(model: Any) -> list[str]:
     """Names of adapter weights by which a model differs from the one inside it."""
-    with whole_weights(model):
+    with gathered_weights(model):
         return [name for name, value in model.named_parameters() if ".lora_B." in name and bool(value.count_nonzero())]
 
 
@@ -109,7 +109,7 @@ class ReferenceModel:
         """(K,) sums of log pi_ref over the labels of the chosen rows of a batch; no gradient, no dropout."""
         chosen = {key: batch[key][rows] for key in ("input_ids", "attention_mask", "labels")}
         model, before = self.model()
-        with at_rest(model), before, self.trainer.accelerator.autocast():
+        with eval_mode_no_grad(model), before, self.trainer.accelerator.autocast():
             return next_token_logps(model, chosen).sum(dim=1)
 
     def refuse_other(self, sha: str) -> None:

@@ -106,7 +106,7 @@ class CountedRows:
                 warn_once(_logger, use.sentence)
 
 
-def told_left_out(before: Any, after: Any, *, name: str, is_packed: bool) -> Any:
+def report_left_out(before: Any, after: Any, *, name: str, is_packed: bool) -> Any:
     """`after`, with a warning of rows that upstream's preparation dropped; packed rows cannot be counted."""
     if not is_packed and hasattr(before, "__len__") and hasattr(after, "__len__") and len(after) < len(before):
         lost = len(before) - len(after)

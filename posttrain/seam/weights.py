@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from posttrain.errors import SupportError
 from posttrain.models.saving import save_model
-from posttrain.seam.sharding import whole_weights
+from posttrain.seam.sharding import gathered_weights
 
 
 def refuse_prompt_learning(model: Any, peft_config: Any) -> None:
@@ -78,7 +78,7 @@ def materialised(
         barrier: waits until every rank is here.
     """
     name, shown = model.config._name_or_path, model.name_or_path
-    with whole_weights(model):
+    with gathered_weights(model):
         if is_main:
             save_model(model, folder, tokenizer=tokenizer)
     barrier()

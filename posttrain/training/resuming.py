@@ -302,7 +302,7 @@ def resumed_record(checkpoint: str | None, applied: list[str]) -> dict[str, Any]
     return {"checkpoint": checkpoint, "step": int(step) if step.isdigit() else None, "in_force_from_then_on": applied}
 
 
-def continuing_told(checkpoint: str, applied: list[str], changes: list[str]) -> str:
+def describe_resume(checkpoint: str, applied: list[str], changes: list[str]) -> str:
     """Lines for the user: what was changed, and what of it is in force from the next step on.
 
     Args:

@@ -26,7 +26,8 @@ from posttrain.reports.records import json_value
 from posttrain.reports.run_report import RunFolder
 from posttrain.rewards.pool import describe
 from posttrain.seam.policy.reference import set_reference
-from posttrain.seam.sharding import EngineCheck, measure_ahead, refuse_switched_off, whole_models, whole_weights
+from posttrain.seam.running_engine import EngineCheck, require_engine_active
+from posttrain.seam.sharding import gathered_weights, measure_before_zero3, zero3_disabled
 from posttrain.training.callbacks.answer_probe import AnswerProbe
 from posttrain.training.callbacks.evaluation import PeriodicEvaluation
 from posttrain.training.callbacks.health import HealthMonitor
@@ -38,7 +39,7 @@ from posttrain.training.lineage import lineage, refuse_changed_order, write_outc
 from posttrain.training.resuming import (
     changed_settings,
     choose_checkpoint,
-    continuing_told,
+    describe_resume,
     inputs,
     is_finished,
     mark_finished,
@@ -127,11 +128,11 @@ class Stage:
                     "trainer.save_only_model: checkpoints hold weights alone, so this run cannot be continued from one"
                 )
             if checkpoint is not None:
-                say(continuing_told(checkpoint, applied, changes))
+                say(describe_resume(checkpoint, applied, changes))
         if checkpoint is None:
             if self.config.eval is None or self.config.eval.at_start:
                 self.evaluate(trainer, data, "before")
-            measure_ahead(trainer)
+            measure_before_zero3(trainer)
         with StopSignal() as stop:
             trainer.add_callback(stop)
             trainer.train(resume_from_checkpoint=checkpoint)
@@ -150,12 +151,12 @@ class Stage:
         """Tokenizer, data, model, arguments, trainer."""
         config = self.config
         args = build_args(config, output_dir=self.folder.path)
-        with whole_models(), PartialState().main_process_first():
+        with zero3_disabled(), PartialState().main_process_first():
             initial = self.folder.path / "initial"
             path = merged(self.parent, initial) if self.parent else resolve_model_path(config.model, initial)
             tokenizer = load_tokenizer(config.model, path=path)
             data = self.rows(tokenizer)
-        with whole_models():
+        with zero3_disabled():
             path = self.apply_steps(data, path)
         extra: dict[str, Any] = {}
         for step in self.steps.values():
@@ -182,7 +183,7 @@ class Stage:
                 got=f"{trainer.accelerator.num_processes} of {world} in one group",
                 fix="Start them with `accelerate launch --config_file accelerate_configs/ddp.yaml`",
             )
-        refuse_switched_off(trainer.accelerator)
+        require_engine_active(trainer.accelerator)
         name = self.name if self.name != "run" else None
         progress = RichProgress(name=name)
         replace_printing(trainer, progress)
@@ -301,7 +302,7 @@ class Stage:
         found = self.evaluator(trainer, data)
         if found is None:
             return
-        with whole_weights(trainer.model) if trainer.model_wrapped is trainer.model else nullcontext():
+        with gathered_weights(trainer.model) if trainer.model_wrapped is trainer.model else nullcontext():
             result = found[0](trainer.model)
             tasks = self.evaluate_tasks(trainer, data, result)
         if is_main_process():

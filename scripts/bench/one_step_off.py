@@ -1,4 +1,4 @@
-"""What `rollout.generate_ahead` gains and costs: GRPO with and without it against one vLLM server, in one process.
+"""What `rollout.one_step_off` gains and costs: GRPO with and without it against one vLLM server, in one process.
 
 A tiny model learns two-digit sums from demonstrations for a while, then by GRPO from there, `--steps` steps for each
 seed and variant, the variants in turn. Printed for each variant: seconds a step (median over seeds), the solved
@@ -53,7 +53,7 @@ rollout:
   mode: server
   vllm_server_base_url: ADDRESS
   vllm_importance_sampling_mode: token_truncate
-  generate_ahead: AHEAD
+  one_step_off: AHEAD
   num_generations: 8
   max_completion_length: 48
   rewards: [exact]
@@ -119,7 +119,7 @@ def main() -> None:
         table[ahead] = statistics.median(seconds)
         end = f"{100 * statistics.fmean(solved):.1f} ± {100 * error:.1f} %"
         off = f"{statistics.fmean(difference):.1e}"
-        print(f"generate_ahead {ahead:5}: {table[ahead]:.3f} s a step, solved at the end {end}, logps differ by {off}")
+        print(f"one_step_off {ahead:5}: {table[ahead]:.3f} s a step, solved at the end {end}, logps differ by {off}")
     print(f"seconds with / without: {table['true'] / table['false']:.2f}")
 
 

@@ -82,7 +82,7 @@ class Mean(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.total += float(next(self.trainer.model.parameters()).flatten()[0])
-        self.trainer.show("example/total", self.total)
+        self.trainer.set_metric("example/total", self.total)
 
 
 class Average(StageStep):

@@ -25,7 +25,7 @@ from posttrain.console import quiet_libraries
 from posttrain.evaluation.generate import evaluate
 from posttrain.evaluation.results import EvalSettings
 from posttrain.registry import METHODS
-from posttrain.seam.sharding import shard_facts
+from posttrain.seam.running_engine import shard_facts
 from tests.batteries.runs import build, dataset, losses, marked_right, replay
 
 

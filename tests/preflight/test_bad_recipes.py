@@ -94,16 +94,16 @@ BAD: dict[str, list[tuple[str, dict[str, Any], tuple[str, ...]]]] = {
             {"rollout.rewards": ["a.py:score", "b.py:score"]},
             ("rollout.rewards.1: two reward functions have this name",),
         ),
-        ("grpo", {"rollout.generate_ahead": True}, ("rollout.generate_ahead: only a server generates",)),
+        ("grpo", {"rollout.one_step_off": True}, ("rollout.one_step_off: only a server generates",)),
         (
             "grpo",
             {
                 "rollout.engine": "vllm",
                 "rollout.mode": "server",
-                "rollout.generate_ahead": True,
+                "rollout.one_step_off": True,
                 "rollout.vllm_importance_sampling_correction": False,
             },
-            ("rollout.generate_ahead: rollouts of older weights need the importance correction",),
+            ("rollout.one_step_off: rollouts of older weights need the importance correction",),
         ),
         ("grpo", {"rollout.engine_devices": "1"}, ("rollout.engine_devices: read only by vLLM",)),
         (

@@ -297,7 +297,7 @@ def test_what_does_not_go_with_an_engine_that_spreads_the_model(
 
 
 @pytest.mark.parametrize(
-    ("changes", "is_told"),
+    ("changes", "is_reported"),
     [
         ({"model.dtype": "bfloat16", "trainer.learning_rate": 2e-5}, True),
         ({"model.dtype": "float16", "trainer.learning_rate": 2e-5}, True),
@@ -307,9 +307,9 @@ def test_what_does_not_go_with_an_engine_that_spreads_the_model(
     ],
     ids=str,
 )
-def test_updates_that_half_precision_rounds_away_are_told(tmp_path: Path, changes: dict[str, Any], is_told: bool):
+def test_updates_that_half_precision_rounds_away_are_told(tmp_path: Path, changes: dict[str, Any], is_reported: bool):
     report = checked(tmp_path, "sft", changes)
-    assert report.ok and is_told == any("are rounded away" in str(warning) for warning in report.warnings)
+    assert report.ok and is_reported == any("are rounded away" in str(warning) for warning in report.warnings)
 
 
 def test_an_output_folder_that_cannot_be_made(tmp_path: Path):

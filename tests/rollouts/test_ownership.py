@@ -123,7 +123,7 @@ def test_rollouts_older_than_one_update_are_not_used(engine_dir, remote, tmp_pat
         tmp_path,
         max_steps=10,
         warmup_sft_steps=1,
-        generate_ahead=True,
+        one_step_off=True,
         reward=reward,
         sft_per_device_batch_size=2,
         switch_controller="fixed",

@@ -249,7 +249,7 @@ def test_weights_are_the_trainers_after_two_steps(engine_dir, remote, server, tm
 
 def test_one_step_off_trains_on_rollouts_of_the_update_before(engine_dir, remote, tmp_path, monkeypatch):
     """The batch that is trained on in step k+1 was sampled by the weights of step k; the ratio says so exactly."""
-    ahead = {**remote, "generate_ahead": True}
+    ahead = {**remote, "one_step_off": True}
     # Every group has both verdicts, so that every update moves the weights.
     reward = Recorder(lambda prompts, completions, **_: [float(row % 2) for row in range(len(completions))])
     ahead |= {"vllm_importance_sampling_mode": "token_truncate", "reward": reward}
@@ -310,7 +310,7 @@ def test_one_step_off_trains_on_rollouts_of_the_update_before(engine_dir, remote
 
 def test_one_step_off_crosses_epochs_and_resumes(engine_dir, remote, tmp_path):
     """12 prompts, 2 a step: the seventh step is of the next epoch. After a resume the first batch is made anew."""
-    settings = {**remote, "generate_ahead": True, "save_strategy": "steps", "save_steps": 4}
+    settings = {**remote, "one_step_off": True, "save_strategy": "steps", "save_steps": 4}
     made = build("grpo", engine_dir, tmp_path / "a", max_steps=8, **settings)
     again = build("grpo", engine_dir, tmp_path / "b", max_steps=8, **settings)
     try:

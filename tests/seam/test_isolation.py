@@ -85,8 +85,8 @@ def test_a_policy_is_scored_without_dropout():
     )
     ids = torch.arange(5, 15)[None]
     with torch.no_grad():
-        at_rest, in_training = (trainer.model.train(mode)(ids).logits for mode in (False, True))
-    assert torch.equal(at_rest, in_training)
+        eval_mode_no_grad, in_training = (trainer.model.train(mode)(ids).logits for mode in (False, True))
+    assert torch.equal(eval_mode_no_grad, in_training)
 
 
 def test_dropout_of_adapters_stays():

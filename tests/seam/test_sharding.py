@@ -9,7 +9,8 @@ import pytest
 from posttrain.errors import ResumeError, SupportError
 from posttrain.seam import sharding
 from posttrain.seam.checkpoint import manifest
-from posttrain.seam.sharding import asked_engine, cpu_group, refuse_other_engine, shard_facts
+from posttrain.seam.running_engine import refuse_other_engine, shard_facts
+from posttrain.seam.sharding import asked_engine, cpu_group
 from tests.batteries.runs import build
 
 

@@ -20,7 +20,7 @@ from posttrain.methods.aioli.controllers import (
     as_proportions,
 )
 from posttrain.methods.aioli.laws import solve_mixing_matrix
-from posttrain.seam.groups.log import MixtureLog, group_column
+from posttrain.seam.groups.log import GroupStats, group_column
 from posttrain.seam.groups.sampler import read_proportions, realised_shares
 from posttrain.seam.groups.validation import validation_groups
 
@@ -28,7 +28,7 @@ from posttrain.seam.groups.validation import validation_groups
 NEEDS_VALIDATION = ("aioli", "skillit", "doge")
 
 
-def grouped_rows(log: MixtureLog | None, *, column: str, where: str = "method.group_column") -> MixtureLog:
+def grouped_rows(log: GroupStats | None, *, column: str, where: str = "method.group_column") -> GroupStats:
     """The groups of the training rows, at least two.
 
     Args:
@@ -50,20 +50,22 @@ def grouped_rows(log: MixtureLog | None, *, column: str, where: str = "method.gr
     return log
 
 
-def check_groups(settings: Any, train: Any, validation: Any, *, world_size: int, is_decided: bool = True) -> None:
+def check_groups(
+    settings: Any, train: Any, validation: Any, *, world_size: int, settings_complete: bool = True
+) -> None:
     """What can be known to be wrong from settings and rows alone.
 
     Args:
         settings: an `AioliConfig`. train, validation: rows. world_size: processes.
-        is_decided: False where a file that the settings name is not there yet.
+        settings_complete: False where a file that the settings name is not there yet.
 
     Raises:
         PosttrainError: as the trainer would raise it.
     """
     column = group_column(train, settings.group_column)
-    log = grouped_rows(MixtureLog.of(train, column, names=settings.groups), column=settings.group_column)
+    log = grouped_rows(GroupStats.of(train, column, names=settings.groups), column=settings.group_column)
     rows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * world_size
-    if is_decided:
+    if settings_complete:
         build_controller(settings, groups=log.names, sizes=log.sizes, rows_per_step=rows)
     if validation is not None or settings.controller in NEEDS_VALIDATION:
         validation_groups(validation, names=log.names, column=str(column))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from posttrain.errors import ConfigError, PosttrainError
 from posttrain.methods.aioli.building import check_groups
-from posttrain.methods.aioli.readers import NUMBERS, ONLINE, READ_BY, readers_told
+from posttrain.methods.aioli.readers import NUMBERS, ONLINE, READ_BY, explain_unread_setting
 from posttrain.seam.arguments import option
 from posttrain.seam.supervised.grouped import GroupedConfig
 
@@ -96,10 +96,12 @@ class AioliConfig(ControllerConfig):
             self._check_lag()
 
     def data_findings(
-        self, rows: dict[str, Any], *, world_size: int, tokenizer: Any = None, is_decided: bool = True
+        self, rows: dict[str, Any], *, world_size: int, tokenizer: Any = None, settings_complete: bool = True
     ) -> Iterator[PosttrainError]:
         try:
-            check_groups(self, rows["train"], rows.get("validation"), world_size=world_size, is_decided=is_decided)
+            check_groups(
+                self, rows["train"], rows.get("validation"), world_size=world_size, settings_complete=settings_complete
+            )
         except PosttrainError as error:
             yield error
 
@@ -133,7 +135,7 @@ class AioliConfig(ControllerConfig):
         for name in unread:
             if name not in NUMBERS:
                 raise ConfigError(
-                    readers_told(name),
+                    explain_unread_setting(name),
                     where=f"method.{name}",
                     got=getattr(self, name),
                     fix=f"Remove it, or change method.controller ({self.controller})",

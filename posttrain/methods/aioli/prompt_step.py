@@ -13,7 +13,7 @@ from posttrain.errors import ConfigError, DataError, PosttrainError
 from posttrain.evaluation.results import prompt_accuracies
 from posttrain.methods.aioli.building import NEEDS_VALIDATION
 from posttrain.methods.aioli.prompts import PromptController, PromptSettings
-from posttrain.seam.groups.log import MixtureLog, group_column
+from posttrain.seam.groups.log import GroupStats, group_column
 from posttrain.seam.groups.validation import validation_groups
 from posttrain.training.evaluator import recipe_evaluator
 
@@ -30,7 +30,7 @@ class PromptShares(StageStep):
     def findings(self, run: RunConfig, args: Any, rows: Mapping[str, Any]) -> Iterator[PosttrainError]:
         """Groups, rounds and held-out prompts that the controller cannot work with."""
         settings: PromptSettings = self.settings
-        log = MixtureLog.of(rows["train"], group_column(rows["train"], args.prompt_groups))
+        log = GroupStats.of(rows["train"], group_column(rows["train"], args.prompt_groups))
         validation = rows.get("validation")
         try:
             settings.build(log, prompts_per_batch=args.generation_batch_size // args.num_generations)
@@ -55,7 +55,7 @@ def held_out_accuracies(config: Any, trainer: Any, validation: Any) -> Callable[
     Every row counts each time, judged and sampled as the `eval` block says, by seeds that stay: two measurements
     differ by the weights alone.
     """
-    log = trainer.group_log
+    log = trainer.group_stats
     numbers = validation_groups(validation, names=log.names, column=log.column)
     call, _ = recipe_evaluator(
         config, tokenizer=trainer.processing_class, rows=validation, accelerator=trainer.accelerator, changes=WHOLE

@@ -14,11 +14,11 @@ from transformers import TrainerCallback
 from posttrain.errors import ConfigError, SupportError
 from posttrain.methods.aioli.building import build_controller, grouped_rows
 from posttrain.methods.aioli.controllers import MixingController
-from posttrain.methods.aioli.readers import READ_BY, readers_told
+from posttrain.methods.aioli.readers import READ_BY, explain_unread_setting
 from posttrain.methods.aioli.rounds import RECORD, Rounds
 from posttrain.seam.arguments import check_value, field_specs, option
 from posttrain.seam.checkpoint.state import write_json
-from posttrain.seam.groups.log import MixtureLog
+from posttrain.seam.groups.log import GroupStats
 from posttrain.seam.groups.sampler import FixedMixture, MixedRepeatSampler
 from posttrain.seam.policy.trainer import PolicyTrainer
 
@@ -66,7 +66,7 @@ class PromptSettings:
         for name in given:
             if name in READ_BY and found.controller not in READ_BY[name]:
                 fix = f"Remove it, or change the controller ({found.controller})"
-                raise ConfigError(readers_told(name), where=f"{where}.{name}", got=given[name], fix=fix)
+                raise ConfigError(explain_unread_setting(name), where=f"{where}.{name}", got=given[name], fix=fix)
         if (found.skill_graph is None) == (found.controller == "skillit"):
             raise ConfigError(
                 "a skill graph and the controller skillit go together",
@@ -82,7 +82,7 @@ class PromptSettings:
             )
         return found
 
-    def build(self, log: MixtureLog | None, *, prompts_per_batch: int) -> MixingController:
+    def build(self, log: GroupStats | None, *, prompts_per_batch: int) -> MixingController:
         """The controller for the groups of the prompts.
 
         Raises:
@@ -114,7 +114,7 @@ class PromptController(TrainerCallback):
         trainer: of a policy method, before `train()`.
         settings: what decides, and when.
         accuracies: called on every rank with the model; the share of solved prompts of each group, in the order of
-            `trainer.group_log.names`, equal on all ranks. None for controllers that read nothing.
+            `trainer.group_stats.names`, equal on all ranks. None for controllers that read nothing.
 
     Raises:
         DataError, ConfigError: as `PromptSettings.build`.
@@ -140,7 +140,7 @@ class PromptController(TrainerCallback):
         self.trainer, self.settings, self.accuracies = trainer, settings, accuracies
         self.lag, self.steps_per_batch = settings.proportions_lag, uses // steps
         prompts = args.generation_batch_size // trainer.num_generations
-        self.controller = settings.build(trainer.group_log, prompts_per_batch=prompts)
+        self.controller = settings.build(trainer.group_stats, prompts_per_batch=prompts)
         self.rounds = Rounds(
             self.controller,
             every=settings.mixing_rounds_every,
@@ -156,7 +156,7 @@ class PromptController(TrainerCallback):
 
     # ---- what draws prompts asks ----
 
-    def start(self, log: MixtureLog) -> Sequence[float]:
+    def start(self, log: GroupStats) -> Sequence[float]:
         """Proportions of the start."""
         return self.controller.proportions.tolist()
 
@@ -176,12 +176,12 @@ class PromptController(TrainerCallback):
         found = [float(value) for value in self.accuracies(self.trainer.model)]
         self.measurements, self.seconds = self.measurements + 1, self.seconds + time.perf_counter() - begun
         for name, value in zip(self.controller.groups, found, strict=True):
-            self.trainer.show(f"validation/{name}_accuracy", value)
-        self.trainer.show("validation/mean_accuracy", sum(found) / len(found))
+            self.trainer.set_metric(f"validation/{name}_accuracy", value)
+        self.trainer.set_metric("validation/mean_accuracy", sum(found) / len(found))
         return [1.0 - value for value in found]
 
-    def measure_ahead(self) -> None:
-        """As `AnswerProbe.measure_ahead`."""
+    def measure_before_zero3(self) -> None:
+        """As `AnswerProbe.measure_before_zero3`."""
         self.rounds.begin(0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -195,7 +195,7 @@ class PromptController(TrainerCallback):
         if self.rounds.order is not None:
             proportions = self.rounds.order.proportions_at((state.global_step - 1) // self.steps_per_batch)
             for name, value in zip(self.controller.groups, proportions.tolist(), strict=True):
-                self.trainer.show(f"mixture/{name}_proportion", value)
+                self.trainer.set_metric(f"mixture/{name}_proportion", value)
         if not within and self.rounds.after(done):
             self._write()
 

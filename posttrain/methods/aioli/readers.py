@@ -42,7 +42,7 @@ READ_BY: dict[str, tuple[str, ...]] = {
 }
 
 
-def readers_told(name: str) -> str:
+def explain_unread_setting(name: str) -> str:
     """Who reads a setting, for messages."""
     readers = READ_BY[name]
     return f"read by the controller{'s' * (len(readers) > 1)} {', '.join(readers)} alone"

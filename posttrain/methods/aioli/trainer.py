@@ -47,7 +47,7 @@ class AioliTrainer(SupervisedTrainer):
     """
 
     config_class = AioliConfig
-    numbers_rows = True
+    needs_row_index = True
     draws_groups = True
     args: AioliConfig
     name = "Aioli"
@@ -55,7 +55,7 @@ class AioliTrainer(SupervisedTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         settings = self.args
-        rows = grouped_rows(self.group_log, column=settings.group_column)
+        rows = grouped_rows(self.group_stats, column=settings.group_column)
         self.groups: list[str] = rows.names
         rows_per_step = (
             settings.per_device_train_batch_size * settings.gradient_accumulation_steps * settings.world_size
@@ -96,10 +96,10 @@ class AioliTrainer(SupervisedTrainer):
 
     def train_order(self) -> GroupMixtureSampler:
         settings = self.args
-        assert self.group_log is not None
+        assert self.group_stats is not None
         self.sampler = self.rounds.draw(
             GroupMixtureSampler(
-                self.group_log.numbers,
+                self.group_stats.numbers,
                 proportions=self.controller.proportions,
                 rows_per_step=self.rounds.rows_per_step,
                 num_steps=settings.max_steps,
@@ -117,8 +117,8 @@ class AioliTrainer(SupervisedTrainer):
         assert self.validation is not None
         losses = self.validation.losses()
         for name, loss in zip(self.groups, losses.tolist(), strict=True):
-            self.show(f"validation/{name}_loss", loss)
-        self.show("validation/mean_loss", float(losses.mean()))
+            self.set_metric(f"validation/{name}_loss", loss)
+        self.set_metric("validation/mean_loss", float(losses.mean()))
         return losses.tolist()
 
     def test(self) -> None:
@@ -126,7 +126,7 @@ class AioliTrainer(SupervisedTrainer):
         if self.validation is not None and self.validation.held_back:
             losses = self.validation.test_losses().tolist()
             for name, loss in zip(self.groups, losses, strict=True):
-                self.show(f"test/{name}_loss", loss)
+                self.set_metric(f"test/{name}_loss", loss)
             record = {"step": self.state.global_step, "event": "test", "test_losses": losses}
             self.rounds.records.append(record)
 
@@ -149,8 +149,8 @@ class AioliTrainer(SupervisedTrainer):
         proportions = self.sampler.proportions_at(step)
         self._intended += proportions
         for place, name in enumerate(self.groups):
-            self.show(f"mixture/{name}_proportion", float(proportions[place]))
-            self.show(f"mixture/{name}_intended_fraction", float(self._intended[place] / (step + 1)))
+            self.set_metric(f"mixture/{name}_proportion", float(proportions[place]))
+            self.set_metric(f"mixture/{name}_intended_fraction", float(self._intended[place] / (step + 1)))
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)

@@ -17,5 +17,9 @@ METHOD = Method(
     config="trainer:CHORDConfig",
     trainer="trainer:CHORDTrainer",
     supports=ENGINES | {"peft", "resume", "vllm"},
-    curves=(Curve("chord/mu", "supervised share", "Share of the supervised loss in a step", "weight (0 to 1)"),),
+    curves=(
+        Curve(
+            "chord/supervised_share", "supervised share", "Share of the supervised loss in a step", "weight (0 to 1)"
+        ),
+    ),
 )

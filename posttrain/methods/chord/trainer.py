@@ -94,7 +94,7 @@ class CHORDTrainer(DemonstrationTrainer):
         prompts = len(rollouts.rewards) // rollouts.num_generations
         wanted = torch.full((prompts,), self.args.uses_demonstrations, device=rollouts.rewards.device)
         found, missing = self.find_demonstrations(rollouts, wanted)
-        self.record("gate/sft_fraction", (wanted & ~missing).float().mean().item())
+        self.log_metric("gate/sft_fraction", (wanted & ~missing).float().mean().item())
         self.add_rows(rollouts)
         for group, ids in found.items():
             self.write_demonstration(rollouts, group, ids, weight=1.0, advantage=1.0)
@@ -118,7 +118,7 @@ class CHORDTrainer(DemonstrationTrainer):
     def loss_weights(self, window: list[dict[str, Any]]) -> list[Tensor]:
         rollouts, demos, _ = self.count_rows(window)
         share = self.supervised_share()
-        self.record("chord/mu", share)
+        self.log_metric("chord/supervised_share", share)
         found = []
         for tensors in window:
             mask = trainable_mask(tensors) * (tensors["row_weight"] > 0).unsqueeze(1)

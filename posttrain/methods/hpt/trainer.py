@@ -147,8 +147,8 @@ class HPTTrainer(DemonstrationTrainer):
         tensors["row_weight"] = rl_weight[groups]
         tensors["is_demonstration"] = torch.zeros(rollouts.num_rows, dtype=torch.bool, device=solved.device)
         tensors["trainable_mask"] = tensors["trainable_mask"] * (rl_weight[groups] > 0).unsqueeze(1)
-        self.record("gate/sft_fraction", (demo_weight > 0).float().mean().item())
-        self.record("gate/rl_fraction", (rl_weight > 0).float().mean().item())
+        self.log_metric("gate/sft_fraction", (demo_weight > 0).float().mean().item())
+        self.log_metric("gate/rl_fraction", (rl_weight > 0).float().mean().item())
         if self.args.feedback_mode == "soft":
             self.add_rows(rollouts)
         for group, ids in demonstrations.items():
@@ -217,7 +217,7 @@ class HPTTrainer(DemonstrationTrainer):
         if limit is None:
             return
         skipped = norm > limit
-        self.record("update/skipped", float(skipped))
+        self.log_metric("update/skipped", float(skipped))
         if skipped:  # parameters without a gradient are passed over by the optimizer, moments and decay included
             for parameter in self.model.parameters():
                 parameter.grad = None

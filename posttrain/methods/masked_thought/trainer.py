@@ -123,11 +123,11 @@ class MaskedThoughtTrainer(SupervisedTrainer):
     Deviation: the specification of arXiv 2403.02178 seeds by optimizer step, micro-batch and rank, which another
     split into micro-batches would change. Random tokens are ordinary ones: the paper does not say whether special
     tokens are drawn. Evaluation is never corrupted.
-    `published_form` (at a save that is no checkpoint): the model without the added mask token.
+    `export_context` (at a save that is no checkpoint): the model without the added mask token.
     """
 
     config_class = MaskedThoughtConfig
-    numbers_rows = True
+    needs_row_index = True
     args: MaskedThoughtConfig
     name = "masked thought"
 
@@ -192,8 +192,8 @@ class MaskedThoughtTrainer(SupervisedTrainer):
         noised, possible = self.accelerator.reduce(
             counts.float().to(self.accelerator.device), reduction="sum"
         ).tolist()
-        self.record("noise/rate", rate, training=True)
-        self.record("noise/noised_fraction", noised / possible if possible else float("nan"), training=True)
+        self.log_metric("noise/rate", rate, training=True)
+        self.log_metric("noise/noised_fraction", noised / possible if possible else float("nan"), training=True)
 
     def _refuse(self, batch: dict[str, Any]) -> None:
         labels = batch["labels"]
@@ -276,7 +276,7 @@ class MaskedThoughtTrainer(SupervisedTrainer):
 
     # ---- saving ----
 
-    def published_form(self) -> AbstractContextManager[None]:
+    def export_context(self) -> AbstractContextManager[None]:
         if self._published is None or not self.args.strip_mask_token_on_save:
             return nullcontext()
         return self._without_mask_token(*self._published)

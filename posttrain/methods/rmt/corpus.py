@@ -29,7 +29,7 @@ from posttrain.methods.rmt.token_curriculum import TierDraws
 from posttrain.methods.rmt.token_index import TokenIndex
 from posttrain.models.loading import load_model, load_tokenizer
 from posttrain.seam.sampling import EpochRepeatSampler
-from posttrain.seam.sharding import whole_models, whole_weights
+from posttrain.seam.sharding import gathered_weights, zero3_disabled
 
 _logger = logging.getLogger(__name__)
 # Share of targets that may be lost by re-tokenising before exact_token gives way to prefix.
@@ -98,7 +98,7 @@ def corpus_index(
     folder = folder or Path(args.token_index or Path(args.output_dir) / "token_index")
     # The first process of all, then the first of each machine, then the others: two never write the same folder.
     state = args.distributed_state
-    with whole_weights(model), whole_models(), state.main_process_first(), state.local_main_process_first():
+    with gathered_weights(model), zero3_disabled(), state.main_process_first(), state.local_main_process_first():
         if entropies is not None:
             return store_entropies(texts, entropies, folder=folder, tokenizer=tokenizer)
         return scored(texts, folder=folder, args=args, tokenizer=tokenizer, model=model)

@@ -231,7 +231,7 @@ class RMTTrainer(LikelihoodRowsTrainer):
         if self._draws is not None:
             numbers["rmt/renormalised_draws"] = float(self._draws.num_renormalised)
         for name, value in numbers.items():
-            self.record(name, value)
+            self.log_metric(name, value)
 
     def _gathered(self, rollouts: RolloutBatch, column: str) -> Tensor:
         """(W*B,) integer column of every rank's rows."""

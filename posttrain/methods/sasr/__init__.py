@@ -18,7 +18,10 @@ METHOD = Method(
     supports=ENGINES | {"peft", "resume", "vllm"},
     curves=(
         Curve(
-            "sasr/p_sft", "chance supervised", "Chance that an optimizer step is supervised", "probability (0 to 1)"
+            "sasr/supervised_prob",
+            "chance supervised",
+            "Chance that an optimizer step is supervised",
+            "probability (0 to 1)",
         ),
         Curve(
             "sasr/g_sft", "norm", "Gradient norm of supervised steps, before clipping", "global L2 norm", shown=False

@@ -176,7 +176,7 @@ class SASRTrainer(AlternatingTrainer):
 
     def choose_step(self, global_step: int) -> StepKind:
         probability = self.supervised_probability(global_step)
-        self.record("sasr/p_sft", probability, training=True)
+        self.log_metric("sasr/supervised_prob", probability, training=True)
         return "supervised" if uniform_draw(self.args.switch_seed, global_step) < probability else "policy"
 
     def supervised_probability(self, global_step: int) -> float:
@@ -204,7 +204,7 @@ class SASRTrainer(AlternatingTrainer):
 
     def _measure_divergence(self) -> None:
         divergence = reference_kl(self, self.probe_batch())
-        self.record("sasr/probe_kl", divergence, training=True)
+        self.log_metric("sasr/probe_kl", divergence, training=True)
         if self.controller.warmup is None:
             if not (math.isfinite(divergence) and divergence > 0.0):
                 raise DataError(
@@ -235,8 +235,8 @@ class SASRTrainer(AlternatingTrainer):
             )
         if step >= self.warmup_steps:
             self._num_supervised += kind == "supervised"
-            self.record("sasr/sft_fraction", self._num_supervised / (step - self.warmup_steps + 1), training=True)
-        self.record("sasr/mode", float(kind == "supervised"), training=True)
+            self.log_metric("sasr/sft_fraction", self._num_supervised / (step - self.warmup_steps + 1), training=True)
+        self.log_metric("sasr/mode", float(kind == "supervised"), training=True)
 
     # ---- what the step taught ----
 
@@ -248,7 +248,7 @@ class SASRTrainer(AlternatingTrainer):
     def _learn_from(self, norm: float) -> None:
         """The norm of a supervised step, before the optimizer's."""
         step, warmup = self.state.global_step, self.warmup_steps
-        self.record("sasr/g_sft", norm)
+        self.log_metric("sasr/g_sft", norm)
         if self._watch.sees(norm):
             warnings.warn(
                 f"{self._watch.count} supervised steps in a row have the gradient norm {norm:.6g} "
@@ -265,7 +265,7 @@ class SASRTrainer(AlternatingTrainer):
             if step + 1 == warmup:
                 self.controller.freeze()
         if self.controller.warmup is not None:
-            self.record("sasr/g_warm", self.controller.warmup)
+            self.log_metric("sasr/g_warm", self.controller.warmup)
 
     # ---- checkpoint ----
 

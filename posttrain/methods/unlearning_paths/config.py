@@ -203,7 +203,7 @@ class UnlearnConfig(SteeringConfig):
             yield error
 
     def data_findings(
-        self, rows: dict[str, Any], *, world_size: int, tokenizer: Any = None, is_decided: bool = True
+        self, rows: dict[str, Any], *, world_size: int, tokenizer: Any = None, settings_complete: bool = True
     ) -> Iterator[PosttrainError]:
         try:
             check_rows(self, rows["train"], rows.get("retain"))

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from posttrain.methods.unlearning_paths.names import one_name
 from posttrain.seam.frozen import (
     HiddenTap,
-    at_rest,
+    eval_mode_no_grad,
+    linear_head,
     model_inputs,
-    plain_head,
     whole_base,
 )
 from posttrain.seam.reference_model import ReferenceModel
@@ -53,7 +53,7 @@ class Reference(ReferenceModel):
     def _tapped(self, model: Any, place: str) -> HiddenTap:
         base = whole_base(model)
         if place == DECODER:
-            plain_head(model, where="method.retain_loss")
+            linear_head(model, where="method.retain_loss")
             return HiddenTap(base.get_decoder())
         return HiddenTap(base.get_submodule(one_module(model, self.args.module_regex)))
 
@@ -61,11 +61,11 @@ class Reference(ReferenceModel):
         """(K, S, D) output of the layer, or of the decoder, for the chosen rows of a batch."""
         chosen = {key: batch[key][rows] for key in ("input_ids", "attention_mask")}
         model, before = self.model()
-        with at_rest(model), before, self.trainer.accelerator.autocast():
+        with eval_mode_no_grad(model), before, self.trainer.accelerator.autocast():
             decoder = whole_base(model).get_decoder()
             decoder(**model_inputs(decoder, chosen), use_cache=False)
         return (self._frozen_taps or self.taps)[place].take()
 
     def head(self) -> nn.Module:
         """The reference's own head."""
-        return plain_head(self.model()[0], where="method.retain_loss")
+        return linear_head(self.model()[0], where="method.retain_loss")

@@ -24,9 +24,9 @@ from posttrain.methods.unlearning_paths.config import UnlearnConfig
 from posttrain.methods.unlearning_paths.forget_retain import ALTERNATE, FORGET, RETAIN, Partners, check_rows, partners
 from posttrain.methods.unlearning_paths.names import chosen_weights
 from posttrain.methods.unlearning_paths.reference import DECODER, LAYER, Reference
-from posttrain.seam.frozen import chunked_forward_kl, plain_head
+from posttrain.seam.frozen import chunked_forward_kl, linear_head
 from posttrain.seam.reference_model import frozen_copy
-from posttrain.seam.sharding import is_spread, whole_weights
+from posttrain.seam.sharding import gathered_weights, is_sharded
 from posttrain.seam.supervised.trainer import SupervisedTrainer
 
 Metrics = dict[str, float | Tensor]
@@ -54,7 +54,7 @@ class UnlearnTrainer(SupervisedTrainer):
     """
 
     config_class = UnlearnConfig
-    numbers_rows = True
+    needs_row_index = True
     batch_keys = ("role", "forgotten")
     args: UnlearnConfig
     name = "unlearning"
@@ -133,9 +133,9 @@ class UnlearnTrainer(SupervisedTrainer):
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """As upstream's."""
-        if resume_from_checkpoint is None and is_spread(self.model):
+        if resume_from_checkpoint is None and is_sharded(self.model):
             # deepspeed 0.19: forwards of the engine before the first that trains spoil the backward pass of that one.
-            with whole_weights(self.model):
+            with gathered_weights(self.model):
                 self._measure_reference()
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
@@ -234,7 +234,7 @@ class UnlearnTrainer(SupervisedTrainer):
         with self.accelerator.autocast():  # as in the forward of training
             found = chunked_forward_kl(
                 states[:, :-1][mask],
-                plain_head(own, where="method.retain_loss"),
+                linear_head(own, where="method.retain_loss"),
                 before[:, :-1][mask],
                 self.reference.head(),
                 logits_budget_bytes=self.args.logits_budget_bytes,
@@ -250,12 +250,12 @@ class UnlearnTrainer(SupervisedTrainer):
 
     def on_grad_norm(self, norm: float) -> None:
         forget, retain = self.accelerator.reduce(self._shares.to(self.accelerator.device), reduction="sum").tolist()
-        self.record("unlearning/forget_loss", forget, training=True)
+        self.log_metric("unlearning/forget_loss", forget, training=True)
         if self.args.retain_weight:
-            self.record("unlearning/retain_loss", retain, training=True)
+            self.log_metric("unlearning/retain_loss", retain, training=True)
         for name, part in self._told.items():
             value, rows = self.accelerator.reduce(part, reduction="sum").tolist()
-            self.record(name, value / rows if rows else float("nan"), training=True)
+            self.log_metric(name, value / rows if rows else float("nan"), training=True)
         self._shares, self._told = torch.zeros(2), {}
 
     # ---- checkpoints ----

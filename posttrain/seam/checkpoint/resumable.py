@@ -28,7 +28,7 @@ from posttrain.seam.checkpoint import manifest
 from posttrain.seam.checkpoint import state as checkpoint
 from posttrain.seam.checkpoint.continued import ContinuedSettings
 from posttrain.seam.checkpoint.safe_loads import weights_only_loads
-from posttrain.seam.memory import memory_told
+from posttrain.seam.memory import explain_out_of_memory
 from posttrain.seam.row_use import CountedRows
 from posttrain.seam.sampling import EpochSampler
 from posttrain.seam.sharding import asked_engine, refuse_replaced
@@ -94,14 +94,14 @@ class ResumableTrainer(ContinuedSettings, CountedRows):
         """The tokenizer; of a multimodal processor, its text part."""
         return getattr(self.processing_class, "tokenizer", self.processing_class)  # type: ignore[attr-defined]
 
-    def record(self, name: str, value: float, *, training: bool | None = None) -> None:
+    def log_metric(self, name: str, value: float, *, training: bool | None = None) -> None:
         """Add a number to the log of training, or of the evaluation that runs; several between two log lines are
         averaged, NaN is left out. `training` says which where the model's mode does not (between two steps).
         """
         training = self.model.training if training is None else training  # type: ignore[attr-defined]
         self._metrics["train" if training else "eval"][name].append(value)  # type: ignore[attr-defined]
 
-    def spend(self, name: str, amount: float) -> None:
+    def add_cost(self, name: str, amount: float) -> None:
         """Add to a total over the whole run, interruptions included, that is logged as `cost/<name>`.
 
         Args:
@@ -109,16 +109,16 @@ class ResumableTrainer(ContinuedSettings, CountedRows):
                 demonstration_tokens.
             amount: of all ranks together.
         """
-        self.tally(f"cost/{name}", amount)
+        self.add_total(f"cost/{name}", amount)
 
-    def tally(self, name: str, amount: float) -> float:
-        """Add to a total over the whole run that is logged as `name`, and return it; see `spend`."""
+    def add_total(self, name: str, amount: float) -> float:
+        """Add to a total over the whole run that is logged as `name`, and return it; see `add_cost`."""
         self._costs = self._costs or {}
         self._costs[name] = self._costs.get(name, 0.0) + amount
-        self.show(name, self._costs[name])
+        self.set_metric(name, self._costs[name])
         return self._costs[name]
 
-    def show(self, name: str, value: float) -> None:
+    def set_metric(self, name: str, value: float) -> None:
         """Log a number of training as it is now, in place of what was to be logged under its name."""
         self._metrics["train"][name] = [value]  # type: ignore[attr-defined]
 
@@ -170,7 +170,7 @@ class ResumableTrainer(ContinuedSettings, CountedRows):
         # transformers 5.17 calls this once per epoch with keywords, before the epoch's data iterator is made.
         if self._epoch_sampler is not None:
             self._epoch_sampler.set_epoch(kwargs["epoch"])
-        with memory_told(self):
+        with explain_out_of_memory(self):
             return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:

@@ -76,7 +76,7 @@ REFUSED = frozenset(
     "temperature top_p top_k min_p repetition_penalty generation_kwargs chat_template_kwargs use_vllm "
     "vllm_structured_outputs_regex max_tool_calling_iterations vllm_importance_sampling_correction "
     "vllm_importance_sampling_mode vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min "
-    "vllm_importance_sampling_cap use_transformers_continuous_batching use_transformers_paged generate_ahead".split()
+    "vllm_importance_sampling_cap use_transformers_continuous_batching use_transformers_paged one_step_off".split()
 )
 _SEEN = 64  # values of a frozen weight
 # Hyperparameters that a checkpoint without a record of its settings is asked for.

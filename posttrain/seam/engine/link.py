@@ -135,7 +135,7 @@ class EngineLink:
         self._synced: int | None = None
         self._told = False
         self._failure: EngineError | None = None
-        self._ahead = GenerationAhead(trainer) if trainer.args.generate_ahead else None
+        self._ahead = GenerationAhead(trainer) if trainer.args.one_step_off else None
         self._send: Callable[[], None] = self.generation.sync_weights
         self._walk: Callable[[], Iterator[tuple[str, Tensor]]] = self.generation._iter_named_params
         self._generate: Callable[..., Any] = self.generation.generate
@@ -198,7 +198,7 @@ class EngineLink:
             self._or_all_stop(lambda: self.generation.vllm_client.claim())
         self._synced = self._weights_now()
         self.syncs += 1
-        self.trainer.record("rollout/sync_seconds", time.monotonic() - began)
+        self.trainer.log_metric("rollout/sync_seconds", time.monotonic() - began)
 
     def _or_all_stop(self, question: Callable[[], Any]) -> Any:
         answer = None

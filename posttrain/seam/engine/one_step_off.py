@@ -36,7 +36,7 @@ class GenerationAhead:
         if self._client is not None and prompts:
             self._client.start_ahead(prompts[:: self.trainer.num_generations])
             self._asked_at = self.trainer.state.global_step
-            self.trainer.record("rollout/ahead_discarded", float(self._client.discarded - self._told))
+            self.trainer.log_metric("rollout/ahead_discarded", float(self._client.discarded - self._told))
             self._told = self._client.discarded
 
     def drop_stale(self) -> None:

@@ -77,7 +77,7 @@ def group_numbers(
     return known, places[numbers] if len(places) else numbers.astype(np.int32)
 
 
-class MixtureLog:
+class GroupStats:
     """Counts and losses by group.
 
     Every rank calls `count_batches` or `count_rollouts`, and `show_losses`, at the same steps: they sum over ranks.
@@ -96,7 +96,7 @@ class MixtureLog:
 
     @classmethod
     def of(cls, dataset: Any, column: str | None = SOURCE_COLUMN, *, names: Sequence[str] | None = None) -> Any:
-        """A `MixtureLog` of streams, or of rows that have the column; None for any other data set."""
+        """A `GroupStats` of streams, or of rows that have the column; None for any other data set."""
         if isinstance(dataset, RowStreams):
             if names is not None:
                 dataset.order(names)
@@ -149,13 +149,13 @@ class MixtureLog:
         added = trainer.accelerator.reduce(local.to(device), reduction="sum").tolist()
         for quantity, place in (("rows", 0), ("tokens", 1)):
             totals = [
-                trainer.tally(f"mixture/{name}_{quantity}", numbers[place])
+                trainer.add_total(f"mixture/{name}_{quantity}", numbers[place])
                 for name, numbers in zip(self.names, added, strict=True)
             ]
             whole = sum(totals)
             for name, total in zip(self.names, totals, strict=True):
                 share = total / whole if whole else 0.0
-                trainer.show(f"mixture/{name}_{quantity}_fraction", share)
+                trainer.set_metric(f"mixture/{name}_{quantity}_fraction", share)
 
     # ---- losses ----
 
@@ -184,5 +184,5 @@ class MixtureLog:
             local += self.losses.to(device)
         for name, (total, tokens) in zip(self.names, trainer.accelerator.reduce(local, "sum").tolist(), strict=True):
             if tokens:
-                trainer.show(f"mixture/{name}_loss", total / tokens)
+                trainer.set_metric(f"mixture/{name}_loss", total / tokens)
         self.losses = None

@@ -24,7 +24,7 @@ from torch.utils.data import Sampler
 
 from posttrain.data.streams import RowStreams
 from posttrain.errors import ConfigError, DataError
-from posttrain.seam.groups.log import MixtureLog
+from posttrain.seam.groups.log import GroupStats
 from posttrain.seam.sampling import EpochRepeatSampler
 
 
@@ -227,7 +227,7 @@ class PromptMixing(Protocol):
 
     lag: int
 
-    def start(self, log: MixtureLog) -> Sequence[float]:
+    def start(self, log: GroupStats) -> Sequence[float]:
         """Proportions of the start, in the order of the groups of `log`."""
 
     def planned(self, step: int) -> FixedMixture | None:
@@ -238,7 +238,7 @@ class PromptMixing(Protocol):
 
 
 def prompt_order(
-    data: Sized, log: MixtureLog | None, args: Any, *, mixing: PromptMixing | None = None, **layout: Any
+    data: Sized, log: GroupStats | None, args: Any, *, mixing: PromptMixing | None = None, **layout: Any
 ) -> EpochRepeatSampler:
     """The order of a policy run's prompts: permutations, or by the shares of groups that its arguments give.
 
@@ -268,7 +268,7 @@ def prompt_order(
     return MixedRepeatSampler(data, groups=rows.numbers, proportions=prompt_shares(rows, args), **layout)
 
 
-def prompt_groups(log: MixtureLog | None, args: Any) -> MixtureLog:
+def prompt_groups(log: GroupStats | None, args: Any) -> GroupStats:
     """The groups that prompts are to be drawn by.
 
     Raises:
@@ -284,7 +284,7 @@ def prompt_groups(log: MixtureLog | None, args: Any) -> MixtureLog:
     return log
 
 
-def prompt_shares(log: MixtureLog, args: Any) -> list[float]:
+def prompt_shares(log: GroupStats, args: Any) -> list[float]:
     """The fixed shares of the prompts' groups, in the order of `log`.
 
     Raises:

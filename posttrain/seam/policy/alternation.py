@@ -224,10 +224,10 @@ class AlternatingTrainer(DemonstrationTrainer):
         counts = self.count_window(masks)
         for tensors, mask in zip(window, masks, strict=True):
             tensors["loss_weights"] = token_weights(mask, reduction="token_mean", counts=counts)
-        self.spend("demonstrations", counts.rows)
-        self.spend("demonstration_tokens", counts.tokens)
+        self.add_cost("demonstrations", counts.rows)
+        self.add_cost("demonstration_tokens", counts.tokens)
         missing = 1.0 - len(self._demonstrated) / len(self.train_dataset)
-        self.record("sft/missing_demonstration_fraction", missing, training=True)
+        self.log_metric("sft/missing_demonstration_fraction", missing, training=True)
         return [trim_padding(tensors) for tensors in window]
 
     def _demonstration_batch(self, indices: list[int]) -> dict[str, Any]:
@@ -293,7 +293,7 @@ class AlternatingTrainer(DemonstrationTrainer):
         self._last_loaded_step = -1  # trl 1.16: weights are given to the inference engine before it generates again
         place = self._step % self._block
         if place and not self.args.allow_stale_rollouts:
-            self.record("rollout/discarded_fraction", 1.0 - place / self._block, training=True)
+            self.log_metric("rollout/discarded_fraction", 1.0 - place / self._block, training=True)
             self._step, self._buffered_inputs = self._step + self._block - place, None
 
     def _log_metrics(self, mode: str, metrics: Mapping[str, float | Tensor], tokens: Tensor) -> None:

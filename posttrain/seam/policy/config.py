@@ -114,7 +114,7 @@ class PolicyConfig(WithoutSecrets, GRPOConfig):
         gt=0.0,
         block="rollout",
     )
-    generate_ahead: bool = option(
+    one_step_off: bool = option(
         False,
         help="Generate the next batch while this one is trained on, with weights one update old (a server only).",
         block="rollout",
@@ -280,9 +280,9 @@ class PolicyConfig(WithoutSecrets, GRPOConfig):
             raise SupportError(what, where=where, got=got, fix="Set rollout.engine to hf, or choose rloo")
 
     def _check_ahead(self) -> None:
-        if not self.generate_ahead:
+        if not self.one_step_off:
             return
-        where = "rollout.generate_ahead"
+        where = "rollout.one_step_off"
         if not self.use_vllm or self.vllm_mode != "server":
             what = "only a server generates while the trainer trains"
             raise ConfigError(what, where=where, got=True, fix="Set rollout.engine: vllm and rollout.mode: server")

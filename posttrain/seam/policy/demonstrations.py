@@ -121,7 +121,7 @@ class DemonstrationTrainer(LikelihoodRowsTrainer):
         present = torch.zeros(len(wanted), device=self.accelerator.device)
         present[list(found)] = 1.0
         missing = wanted & (self.accelerator.reduce(present, reduction="sum") == 0).to(wanted.device)
-        self.record("gate/missing_demonstration_fraction", missing.float().mean().item())
+        self.log_metric("gate/missing_demonstration_fraction", missing.float().mean().item())
         return found, missing
 
     def encoded_demonstration(self, row: Mapping[str, Any], *, prompt_ids: list[int]) -> list[int] | None:
@@ -174,7 +174,7 @@ class GroupedDemonstrationTrainer(DemonstrationTrainer):
         tensors["advantages"] = rollouts.local(advantages)
         tensors["row_weight"] = torch.ones_like(tensors["advantages"])
         tensors["is_demonstration"] = torch.zeros_like(tensors["advantages"], dtype=torch.bool)
-        self.record("gate/sft_fraction", 1.0 - missing.float().mean().item())
+        self.log_metric("gate/sft_fraction", 1.0 - missing.float().mean().item())
         self.add_rows(rollouts)
         for group, ids in demonstrations.items():
             self.write_demonstration(rollouts, group, ids, weight=1.0, advantage=of_demonstrations[group])

@@ -124,11 +124,11 @@ class LikelihoodRowsTrainer(PolicyTrainer):
                 sums.append(torch.stack([kind.sum(), tokens[kind].sum()]).double())
         local = torch.stack(sums).view(len(window), 3, 2).sum(dim=0)
         rollouts, demos, failed = self.accelerator.reduce(local, reduction="sum").tolist()
-        self.record("gate/rl_tokens", rollouts[1])
-        self.record("gate/sft_tokens", demos[1])
+        self.log_metric("gate/rl_tokens", rollouts[1])
+        self.log_metric("gate/sft_tokens", demos[1])
         if self.model.training:
-            self.spend("demonstrations", demos[0])
-            self.spend("demonstration_tokens", demos[1])
+            self.add_cost("demonstrations", demos[0])
+            self.add_cost("demonstration_tokens", demos[1])
         length = self.args.max_completion_length
         return LossCounts(rollouts[0], rollouts[1], length), LossCounts(demos[0], demos[1], length), failed[0]
 

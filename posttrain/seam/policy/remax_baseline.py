@@ -58,7 +58,7 @@ def greedy_baseline(trainer: PolicyTrainer, inputs: list[dict[str, Any]], tensor
     with _greedy(trainer):
         completion_ids, _ = trainer._generate_single_turn(prompt_ids, None, {}, 1)
     spent = torch.tensor(sum(map(len, completion_ids)), device=trainer.accelerator.device)
-    trainer.spend("generated_tokens", int(trainer.accelerator.reduce(spent, reduction="sum")))
+    trainer.add_cost("generated_tokens", int(trainer.accelerator.reduce(spent, reduction="sum")))
     chosen = [inputs[row] for row in rows]
     prompts = [row["prompt"] for row in chosen]
     completions = _completions(trainer, prompts, prompt_ids, completion_ids)
@@ -68,7 +68,7 @@ def greedy_baseline(trainer: PolicyTrainer, inputs: list[dict[str, Any]], tensor
         rewards, is_failed = trainer.scored(chosen, prompts, completions, completion_ids, metrics=apart)
     totals = trainer.total_rewards(rewards.masked_fill(is_failed.unsqueeze(1), torch.nan))
     baseline = trainer.accelerator.gather(totals[rank * len(rows) :][place_of])
-    trainer.record("rollout/greedy_reward_mean", float(baseline.nanmean()))
+    trainer.log_metric("rollout/greedy_reward_mean", float(baseline.nanmean()))
     return baseline
 
 

@@ -24,7 +24,7 @@ from posttrain.losses.kl import k3_kl
 from posttrain.losses.reductions import LossCounts, LossOutput, token_weights
 from posttrain.losses.upge import group_advantages, upge_loss
 from posttrain.seam.engine.link import EngineLink, engine_settings
-from posttrain.seam.groups.log import MixtureLog, group_column
+from posttrain.seam.groups.log import GroupStats, group_column
 from posttrain.seam.groups.sampler import prompt_order
 from posttrain.seam.head import add_selective_scoring
 from posttrain.seam.inputs import check_inputs
@@ -106,7 +106,7 @@ class PolicyTrainer(PolicyCheckpoint, RenderedRollouts):
                 peft_config=peft_config,
                 **kwargs,
             )
-        self.group_log = MixtureLog.of(train_dataset, group_column(train_dataset, args.prompt_groups))
+        self.group_stats = GroupStats.of(train_dataset, group_column(train_dataset, args.prompt_groups))
         self.engine = EngineLink(self) if self.use_vllm else None
         self.optimizer_cls_and_kwargs = self._only_optimizer(optimizer_cls_and_kwargs)
         if args.upge.advantage_estimator == "remax":
@@ -128,7 +128,7 @@ class PolicyTrainer(PolicyCheckpoint, RenderedRollouts):
     def train_order(self, data: Sized, **layout: Any) -> EpochRepeatSampler:
         """Which prompts are drawn when; made once per `train()`, equal on all ranks. Default: a new permutation every
         epoch, or by group. Each draw must follow from seed, epoch and place, so that a run resumes."""
-        return prompt_order(data, self.group_log, self.args, mixing=self.prompt_mixing, **layout)
+        return prompt_order(data, self.group_stats, self.args, mixing=self.prompt_mixing, **layout)
 
     def prepare_prompts(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """This rank's rows of a generation batch as they are to be completed, a prompt's row G times; every rank,
@@ -271,7 +271,7 @@ class PolicyTrainer(PolicyCheckpoint, RenderedRollouts):
         result = super()._generate(prompts)
         if training:
             tokens = torch.tensor(sum(map(len, result[1])), device=self.accelerator.device)
-            self.spend("generated_tokens", int(self.accelerator.reduce(tokens, reduction="sum")))
+            self.add_cost("generated_tokens", int(self.accelerator.reduce(tokens, reduction="sum")))
         ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
         flags = [not ids or ids[-1] not in ends for ids in result[1]]
         self._last_truncated = self.accelerator.gather(torch.tensor(flags, device=self.accelerator.device))
@@ -313,9 +313,9 @@ class PolicyTrainer(PolicyCheckpoint, RenderedRollouts):
         log_rollouts(self._metrics["train"], rollouts, self.verdicts(rollouts))
         log_lengths(self._metrics["train"], tensors, self.accelerator)
         leave_out(tensors, is_failed)
-        self.spend("prompts", len(rollouts.rewards) / self.num_generations)
-        if self.group_log is not None:
-            self.group_log.count_rollouts(self, inputs, tensors["completion_mask"].sum(dim=1).tolist())
+        self.add_cost("prompts", len(rollouts.rewards) / self.num_generations)
+        if self.group_stats is not None:
+            self.group_stats.count_rollouts(self, inputs, tensors["completion_mask"].sum(dim=1).tolist())
         return self.prepare_rollouts(rollouts).tensors
 
     def verdicts(self, rollouts: RolloutBatch) -> Tensor:

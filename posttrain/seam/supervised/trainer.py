@@ -24,12 +24,12 @@ from posttrain.models.template_clock import guard_clock
 from posttrain.seam.arguments import WithoutSecrets, check_options, option
 from posttrain.seam.checkpoint.resumable import ResumableTrainer
 from posttrain.seam.device import device_defaults
-from posttrain.seam.groups.log import GROUP_IDS, MixtureLog, group_column, group_numbers
+from posttrain.seam.groups.log import GROUP_IDS, GroupStats, group_column, group_numbers
 from posttrain.seam.groups.row_index import ROW_INDEX, NumberedCollator, blank_rows, drop_numbers, numbered
 from posttrain.seam.head import add_selective_scoring
 from posttrain.seam.isolation import refuse_mixed_rows
 from posttrain.seam.known_tokens import refuse_unreadable_rows
-from posttrain.seam.row_use import told_left_out
+from posttrain.seam.row_use import report_left_out
 from posttrain.seam.sampling import EpochSampler, in_order
 from posttrain.seam.supervised.collators import WithAnswers, WithColumns, column_findings, with_answers
 from posttrain.seam.supervised.stream_rows import EncodedStreams, refuse_for_streams
@@ -109,7 +109,7 @@ class SupervisedConfig(WithoutSecrets, SFTConfig):
         yield from ()
 
     def data_findings(
-        self, rows: dict[str, Any], *, world_size: int, tokenizer: Any = None, is_decided: bool = True
+        self, rows: dict[str, Any], *, world_size: int, tokenizer: Any = None, settings_complete: bool = True
     ) -> Iterator[PosttrainError]:
         """Mistakes that show once the rows are known; `posttrain check` asks for them. Default: of further columns.
 
@@ -117,7 +117,7 @@ class SupervisedConfig(WithoutSecrets, SFTConfig):
             rows: data sets by their name in the data block: train, and validation and retain where they are given.
             world_size: processes that the run will have.
             tokenizer: None where it cannot be had.
-            is_decided: whether every setting is there; False where an earlier stage will write a file that one names.
+            settings_complete: whether every setting is there; False where an earlier stage writes a file one names.
         """
         yield from column_findings(rows, self, tokenizer=tokenizer)
 
@@ -127,9 +127,9 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
 
     Hooks for methods: `token_loss`, or `batch_loss` for what is not one reduced loss, once per micro-batch on every
     rank; `prepare_batches` and `finish_batches`, once per optimizer step of training on every rank, before anything is
-    counted; `published_form`, around the saving of a model that is not a checkpoint. Tensors that they add to a batch
+    counted; `export_context`, around the saving of a model that is not a checkpoint. Tensors that they add to a batch
     are named in `batch_keys`, and reach the loss in `batch`. Columns a method needs beside the tokens are named in
-    `extra_columns` and reach it in the same way: numbers as a (B,) tensor, others as a list. With `numbers_rows`,
+    `extra_columns` and reach it in the same way: numbers as a (B,) tensor, others as a list. With `needs_row_index`,
     `row_numbers.row_spans` tells `prepare_batches` which row of `train_dataset` is where in a batch. `draws_groups`
     says that `train_order` can draw from streams.
 
@@ -145,7 +145,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
     config_class: type[SupervisedConfig] = SupervisedConfig
     extra_columns: tuple[str, ...] = ()
     batch_keys: tuple[str, ...] = ()
-    numbers_rows = False
+    needs_row_index = False
     draws_groups = False
     _answers: tuple[str, ...] = ()
     args: SupervisedConfig
@@ -168,7 +168,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         self.group_column = group_column(train_dataset, getattr(args, "group_column", None))
         # Rows laid after one another without padding can only be told apart by their lengths.
         is_flat = (args.packing or args.padding_free) and isinstance(train_dataset, Dataset)
-        self.numbers_rows = self.numbers_rows or self.group_column is not None or is_flat
+        self.needs_row_index = self.needs_row_index or self.group_column is not None or is_flat
         self._writes_checkpoint = False
         super().__init__(
             model,
@@ -183,12 +183,12 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
             self.data_collator = WithAnswers(self.data_collator, args.answer_columns)
         if self.extra_columns:
             self.data_collator = WithColumns(self.data_collator, self.extra_columns)
-        self._mixture: MixtureLog | None = MixtureLog.of(
+        self._mixture: GroupStats | None = GroupStats.of(
             self.train_dataset if streams is None else streams.rows,
             self.group_column,
             names=getattr(args, "groups", None),
         )
-        if self.numbers_rows and self.train_dataset is not None:
+        if self.needs_row_index and self.train_dataset is not None:
             self.train_dataset = numbered(self.train_dataset) if streams is None else streams
             self.data_collator = NumberedCollator(self.data_collator)
         refuse_mixed_rows(self.model, args)
@@ -223,7 +223,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
     def finish_batches(self, batches: list[dict[str, Any]]) -> None:
         """The same after rows that only fill up an epoch have lost their labels; rows may be added here."""
 
-    def published_form(self) -> AbstractContextManager[None]:
+    def export_context(self) -> AbstractContextManager[None]:
         """Context in which the model is saved for use; checkpoints are written as training needs them."""
         return nullcontext()
 
@@ -234,7 +234,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         return None
 
     @property
-    def group_log(self) -> MixtureLog | None:
+    def group_stats(self) -> GroupStats | None:
         """Groups of the training rows; None if they have none."""
         return self._mixture
 
@@ -300,7 +300,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
             done = super(SupervisedTrainer, self)._prepare_dataset(
                 rows, processing_class, args, packing, formatting_func, dataset_name
             )
-            return told_left_out(rows, done, name=dataset_name, is_packed=packing)
+            return report_left_out(rows, done, name=dataset_name, is_packed=packing)
 
         column = self.group_column
         if not packing or column is None or column not in (dataset.column_names or []):
@@ -317,7 +317,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         known: list[str] = self._signature_columns or []  # type: ignore[has-type]
-        own = (*self.extra_columns, *self._answers, *((ROW_INDEX,) if self.numbers_rows else ()))
+        own = (*self.extra_columns, *self._answers, *((ROW_INDEX,) if self.needs_row_index else ()))
         self._signature_columns = [*dict.fromkeys([*known, *own])]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -348,8 +348,8 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
         self.finish_batches(samples)
         # transformers 5.17 calls this once per optimizer step with all its micro-batches: the place to count.
         self._counts = self._count([batch["labels"] for batch in samples], device)
-        self.spend("demonstrations", self._counts.rows)
-        self.spend("demonstration_tokens", self._counts.tokens)
+        self.add_cost("demonstrations", self._counts.rows)
+        self.add_cost("demonstration_tokens", self._counts.tokens)
         return samples, num_items
 
     def _count(self, labels: list[Tensor], device: torch.device) -> LossCounts:
@@ -424,7 +424,7 @@ class SupervisedTrainer(ResumableTrainer, SFTTrainer):
             self._writes_checkpoint = False
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        with nullcontext() if self._writes_checkpoint else self.published_form():
+        with nullcontext() if self._writes_checkpoint else self.export_context():
             super().save_model(output_dir, _internal_call)
 
     def rank_state(self) -> dict[str, Any]:

@@ -45,8 +45,8 @@ class AnswerProbe(TrainerCallback):
         }
         self._ahead: dict[str, float] | None = None
 
-    def measure_ahead(self) -> None:
-        """Measure before `train()` what is logged at its begin; with ZeRO-3 inside `seam.sharding.whole_weights`.
+    def measure_before_zero3(self) -> None:
+        """Measure before `train()` what is logged at its begin; with ZeRO-3 inside `seam.sharding.gathered_weights`.
 
         deepspeed 0.19: a forward between the preparation of the engine and the first step spoils the backward pass.
         """

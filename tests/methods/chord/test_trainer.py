@@ -101,7 +101,11 @@ def test_the_entropy_bonus_shrinks_with_the_policys_share(tiny_dir, tmp_path):
 def test_the_share_decays_over_the_run(tiny_dir, tmp_path):
     trainer = build("chord", tiny_dir, tmp_path, max_steps=4, mu_start=0.8, mu_end=0.0, mu_schedule="linear")
     trainer.train()
-    shares = [float(entry["chord/mu"]) for entry in trainer.state.log_history if "chord/mu" in entry]
+    shares = [
+        float(entry["chord/supervised_share"])
+        for entry in trainer.state.log_history
+        if "chord/supervised_share" in entry
+    ]
     assert shares == pytest.approx([0.8, 0.6, 0.4, 0.2], rel=1e-3)
     assert costs(trainer)["cost/demonstrations"] == costs(trainer)["cost/prompts"] == 8
 

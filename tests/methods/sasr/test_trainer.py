@@ -31,7 +31,7 @@ def test_probability_follows_the_last_supervised_norm(tiny_dir, tmp_path):
     assert modes[:2] == [1, 1] and 0 < sum(modes[2:]) < 12
     warmup, last = (norms[0] + norms[1]) / 2, norms[1]
     for step in range(2, 14):
-        assert logged(trainer, "sasr/p_sft")[step] == pytest.approx(last / (last + 0.5 * warmup), rel=1e-3)
+        assert logged(trainer, "sasr/supervised_prob")[step] == pytest.approx(last / (last + 0.5 * warmup), rel=1e-3)
         if modes[step]:
             last = norms[step]
             assert logged(trainer, "sasr/g_sft")[step] == pytest.approx(last, rel=1e-3)
@@ -104,7 +104,7 @@ def test_a_resumed_run_takes_the_same_branches(stop, controller, tiny_dir, tmp_p
     rest = build("sasr", tiny_dir, tmp_path / "b", **saving)
     torch.manual_seed(3)
     rest.train(resume_from_checkpoint=str(tmp_path / "b" / f"checkpoint-{stop}"))
-    for name in ("sasr/mode", "sasr/p_sft", "sasr/sft_fraction", "sasr/g_sft", "loss"):
+    for name in ("sasr/mode", "sasr/supervised_prob", "sasr/sft_fraction", "sasr/g_sft", "loss"):
         assert logged(rest, name) == logged(whole, name), name
     assert 0 < sum(logged(whole, "sasr/mode")[2:]) < 7 or controller == "cosine"
     assert all(torch.equal(value, weights(rest)[name]) for name, value in weights(whole).items())
@@ -115,7 +115,7 @@ def test_divergence_controller_starts_at_the_warmups(tiny_dir, tmp_path):
     trainer.train()
     probes = logged(trainer, "sasr/probe_kl")
     assert probes[:2] == [None, None] and all(value > 0 for value in probes[2:])
-    for probe, p in zip(probes[2:], logged(trainer, "sasr/p_sft")[2:], strict=True):
+    for probe, p in zip(probes[2:], logged(trainer, "sasr/supervised_prob")[2:], strict=True):
         assert p == pytest.approx(probe / (probe + probes[2]), rel=2e-3)
 
 
@@ -135,7 +135,7 @@ def test_adapters_work_with_every_ratio(tiny_dir, tmp_path):
         assert told == (controller == "grad_norm")
         changed = {name for name, value in weights(trainer).items() if not torch.equal(value, before[name])}
         assert changed and all("lora" in name for name in changed)
-        assert 0 < logged(trainer, "sasr/p_sft")[-1] < 1
+        assert 0 < logged(trainer, "sasr/supervised_prob")[-1] < 1
     with pytest.raises(SupportError, match=r"method.kl_reference: .*without its adapter.*initial with LoRA"):
         build("sasr", tiny_dir, tmp_path, kl_reference="warmup", trainer_kwargs={"peft_config": lora})
 

@@ -136,7 +136,7 @@ class Shorter(PolicyTrainer):
 
     def policy_loss(self, batch):
         self.widths = [*getattr(self, "widths", []), batch.logps.size(1)]
-        self.record("budget/width", batch.logps.size(1))
+        self.log_metric("budget/width", batch.logps.size(1))
         return super().policy_loss(batch)
 
     def loss_weights(self, window):
@@ -197,8 +197,8 @@ def test_recorded_numbers_are_averaged_and_nan_left_out(tiny_dir, tmp_path):
     class Recording(PolicyTrainer):
         def policy_loss(self, batch):
             for name, value in (("mine/steps", self.state.global_step), ("mine/rare", float("nan")), ("mine/odd", 1)):
-                self.record(name, value)
-            self.record("mine/odd", float("nan"))
+                self.log_metric(name, value)
+            self.log_metric("mine/odd", float("nan"))
             return super().policy_loss(batch)
 
     trainer = build("grpo", tiny_dir, tmp_path, trainer_class=Recording, max_steps=2, logging_steps=2)
