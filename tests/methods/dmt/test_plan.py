@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -38,7 +39,7 @@ NO_EVALUATION = {"data.eval": None, "eval": None}
 
 
 def recipe(stages: dict[str, Any], changes: dict[str, Any] | None = None) -> dict[str, Any]:
-    values = changed(SFT, {**NO_EVALUATION, "data.train": {"mixture": SOURCES}, **(changes or {})})
+    values = changed(SFT, {**NO_EVALUATION, "data.train": {"mixture": copy.deepcopy(SOURCES)}, **(changes or {})})
     return {**values, "stages": stages}
 
 
